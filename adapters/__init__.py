@@ -1,0 +1,1 @@
+"""What third-party libraries need beyond the generic rewrites."""
