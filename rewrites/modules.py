@@ -1,0 +1,98 @@
+"""The scan of a model's modules: no ``nn.ConvTranspose2d`` is ever missed, whatever the forward looks like."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parameter import is_lazy
+
+from pixelize.rewrites.site import Site, Skipped, geometry_of
+
+_WRAPPERS = {
+    "DistributedDataParallel": "unwrap it first: convert model.module, then wrap the result again",
+    "DataParallel": "unwrap it first: convert model.module, then wrap the result again",
+    "FullyShardedDataParallel": "convert the model before wrapping it in FullyShardedDataParallel",
+}
+
+
+def qualified_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
+    """All names of each module of a model, by the module's identity, in the order of registration."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return {key: tuple(value) for key, value in names.items()}
+
+
+def scan_conv_transpose(model: nn.Module) -> tuple[list[Site], list[Skipped]]:
+    """Every transposed convolution among the modules: those that can be converted, and the others with the reason."""
+    sites: list[Site] = []
+    skipped: list[Skipped] = []
+    names = qualified_names(model)
+    wrapped = _wrapped_prefixes(model)
+    for name, module in model.named_modules():
+        if not _looks_transposed(module):
+            continue
+        reason = next((why for prefix, why in wrapped if name.startswith(prefix)), None) or _refusal(module)
+        if reason is None and isinstance(module, nn.ConvTranspose2d):
+            sites.append(
+                Site(name, names[id(module)], "conv_transpose", type(module).__name__, geometry_of(module))
+            )
+        else:
+            skipped.append(Skipped(name, "conv_transpose", _type_name(module), reason or ""))
+    return sites, skipped
+
+
+def _type_name(module: nn.Module) -> str:
+    return str(getattr(module, "original_name", type(module).__name__))
+
+
+def _looks_transposed(module: nn.Module) -> bool:
+    return isinstance(module, _ConvTransposeNd) or "ConvTranspose" in _type_name(module)
+
+
+def _wrapped_prefixes(model: nn.Module) -> list[tuple[str, str]]:
+    found = []
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        # fully_shard (FSDP2) keeps the module and changes its class to FSDP<Class>
+        advice = _WRAPPERS.get(kind) or (_WRAPPERS["FullyShardedDataParallel"] if hasattr(module, "unshard") else None)
+        if advice:
+            found.append((f"{name}." if name else "", f"inside {kind}: {advice}"))
+    return found
+
+
+def _refusal(module: nn.Module) -> str | None:
+    """Why this module cannot be converted, or None if it can."""
+    kind = _type_name(module)
+    if hasattr(module, "_c") and hasattr(module, "original_name"):
+        return "scripted: convert the model before torch.jit.script or torch.jit.trace"
+    if "quantized" in type(module).__module__ or "qat" in type(module).__module__.split("."):
+        return "quantised: convert the float model, then quantise it"
+    if not isinstance(module, nn.ConvTranspose2d):
+        return f"{kind} is not a 2-D transposed convolution" if isinstance(module, _ConvTransposeNd) else (
+            f"{kind} is no nn.ConvTranspose2d: its arithmetic is not known"
+        )  # fmt: skip
+    if any(is_lazy(p) for p in module.parameters(recurse=False)):
+        return "lazy and not initialised yet: run the model once, then convert it"
+    if module.padding_mode != "zeros":
+        return f"padding_mode is {module.padding_mode!r}: only zeros can be converted"
+    if tuple(module.stride) == (1, 1):
+        return "stride 1 does not up-sample"
+    if hasattr(module, "dependency_kernels"):
+        return "converted already: pixelize.revert(model) undoes a conversion"
+    override = _own_forward(type(module))
+    if override is not None and "super" not in override.__code__.co_names:
+        return (
+            f"{kind}.forward does not go through nn.ConvTranspose2d.forward; make it call super().forward(), or "
+            "exclude it"
+        )
+    return None
+
+
+def _own_forward(kind: type):  # type: ignore[no-untyped-def]
+    for cls in kind.__mro__:
+        if cls is nn.ConvTranspose2d:
+            return None
+        if "forward" in vars(cls):
+            return vars(cls)["forward"]
+    return None
