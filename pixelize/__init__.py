@@ -1,8 +1,51 @@
-"""pixelize: take the checkerboard out of trained PyTorch models."""
+"""pixelize: take the checkerboard out of trained PyTorch models.
+
+``pixelize.convert(model)`` replaces the up-sampling layers of a trained model by pixel deconvolutions (Gao et al., *Pixel Deconvolutional
+Networks*) that inherit its weights.
+"""
 
 from __future__ import annotations
 
-from pixelize.errors import PixelizeError, PixelizeWarning
+from pixelize.checkerboard import checkerboard
+from pixelize.convert import convert, inspect, revert
+from pixelize.errors import (
+    ArgumentError,
+    ConversionError,
+    LoadError,
+    NothingToConvertError,
+    PixelizeError,
+    PixelizeWarning,
+)
+from pixelize.fold import fold
+from pixelize.functional import ipixel_dcl2d, pixel_dcl2d
+from pixelize.gate import harden, set_input_gate
+from pixelize.layers import PixelDCL2d, iPixelDCL2d
+from pixelize.parameters import param_groups
+from pixelize.report import Report, report
+from pixelize.serialization import load, save
 
 __version__ = "0.1.0"
-__all__ = ["PixelizeError", "PixelizeWarning"]
+__all__ = [
+    "ArgumentError",
+    "ConversionError",
+    "LoadError",
+    "NothingToConvertError",
+    "PixelDCL2d",
+    "PixelizeError",
+    "PixelizeWarning",
+    "Report",
+    "checkerboard",
+    "convert",
+    "fold",
+    "harden",
+    "iPixelDCL2d",
+    "inspect",
+    "ipixel_dcl2d",
+    "load",
+    "param_groups",
+    "pixel_dcl2d",
+    "report",
+    "revert",
+    "save",
+    "set_input_gate",
+]

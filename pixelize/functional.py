@@ -62,7 +62,7 @@ def ipixel_dcl2d(
     anchor = anchor_phase(k, s, p, d)
     plan = make_schedule(schedule, s, _pair(dependency_kernel_size), anchor)
     if input_gate is not None:
-        weight = weight * gate_mask(k, s, p, d, anchor, input_gate)
+        weight = weight * gate_mask(k, s, p, d, anchor, input_gate.to(weight.dtype))
     excess = [output_excess(k[i], s[i], p[i], d[i], op[i])[0] for i in (0, 1)]
     base = _extended_conv_transpose(input, weight, s, p, op, groups, d, excess)
     phases = split_phases(base, s)

@@ -76,7 +76,9 @@ class _PixelDeconvolution2d(nn.ConvTranspose2d):
 
         Raises ArgumentError for a design that the layer's channels or stride cannot have.
         """
-        size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else (kernel_size[0], kernel_size[1])
+        size = (
+            (kernel_size, kernel_size) if isinstance(kernel_size, int) else (kernel_size[0], kernel_size[1])
+        )
         if min(size) < 1:
             raise ArgumentError(f"dependency_kernel_size is {kernel_size}; it must be at least 1")
         if groups < 1 or self.out_channels % groups:
@@ -85,7 +87,7 @@ class _PixelDeconvolution2d(nn.ConvTranspose2d):
                 "use a divisor of them"
             )
         self.dependency_kernel_size, self.dependency_groups, self.schedule = size, groups, schedule
-        like = self.weight
+        like = raw_weight(self)
         self.dependency_kernels = nn.ParameterList(
             nn.Parameter(
                 torch.zeros(
@@ -112,6 +114,15 @@ class _PixelDeconvolution2d(nn.ConvTranspose2d):
         text = super().extra_repr()
         text += f", dependency_kernel_size={self.dependency_kernel_size}, schedule={self.schedule}"
         return text + (f", dependency_groups={self.dependency_groups}" if self.dependency_groups != 1 else "")
+
+
+def raw_weight(module: nn.ConvTranspose2d) -> Tensor:
+    """The parameter behind ``module.weight``: itself, or what a parametrization or an old norm hook computes it from.
+
+    Reading ``module.weight`` instead would run the parametrization, which for spectral norm in training mode changes its state.
+    """
+    weights = [p for name, p in module.named_parameters() if "weight" in name]
+    return weights[0]
 
 
 class iPixelDCL2d(_PixelDeconvolution2d):  # noqa: N801  (the paper's name)

@@ -86,6 +86,32 @@ def phase_weight(weight: Tensor, rows: AxisPhase, columns: AxisPhase) -> Tensor:
     return weight[:, :, sorted(rows.taps)][:, :, :, sorted(columns.taps)]
 
 
+def phase_filters(
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> dict[Phase, PhaseFilter]:
+    """A transposed convolution, ``weight`` (C_in, C_out/groups, k_h, k_w), as one dense low-resolution filter for each phase."""
+    axes = [axis_phases(weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    filters = {}
+    for a, rows in enumerate(axes[0]):
+        for b, columns in enumerate(axes[1]):
+            kernel = ungrouped(sub_kernel(weight, rows, columns, groups), groups)
+            if not rows.taps or not columns.taps:
+                filters[a, b] = PhaseFilter(kernel.new_zeros(*kernel.shape[:2], 1, 1), (0, 0))
+                continue
+            spread = kernel.new_zeros(
+                *kernel.shape[:2],
+                rows.offsets[-1] - rows.offsets[0] + 1,
+                columns.offsets[-1] - columns.offsets[0] + 1,
+            )
+            spread[:, :, :: rows.step, :: columns.step] = kernel
+            filters[a, b] = PhaseFilter(spread, (rows.offsets[0], columns.offsets[0]))
+    return filters
+
+
 def ungrouped(kernel: Tensor, groups: int) -> Tensor:
     """A grouped convolution kernel (C_out, C_in/groups, h, w) as the dense one (C_out, C_in, h, w) it stands for."""
     if groups == 1:
@@ -112,7 +138,9 @@ def output_excess(
 
 def split_phases(x: Tensor, stride: tuple[int, int]) -> dict[Phase, Tensor]:
     """The phases of ``x`` (..., s_h*h, s_w*w) as views (..., h, w)."""
-    return {(a, b): x[..., a :: stride[0], b :: stride[1]] for a in range(stride[0]) for b in range(stride[1])}
+    return {
+        (a, b): x[..., a :: stride[0], b :: stride[1]] for a in range(stride[0]) for b in range(stride[1])
+    }
 
 
 def interleave(phases: dict[Phase, Tensor], stride: tuple[int, int]) -> Tensor:
@@ -124,7 +152,9 @@ def interleave(phases: dict[Phase, Tensor], stride: tuple[int, int]) -> Tensor:
     ordered = [phases[a, b] for a in range(sh) for b in range(sw)]
     if first.dim() == 4 and _is_channels_last(first):
         n, c, h, w = first.shape
-        rows = [torch.stack([f.permute(0, 2, 3, 1) for f in ordered[a * sw : (a + 1) * sw]], 3) for a in range(sh)]
+        rows = [
+            torch.stack([f.permute(0, 2, 3, 1) for f in ordered[a * sw : (a + 1) * sw]], 3) for a in range(sh)
+        ]
         # sh tensors (N, h, w, sw, C) to (N, h, sh, w, sw, C), which is the output in NHWC
         return torch.stack(rows, 2).reshape(n, h * sh, w * sw, c).permute(0, 3, 1, 2)
     *lead, h, w = first.shape

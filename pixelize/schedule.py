@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from torch import Tensor
+
 from pixelize.errors import ArgumentError
-from pixelize.polyphase import Phase
+from pixelize.polyphase import Phase, ungrouped
 
 ScheduleName = Literal["paired", "sequential", "masked"]
+Window = tuple[Phase, tuple[int, int], Tensor]
 SCHEDULES: tuple[str, ...] = ("paired", "sequential", "masked")
 
 
@@ -29,6 +32,15 @@ class Term:
     start: tuple[int, int]
     rows: tuple[int, ...]
     columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One pixel that a target reads: ``source`` at a low-resolution ``offset``, weighted by the kernel's ``tap`` (row, column)."""
+
+    source: Phase
+    offset: tuple[int, int]
+    tap: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,51 @@ class Stage:
             return channels, channels // groups, *size
         return len(self.targets) * channels, len(self.sources) * (channels // groups), *size
 
+    def features(self, target: Phase) -> tuple[Feature, ...]:
+        """What ``target`` reads. In a shared stage the lists of all targets are in the same order of taps."""
+        found = [
+            Feature(term.source, (term.start[0] + i, term.start[1] + j), (row, column))
+            for term in self.terms
+            if term.target == target
+            for i, row in enumerate(term.rows)
+            for j, column in enumerate(term.columns)
+        ]
+        return tuple(sorted(found, key=lambda f: f.tap)) if self.shared else tuple(found)
+
+    def assemble(self, solutions: dict[Phase, Tensor], kernel: Tensor, groups: int) -> None:
+        """Writes least-squares solutions into a dependency kernel of this stage, in place.
+
+        ``solutions``: for each target (groups, n_features, C/groups in, C/groups out); a shared stage takes the first target's.
+        """
+        channels = kernel.shape[0] if self.shared else kernel.shape[0] // len(self.targets)
+        width = channels // groups
+        shape = (groups, 1, width, 1, width) if self.shared else (
+            groups, len(self.targets), width, len(self.sources), width
+        )  # fmt: skip
+        view = kernel.view(*shape, *kernel.shape[-2:])
+        for i, target in enumerate(self.targets[:1] if self.shared else self.targets):
+            for j, feature in enumerate(self.features(target)):
+                source = 0 if self.shared else self.sources.index(feature.source)
+                view[:, i, :, source, :, feature.tap[0], feature.tap[1]] = solutions[target][:, j].transpose(
+                    -1, -2
+                )
+
+
+    def windows(self, kernel: Tensor, channels: int, groups: int) -> dict[Phase, list[Window]]:
+        """The stage's kernel taken apart: for each target, (source, start, dense kernel (C, C, h, w)) of each window it reads."""
+        found: dict[Phase, list[Window]] = {target: [] for target in self.targets}
+        width = channels // groups
+        for term in self.terms:
+            if self.shared:
+                part = kernel
+            else:
+                shape = (groups, len(self.targets), width, len(self.sources), width, *kernel.shape[-2:])
+                i, j = self.targets.index(term.target), self.sources.index(term.source)
+                part = kernel.view(shape)[:, i, :, j].reshape(channels, width, *kernel.shape[-2:])
+            taps = part[:, :, list(term.rows)][:, :, :, list(term.columns)]
+            found[term.target].append((term.source, term.start, ungrouped(taps, groups)))
+        return found
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -62,7 +119,9 @@ class Schedule:
 
 
 @lru_cache(maxsize=512)
-def make_schedule(name: str, stride: tuple[int, int], kernel_size: tuple[int, int], anchor: Phase = (0, 0)) -> Schedule:
+def make_schedule(
+    name: str, stride: tuple[int, int], kernel_size: tuple[int, int], anchor: Phase = (0, 0)
+) -> Schedule:
     """The schedule of that name for a stride, dependency kernels of ``kernel_size`` and a first phase at ``anchor``.
 
     - ``"sequential"``: one phase at a time, each from all before it (eq. 2, 3): s_h * s_w - 1 dependent steps.
@@ -99,7 +158,9 @@ def make_schedule(name: str, stride: tuple[int, int], kernel_size: tuple[int, in
     return Schedule(name, stride, anchor, tuple(stages))
 
 
-def _dense(targets: list[Phase], sources: list[Phase], size: tuple[int, int], stride: tuple[int, int]) -> Stage:
+def _dense(
+    targets: list[Phase], sources: list[Phase], size: tuple[int, int], stride: tuple[int, int]
+) -> Stage:
     terms = []
     for source in sources:
         start = _window_start(targets, source, size)

@@ -1,0 +1,439 @@
+"""`inspect`, `convert` and `revert`: the plan is pure, and applying it is the only thing that touches a model."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixelize.cost import count_parameters, measure_multiply_adds
+from pixelize.errors import ArgumentError, ConversionError, NothingToConvertError, PixelizeError, PixelizeWarning
+from pixelize.inherit import LAYERS, Design, inherit
+from pixelize.report import Report, SiteReport, attach
+from pixelize.rewrites import SITE_KINDS, Site, Survey, TransposedConv, become, canonical, replacement, state_of, survey
+from pixelize.rewrites.splice import State
+from pixelize.running import call, evaluation, relative_error
+
+DEFAULT_SITES = ("conv_transpose", "resize_conv", "pixel_shuffle")
+Selection = str | Sequence[str] | Callable[[Site], bool]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a converted module remembers: the site it stands for, its layer and design, and what was there before.
+
+    ``origin`` is None where the original weights are not at hand (a loaded model); ``fingerprint`` tells whether the layer was trained.
+    """
+
+    site: Site
+    layer: str
+    design: Design
+    origin: State | None
+    fingerprint: tuple[float, ...]
+
+
+def inspect(model: nn.Module, example_inputs: Any = None) -> Report:
+    """Finds every up-sampling site of ``model``: what can be converted, what cannot and why. Changes nothing.
+
+    Args:
+        model: any module.
+        example_inputs: what the model takes, a tensor, a tuple or a dict: lets it be captured as a graph, which finds resizes followed by
+            convolutions and pixel shuffles in its forward, and counts multiply-adds. Without it a known library's adapter supplies them.
+    """
+    _check_model(model)
+    inner = _uncompiled(model)
+    found = _survey(inner, example_inputs)
+    report = Report(capture=found.capture, notes=list(found.notes), parameters_before=count_parameters(inner))
+    counts = {}
+    if example_inputs is not None:
+        counts = _run(inner, example_inputs, [s.name for s in found.sites])[1]
+    for site in found.sites:
+        row = _row(site, inner.get_submodule(site.name))
+        row.multiply_adds_before = counts.get(site.name)
+        report.sites.append(row)
+    report.sites += [SiteReport(s.name, s.kind, s.type, "skipped", (s.name,), reason=s.reason) for s in found.skipped]
+    return report
+
+
+def convert(
+    model: nn.Module,
+    layer: str = "ipixeldcl",
+    *,
+    init: str = "inherit",
+    data: Iterable[Any] | None = None,
+    example_inputs: Any = None,
+    include: Selection = "*",
+    exclude: Selection = (),
+    sites: Sequence[str] = DEFAULT_SITES,
+    inplace: bool = False,
+    dependency_kernel_size: int | tuple[int, int] = 3,
+    dependency_groups: int = 1,
+    schedule: str = "paired",
+) -> nn.Module:
+    """Replaces the up-sampling layers of a trained model by pixel deconvolutions that inherit its weights.
+
+    Args:
+        model: any module. The returned model is of the same class, with its methods and attributes.
+        layer: ``"ipixeldcl"`` (eq. 2 of Gao et al.: computes what the model computed before), ``"pixeldcl"`` (eq. 3: only the first phase is
+            inherited exactly) or ``"dcl"`` (one plain ``nn.ConvTranspose2d``, exact).
+        init: ``"inherit"`` (from the weights alone), ``"calibrate"`` (fitted on ``data``) or ``"random"``.
+        data: for ``init="calibrate"``: an iterable of inputs, a tensor, tuple or dict each.
+        example_inputs: what the model takes: lets it be captured as a graph, and both models be run and compared.
+        include, exclude: fnmatch patterns on qualified names, or a predicate on a :class:`pixelize.rewrites.Site`.
+        sites: the kinds of sites to convert; ``"resize"`` (a bare resize) only on request.
+        inplace: convert ``model`` itself instead of a copy.
+        dependency_kernel_size, dependency_groups, schedule: the design of the new layers (:class:`pixelize.iPixelDCL2d`). ``dependency_groups``
+            may be -1 for depthwise.
+
+    Returns:
+        The converted model; :func:`pixelize.report` tells what was done.
+
+    Raises:
+        ArgumentError: an argument means nothing, or a pattern matches no site.
+        NothingToConvertError: the model has no site that these arguments convert; the message lists what was found.
+        ConversionError: a site could not be converted, or the outputs changed where they must not.
+        In each case the model is as it was.
+    """
+    _check_model(model)
+    _check_arguments(layer, init, data, sites)
+    if hasattr(model, "_orig_mod") and hasattr(model, "dynamo_ctx"):  # torch.compile(model)
+        converted = convert(
+            model._orig_mod, layer, init=init, data=data, example_inputs=example_inputs, include=include, exclude=exclude,  # type: ignore[arg-type]
+            sites=sites, inplace=inplace, dependency_kernel_size=dependency_kernel_size,
+            dependency_groups=dependency_groups, schedule=schedule,
+        )  # fmt: skip
+        return model if inplace else type(model)(converted, model.dynamo_ctx)
+    found = _survey(model, example_inputs)
+    chosen = _choose(model, found, layer, include, exclude, sites)
+    target = model if inplace else copy_model(model)
+    if not chosen:
+        warnings.warn(
+            f"this {type(model).__name__} is converted already: nothing was changed; pixelize.report(model) tells what it is",
+            PixelizeWarning,
+            stacklevel=2,
+        )
+        return target
+    size = dependency_kernel_size
+    design = Design((size, size) if isinstance(size, int) else (size[0], size[1]), dependency_groups, schedule)
+    report = Report(capture=found.capture, notes=list(found.notes), parameters_before=count_parameters(model))
+    names = [s.name for s in chosen]
+    before, counts_before = None, {}
+    if example_inputs is not None:
+        before, counts_before = _run(model, example_inputs, names)
+
+    rows: dict[str, SiteReport] = {}
+    swaps: list[tuple[nn.Module, State]] = []
+    for site in chosen:
+        module = target.get_submodule(site.name)
+        new, row = _build(site, module, layer, design, init)
+        row.multiply_adds_before = counts_before.get(site.name)
+        rows[site.name] = row
+        swaps.append((module, state_of(new)))
+    undo = [(module, state_of(module)) for module, _ in swaps]
+    try:
+        for module, state in swaps:
+            become(module, state)
+        if init == "calibrate":
+            from pixelize.calibrate import calibrate
+
+            calibrate(target, data)  # type: ignore[arg-type]
+        if example_inputs is not None:
+            after, counts_after = _run(target, example_inputs, names)
+            report.error = relative_error(before, after)
+            for name, row in rows.items():
+                row.multiply_adds_after = counts_after[name]
+            if layer in ("ipixeldcl", "dcl") and init == "inherit":
+                _check_unchanged(model, report.error)
+    except BaseException:
+        for module, state in undo:
+            become(module, state)
+        raise
+    for site in found.sites:
+        report.sites.append(rows.get(site.name) or _left(site, target, layer, sites))
+    report.sites += [SiteReport(s.name, s.kind, s.type, "skipped", (s.name,), reason=s.reason) for s in found.skipped]
+    report.parameters_after = count_parameters(target)
+    attach(target, report)
+    return target
+
+
+def revert(model: nn.Module) -> nn.Module:
+    """Undoes a conversion that has not been trained, in place: every module is again what it was. Returns ``model``.
+
+    Raises PixelizeError, leaving the model as it was, if it was never converted, was loaded from a folder without its original weights, or
+    was trained since (``pixelize.fold`` gives a trained layer's one plain ``nn.ConvTranspose2d``).
+    """
+    _check_model(model)
+    converted = converted_modules(_uncompiled(model))
+    if not converted:
+        raise PixelizeError(f"this {type(model).__name__} has nothing to revert: it was not converted by this package")
+    for name, module in converted.items():
+        record: Record = module.__dict__["_pixelize_record"]
+        if record.origin is None:
+            raise PixelizeError(
+                f"{name}: its original weights are not at hand (the model was loaded); use pixelize.fold(model)"
+            )
+        precise = all(p.dtype.itemsize >= 4 for p in module.parameters())
+        if not _same(record.fingerprint, fingerprint(module), 1e-5 if precise else 1e-2):
+            raise PixelizeError(
+                f"{name}: it was trained since its conversion, which cannot be undone; use pixelize.fold(model), or build the "
+                "original model again"
+            )
+    for module in converted.values():
+        kind, state = module.__dict__["_pixelize_record"].origin
+        like = next(module.parameters())
+        for registry in ("_parameters", "_buffers"):
+            for key, value in state[registry].items():
+                current = module.__dict__[registry].get(key)
+                if value is None:
+                    continue
+                if current is not None and current.shape == value.shape:
+                    state[registry][key] = current  # the same tensor, wherever it was moved since
+                elif value.device != like.device or value.dtype != like.dtype:
+                    value.data = value.data.to(like.device, like.dtype if value.is_floating_point() else None)
+        for key, child in state["_modules"].items():
+            if child is not None and module._modules.get(key) is not child:
+                child.to(like.device, like.dtype)
+        state["training"] = module.training
+        become(module, (kind, state))
+    _uncompiled(model).__dict__.pop("_pixelize_report", None)
+    return model
+
+
+def converted_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of ``model`` that a conversion put there, by qualified name, shared ones once."""
+    return {name: m for name, m in model.named_modules() if "_pixelize_record" in m.__dict__}
+
+
+def remember(module: nn.Module, record: Record) -> None:
+    """Keeps ``record`` on a module that is about to take another's place."""
+    module.__dict__["_pixelize_record"] = record
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """``copy.deepcopy``, also for models that hold tensors with a gradient history (old weight_norm after a forward does)."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in module.__dict__.values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ConversionError(
+            f"this {type(model).__name__} cannot be copied ({type(error).__name__}: {error}); pass inplace=True"
+        ) from error
+
+
+def fingerprint(module: nn.Module) -> tuple[float, ...]:
+    """Two numbers for each parameter that tell a trained module from an untrained one, whatever its precision."""
+    found: list[float] = []
+    for p in module.parameters():
+        if p.device.type == "meta":
+            continue
+        p = p.detach().float()
+        found += [float(p.sum()), float(p.abs().sum())]
+    return tuple(found)
+
+
+def build_layer(
+    site: Site, module: nn.Module, layer: str, design: Design, init: str
+) -> tuple[nn.Module, float | None, str | None]:
+    """What takes the place of ``module``, the expected relative error of its layer, and a note; ``module`` is not changed."""
+    if site.kind == "conv_transpose":
+        assert isinstance(module, nn.ConvTranspose2d)
+        source = module
+    else:
+        source = _plain(canonical(site, module), module)
+    if layer == "dcl":
+        new: nn.Module = source
+        error: float | None = 0.0
+        note = None
+    else:
+        groups = site.geometry.out_channels if design.groups == -1 else design.groups
+        new, error, note = inherit(source, layer, Design(design.kernel_size, groups, design.schedule), init)
+    if site.kind != "conv_transpose":
+        new = replacement(site, module, new)
+        new.train(module.training)
+        for key, value in module.__dict__.items():
+            if key.endswith("hooks") or key.endswith("hooks_with_kwargs") or key.endswith("hooks_always_called"):
+                new.__dict__[key] = value
+    return new, error, note
+
+
+def _build(site: Site, module: nn.Module, layer: str, design: Design, init: str) -> tuple[nn.Module, SiteReport]:
+    start = "inherit" if init == "calibrate" else init
+    try:
+        new, error, note = build_layer(site, module, layer, design, start)
+    except PixelizeError:
+        raise
+    except Exception as failure:
+        raise ConversionError(
+            f"{site.name}: {type(failure).__name__}: {failure}. Leave it out with exclude={site.name!r}"
+        ) from failure
+    remember(new, Record(site, layer, design, state_of(module), fingerprint(new)))
+    row = _row(site, module)
+    row.status, row.layer, row.error, row.note = "converted", _layer_name(layer), error, note
+    row.parameters_after = count_parameters(new)
+    return new, row
+
+
+def _plain(form: TransposedConv, module: nn.Module) -> nn.ConvTranspose2d:
+    g = form.geometry
+    plain = nn.ConvTranspose2d(
+        g.in_channels, g.out_channels, g.kernel_size, g.stride, g.padding, g.output_padding, g.groups, g.bias, g.dilation,
+        device="meta",
+    )  # fmt: skip
+    trainable = any(p.requires_grad for p in module.parameters())
+    plain.weight = nn.Parameter(form.weight, requires_grad=trainable)
+    if form.bias is not None:
+        plain.bias = nn.Parameter(form.bias, requires_grad=trainable)
+    return plain.train(module.training)
+
+
+def _survey(model: nn.Module, example_inputs: Any) -> Survey:
+    return survey(model, example_inputs)
+
+
+def _layer_name(layer: str) -> str:
+    return LAYERS[layer].__name__ if layer in LAYERS else "ConvTranspose2d"
+
+
+def _row(site: Site, module: nn.Module) -> SiteReport:
+    g = site.geometry
+    return SiteReport(
+        site.name, site.kind, site.type, "found", site.names,
+        in_channels=g.in_channels, out_channels=g.out_channels, kernel_size=g.kernel_size, stride=g.stride,
+        parameters_before=count_parameters(module),
+    )  # fmt: skip
+
+
+def _left(site: Site, model: nn.Module, layer: str, sites: Sequence[str]) -> SiteReport:
+    row = _row(site, model.get_submodule(site.name))
+    row.status = "skipped"
+    if layer == "dcl" and site.kind == "conv_transpose":
+        row.reason = "a plain transposed convolution already"
+    elif site.kind not in sites:
+        row.reason = f"kind {site.kind!r} is not among sites"
+    else:
+        row.reason = "left out by include or exclude"
+    return row
+
+
+def _choose(
+    model: nn.Module, found: Survey, layer: str, include: Selection, exclude: Selection, sites: Sequence[str]
+) -> list[Site]:
+    eligible = [s for s in found.sites if s.kind in sites and not (layer == "dcl" and s.kind == "conv_transpose")]
+    for argument, selection in (("include", include), ("exclude", exclude)):
+        for pattern in _patterns(selection):
+            if pattern != "*" and not any(_matches(s, pattern) for s in found.sites):
+                raise ArgumentError(
+                    f"{argument}={pattern!r} matches no site; the model has: {_listing(found) or 'none'}"
+                )
+    chosen = [s for s in eligible if _selected(s, include) and not _selected(s, exclude)]
+    if chosen:
+        return chosen
+    if not found.sites and any("converted already" in s.reason for s in found.skipped):
+        return []
+    raise NothingToConvertError(_nothing(model, found, layer, sites, bool(eligible)))
+
+
+def _nothing(model: nn.Module, found: Survey, layer: str, sites: Sequence[str], left_out: bool) -> str:
+    lines = [f"nothing to convert in this {type(model).__name__} (seen through: {found.capture})."]
+    for site in found.sites:
+        if layer == "dcl" and site.kind == "conv_transpose":
+            advice = "a plain transposed convolution already: layer='ipixeldcl' or 'pixeldcl' would convert it"
+        elif site.kind not in sites:
+            advice = f"would be converted with sites={(*sites, site.kind)!r}"
+        else:
+            advice = "left out by include or exclude"
+        lines.append(f"  {site.name or '(the model)'}: {site.kind}, {advice}")
+    lines += [f"  {s.name or '(the model)'}: {s.kind} ({s.type}), {s.reason}" for s in found.skipped]
+    if not found.sites and not found.skipped:
+        lines.append("  No up-sampling layer was found.")
+    if found.capture == "modules" and not left_out:
+        lines.append("  Pass example_inputs=... so that resizes and pixel shuffles in its forward can be seen too.")
+    return "\n".join(lines + [f"  note: {note}" for note in found.notes])
+
+
+def _patterns(selection: Selection) -> list[str]:
+    if callable(selection):
+        return []
+    return [selection] if isinstance(selection, str) else list(selection)
+
+
+def _matches(site: Site, pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in site.names)
+
+
+def _selected(site: Site, selection: Selection) -> bool:
+    if callable(selection):
+        return bool(selection(site))
+    return any(_matches(site, pattern) for pattern in _patterns(selection))
+
+
+def _listing(found: Survey) -> str:
+    return ", ".join(s.name or "(the model)" for s in found.sites)
+
+
+def _run(model: nn.Module, inputs: Any, names: list[str]) -> tuple[Any, dict[str, int]]:
+    modules = {name: model.get_submodule(name) for name in names}
+    with evaluation(model):
+        try:
+            return measure_multiply_adds(modules, lambda: call(model, inputs))
+        except Exception as error:
+            raise ArgumentError(
+                f"the model could not be run on example_inputs: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _check_unchanged(model: nn.Module, error: float) -> None:
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    allowed = 1e4 * torch.finfo(kind).eps if kind.itemsize >= 4 else 100 * torch.finfo(kind).eps
+    if not error <= allowed:
+        raise ConversionError(
+            f"the converted model's output differs by {error:.2g} (relative), more than rounding explains; nothing was changed. "
+            "Please report the model; include or exclude can narrow down the site"
+        )
+
+
+def _same(a: tuple[float, ...], b: tuple[float, ...], tolerance: float) -> bool:
+    # two sums for each parameter: the second, of absolute values, sets the scale for both
+    return len(a) == len(b) and all(
+        abs(a[i] - b[i]) <= tolerance * max(a[i | 1], 1e-12) and abs(a[i] - b[i]) < float("inf") for i in range(len(a))
+    )
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    return getattr(model, "_orig_mod", model)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}, not a torch.nn.Module")
+
+
+def _check_arguments(layer: str, init: str, data: Any, sites: Sequence[str]) -> None:
+    layers = (*LAYERS, "dcl")
+    if layer not in layers:
+        raise ArgumentError(f"layer is {layer!r}; choose one of {', '.join(map(repr, layers))}")
+    if init not in ("inherit", "calibrate", "random"):
+        raise ArgumentError(f"init is {init!r}; choose one of 'inherit', 'calibrate', 'random'")
+    if isinstance(sites, str):
+        raise ArgumentError(f"sites is the string {sites!r}; pass a tuple such as ({sites!r},)")
+    unknown = [s for s in sites if s not in SITE_KINDS]
+    if unknown:
+        raise ArgumentError(f"sites has {unknown[0]!r}; choose from {', '.join(map(repr, SITE_KINDS))}")
+    if init == "calibrate" and data is None:
+        raise ArgumentError("init='calibrate' needs data: an iterable of inputs (a tensor, tuple or dict each)")
+    if init != "calibrate" and data is not None:
+        raise ArgumentError(f"data is not used with init={init!r}; leave it out, or pass init='calibrate'")
+    if layer == "dcl" and init != "inherit":
+        raise ArgumentError(f"layer='dcl' is exact: there is nothing for init={init!r} to do; leave it out")
+
+

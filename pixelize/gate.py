@@ -1,0 +1,76 @@
+"""From iPixelDCL to PixelDCL by degrees: the input gate scales what all phases but the first see of the input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from pixelize.errors import ArgumentError, PixelizeError
+from pixelize.inherit import baked, reclass
+from pixelize.layers import PixelDCL2d, iPixelDCL2d
+from pixelize.rewrites import become, state_of
+
+
+def gate_of(layer: iPixelDCL2d) -> float:
+    """The layer's input gate, from 0 (PixelDCL) to 1 (iPixelDCL)."""
+    return 1.0 if layer.input_gate is None else float(layer.input_gate)
+
+
+def set_gate(layer: iPixelDCL2d, g: float) -> None:
+    """Sets one layer's gate. A tensor that is filled in place: a compiled step is not compiled again as ``g`` moves."""
+    if g == 1.0:
+        layer.input_gate = None
+    elif layer.input_gate is None:
+        layer.input_gate = torch.tensor(g, device=layer.weight.device, dtype=torch.float32)
+    else:
+        layer.input_gate.fill_(g)
+
+
+def set_input_gate(model: nn.Module, g: float) -> nn.Module:
+    """Sets the input gate of every iPixelDCL2d in ``model``, in place: 1 is iPixelDCL (eq. 2), 0 is PixelDCL (eq. 3).
+
+    Returns ``model``. Raises ArgumentError if ``g`` is outside [0, 1], PixelizeError if there is no iPixelDCL2d.
+    """
+    if not 0.0 <= g <= 1.0:
+        raise ArgumentError(f"the input gate is {g}; it must lie between 0 (PixelDCL) and 1 (iPixelDCL)")
+    layers = [m for m in model.modules() if isinstance(m, iPixelDCL2d)]
+    if not layers:
+        raise PixelizeError(f"this {type(model).__name__} has no iPixelDCL2d; convert it with layer='ipixeldcl' first")
+    for layer in layers:
+        set_gate(layer, float(g))
+    return model
+
+
+def harden(model: nn.Module) -> nn.Module:
+    """Makes every iPixelDCL2d whose gate is 0 the PixelDCL2d that it then is, in place: its input kernels are dropped.
+
+    Returns ``model``. Raises PixelizeError, leaving the model as it was, if a gate is not 0 or there is no iPixelDCL2d.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, iPixelDCL2d)}
+    if not layers:
+        raise PixelizeError(f"this {type(model).__name__} has no iPixelDCL2d to harden")
+    for name, layer in layers.items():
+        if gate_of(layer) != 0.0:
+            raise PixelizeError(
+                f"{name}: its input gate is {gate_of(layer):g}; anneal it to 0 first (pixelize.set_input_gate(model, 0))"
+            )
+    hardened = [(layer, _hardened(layer)) for layer in layers.values()]
+    for layer, new in hardened:
+        become(layer, state_of(new))
+    return model
+
+
+def _hardened(layer: iPixelDCL2d) -> PixelDCL2d:
+    plain = baked(layer)
+    kernels = plain.dependency_kernels
+    new = reclass(plain, iPixelDCL2d, PixelDCL2d)
+    new.weight = nn.Parameter(plain.weight.detach(), requires_grad=plain.weight.requires_grad)
+    new.set_dependencies(layer.dependency_kernel_size, layer.dependency_groups, layer.schedule)
+    new.dependency_kernels = kernels
+    del new._buffers["input_gate"]
+    record = new.__dict__.get("_pixelize_record")
+    if record is not None:
+        new.__dict__["_pixelize_record"] = replace(record, layer="pixeldcl", origin=None)
+    return new
