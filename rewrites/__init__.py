@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from pixelize.rewrites.site import SITE_KINDS, Geometry, Site, SiteKind, Skipped, Survey, TransposedConv, geometry_of
+from pixelize.rewrites.idioms import canonical, replacement
+from pixelize.rewrites.site import (
+    SITE_KINDS,
+    Geometry,
+    Site,
+    SiteKind,
+    Skipped,
+    Survey,
+    TransposedConv,
+    geometry_of,
+)
 from pixelize.rewrites.splice import become, state_of
 from pixelize.rewrites.survey import survey
 
@@ -15,7 +25,9 @@ __all__ = [
     "Survey",
     "TransposedConv",
     "become",
+    "canonical",
     "geometry_of",
+    "replacement",
     "state_of",
     "survey",
 ]

@@ -55,7 +55,9 @@ def _wrapped_prefixes(model: nn.Module) -> list[tuple[str, str]]:
     for name, module in model.named_modules():
         kind = type(module).__name__
         # fully_shard (FSDP2) keeps the module and changes its class to FSDP<Class>
-        advice = _WRAPPERS.get(kind) or (_WRAPPERS["FullyShardedDataParallel"] if hasattr(module, "unshard") else None)
+        advice = _WRAPPERS.get(kind) or (
+            _WRAPPERS["FullyShardedDataParallel"] if hasattr(module, "unshard") else None
+        )
         if advice:
             found.append((f"{name}." if name else "", f"inside {kind}: {advice}"))
     return found

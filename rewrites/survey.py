@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
-from pixelize.rewrites.modules import scan_conv_transpose
-from pixelize.rewrites.site import Survey
+from pixelize.rewrites import pixel_shuffle, resize_conv
+from pixelize.rewrites.capture import capture
+from pixelize.rewrites.flow import Flow, analyse
+from pixelize.rewrites.modules import qualified_names, scan_conv_transpose
+from pixelize.rewrites.site import Site, Skipped, Survey
 
 
 def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
@@ -16,4 +19,64 @@ def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
     ``example_inputs``: a tensor, a tuple of positional or a dict of keyword arguments.
     """
     sites, skipped = scan_conv_transpose(model)
-    return Survey(tuple(sites), tuple(skipped), "modules")
+    seen = capture(model, example_inputs)
+    if seen.graph is None:
+        return Survey(tuple(sites), tuple(skipped), seen.name, seen.notes)
+    flow = analyse(seen.graph, model)
+    calls = _calls(flow, model)
+    more, refused = _convolutions(flow, model, calls)
+    sites += more
+    skipped += refused
+    order = {path: i for i, path in enumerate(calls)}
+    sites.sort(key=lambda site: min((order[n] for n in site.names if n in order), default=len(order)))
+    return Survey(tuple(sites), tuple(skipped), seen.name, seen.notes)
+
+
+def _calls(flow: Flow, model: nn.Module) -> dict[str, list[fx.Node]]:
+    """The convolution nodes of each module, by its qualified name, in the order of execution."""
+    first = {name: names[0] for names in qualified_names(model).values() for name in names}
+    calls: dict[str, list[fx.Node]] = {}
+    for node, op in flow.ops.items():
+        owner = first.get(str(node.meta.get("owner", "")))
+        if op.kind in ("conv", "conv_transpose") and owner is not None:
+            calls.setdefault(owner, []).append(node)
+    return calls
+
+
+def _convolutions(
+    flow: Flow, model: nn.Module, calls: dict[str, list[fx.Node]]
+) -> tuple[list[Site], list[Skipped]]:
+    names = qualified_names(model)
+    sites: list[Site] = []
+    skipped: list[Skipped] = []
+    used: set[fx.Node] = set()
+    for path, nodes in calls.items():
+        module = model.get_submodule(path)
+        if not isinstance(module, nn.Conv2d):
+            continue
+        for kind, match in (("resize_conv", resize_conv.match), ("pixel_shuffle", pixel_shuffle.match)):
+            found = match(flow, path, names[id(module)], module, nodes)
+            if found is None:
+                continue
+            if isinstance(found, str):
+                skipped.append(Skipped(path, kind, type(module).__name__, found))
+            else:
+                sites.append(found)
+            for node in nodes:
+                blocks = flow.blocks.get(flow.ops[node].args["input"])
+                used |= blocks.sources if blocks is not None else frozenset()
+            break
+    for node, reason in flow.resizes.items():
+        if node not in used:
+            name = str(node.meta.get("owner", ""))
+            ends = sorted(set(flow.ends.get(node, ())))
+            why = reason or (
+                "no convolution reads its result" + (f", which goes to {', '.join(ends)}" if ends else "")
+            )
+            kind = (
+                type(model.get_submodule(name)).__name__
+                if node.op != "call_function"
+                else flow.ops[node].name
+            )
+            skipped.append(Skipped(name, "resize", kind, why))
+    return sites, skipped

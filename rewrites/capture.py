@@ -1,0 +1,159 @@
+"""Seeing what a model computes: a ladder of captures, best first, each giving one kind of graph.
+
+Every rung returns a :class:`Capture`: an fx graph in whose nodes ``meta["owner"]`` is the qualified name of the module that
+ran the operator and ``meta["val"]`` a tensor of the value's shape (a meta or fake tensor), where known.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pixelize.rewrites.record import record
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """One rung's view of a model.
+
+    ``name``: ``"graph"``, ``"export"``, ``"record"``, ``"symbolic"`` or ``"modules"``. ``graph`` is None for the last, which sees no
+    computation. ``notes`` says why each better rung failed.
+    """
+
+    name: str
+    graph: fx.Graph | None
+    notes: tuple[str, ...] = ()
+
+
+def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call, from a tensor, a tuple or list of arguments, or a dict of keywords."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
+    """The best view of ``model`` that can be had; never raises for a model that cannot be seen, never changes it."""
+    notes: list[str] = []
+    rungs: list[tuple[str, Callable[[], fx.Graph]]] = []
+    if isinstance(model, fx.GraphModule):
+        rungs.append(("graph", lambda: _own_graph(model, example_inputs)))
+    elif example_inputs is not None:
+        rungs.append(("export", lambda: _export(model, example_inputs)))
+        rungs.append(("record", lambda: record(model, *arguments(example_inputs))))
+    else:
+        notes.append("no example inputs: only what symbolic tracing shows can be seen")
+    if not isinstance(model, fx.GraphModule):
+        rungs.append(("symbolic", lambda: _symbolic(model)))
+    for name, rung in rungs:
+        try:
+            with _undisturbed(model):
+                return Capture(name, rung(), tuple(notes))
+        except Exception as error:  # a stranger's forward may raise anything
+            notes.append(f"{name} failed: {_first_line(error)}")
+    notes.append(
+        "no computation could be captured: up-samplers that are not ConvTranspose2d modules are not seen"
+    )
+    return Capture("modules", None, tuple(notes))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, quiet; afterwards modes and the generator's state are as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    devices = list({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.no_grad(), torch.random.fork_rng(devices), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        logging.disable(level)
+
+
+def _export(model: nn.Module, example_inputs: Any) -> fx.Graph:
+    args, kwargs = arguments(example_inputs)
+    program = torch.export.export(model, args, kwargs, strict=False)
+    signature = program.graph_signature
+    state = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            # a module's second call is named module@1
+            node.meta["owner"] = ".".join(
+                part.split("@")[0] for part in list(stack.values())[-1][0].split(".")
+            )
+        if node.op == "placeholder" and node.name in state:
+            node.meta["state"] = state[node.name]
+    return program.graph
+
+
+def _own_graph(model: fx.GraphModule, example_inputs: Any) -> fx.Graph:
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(model.graph, mapping)
+    shapes: dict[fx.Node, Any] = {}
+    if example_inputs is not None:
+        args, kwargs = arguments(example_inputs)
+        interpreter = _Shapes(model)
+        interpreter.run(*_in_order(model, args, kwargs))
+        shapes = interpreter.shapes
+    for old, new in mapping.items():
+        new.meta["origin"] = old
+        if old in shapes:
+            new.meta["val"] = shapes[old]
+        _own(new)
+    return graph
+
+
+def _symbolic(model: nn.Module) -> fx.Graph:
+    graph = fx.Tracer().trace(model)
+    for node in graph.nodes:
+        _own(node)
+    return graph
+
+
+def _own(node: fx.Node) -> None:
+    if node.op == "call_module":
+        node.meta["owner"] = str(node.target)
+    elif node.op == "get_attr":
+        node.meta["state"] = str(node.target)
+
+
+def _in_order(model: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    names = [node.target for node in model.graph.nodes if node.op == "placeholder"]
+    return [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph and keeps the shapes alone."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value, its shape noted."""
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = torch.empty(value.shape, dtype=value.dtype, device="meta")
+        return value
