@@ -17,8 +17,8 @@ Frequency = tuple[float, float]
 """(vertical, horizontal), in cycles per pixel: (0.0, 0.5) changes sign from column to column."""
 
 _FLOOR = 1e-12  # of the mean square: less than 16-bit pictures hold, more than float32's rounding
-_GLOBAL_RING = (3, 4)  # bins away from the peak, where the neighbourhood begins and ends
-_WINDOWED_RING = (2, 3)
+GLOBAL_RING = (3, 4)  # bins away from the peak, where the neighbourhood begins and ends
+WINDOWED_RING = (2, 3)
 
 
 def checkerboard(images: Images, period: int | tuple[int, int] = 2) -> dict:
@@ -28,38 +28,41 @@ def checkerboard(images: Images, period: int | tuple[int, int] = 2) -> dict:
     f = (j/p_h, k/p_w) except (0, 0), and of each pair f, -f only once, the measure is
 
         10 log10( (S(f) + e) / (median of Q(d) over the neighbourhood + e) )    [dB]
-        S(f) = mean over pictures and channels of |sum_n w(n) (x(n) - mean x) exp(-2 pi i f.n)|^2 / sum_n w(n)^2
+        S(f) = mean of |sum_n w(n) (x(n) - mean of x) exp(-2 pi i f.n)|^2 / sum_n w(n)^2
         Q(d) = sqrt(S(f + d) S(f - d))
 
-    with w a periodic Hann window. S is evaluated at f itself, whatever the picture's size: f need not fall on
-    a bin of the picture's DFT. Q cancels the slope of the spectrum (for period 2, Q(d) = S(f + d)).
+    with w a periodic Hann window, the mean of S taken over pictures and channels. S is evaluated at f itself,
+    whatever the picture's size: f need not fall on a bin of the picture's DFT. Q cancels the slope of the
+    spectrum (for period 2, Q(d) = S(f + d)).
 
     - ``"global"``: w is as large as the picture, H x W. Neighbourhood: the 56 offsets d = (a/H, b/W) with
       max(|a|, |b|) equal to 3 or 4. It sees a pattern that keeps its sign all over the picture.
-    - ``"windowed"``: w has 8 periods (16x16 for period 2; 16 along an axis of period 1), windows overlap by half,
-      and S is averaged over them too (Welch). Neighbourhood: the 40 offsets of 2 or 3 bins of the window; for a
-      frequency on an axis, (0, v) or (u, 0), the four along that axis. It also sees a pattern whose sign changes
-      over the picture. Pixels that the last whole window leaves over are not seen.
+    - ``"windowed"``: w has 8 periods (16x16 for period 2; 16 along an axis of period 1), windows overlap by
+      half, and S is averaged over them too (Welch). Neighbourhood: the 40 offsets of 2 or 3 bins of the
+      window; for a frequency on an axis, (0, v) or (u, 0), the four along that axis. It also sees a pattern
+      whose sign changes over the picture. Pixels that the last whole window leaves over are not seen.
 
-    The median of an even number of values is the lower of the middle two. e is 1e-12 of the pictures' mean square:
-    it keeps every figure finite, and pictures without any detail measure 0 dB.
+    The median of an even number of values is the lower of the middle two. e is 1e-12 of the pictures' mean
+    square: it keeps every figure finite, and pictures without any detail measure 0 dB.
 
-    Real photographs measure about 0 dB globally (a single one is a single draw: several dB up, many down) and,
-    since spectra fall along the axes, -3 to -5 dB windowed with period 2. Compare with real pictures of the
-    same kind rather than with 0.
+    Real photographs measure about 0 dB globally (a single one is a single draw: several dB up, many down)
+    and, since spectra fall along the axes, -3 to -5 dB windowed with period 2. Compare with real pictures of
+    the same kind rather than with 0.
 
     Args:
         images: ``(N, C, H, W)``, ``(C, H, W)`` or ``(H, W)``, a tensor on any device or an array, of any real
-            dtype; or an iterable of such, measured as one set with one item in memory at a time. The scale does
-            not matter. Items may differ in size: every channel of every picture counts the same.
+            dtype; or an iterable of such, measured as one set with one item in memory at a time. The scale
+            does not matter. Items may differ in size: every channel of every picture counts the same.
         period: the up-sampling factor to look for, one or (vertical, horizontal).
 
     Returns:
-        ``{"global": {f: dB}, "windowed": {f: dB}, "worst": dB}``, f as (vertical, horizontal) floats in [0, 1):
-        for period 2 ``(0.0, 0.5)``, ``(0.5, 0.0)``, ``(0.5, 0.5)``. ``"worst"`` is the highest global figure.
+        ``{"global": {f: dB}, "windowed": {f: dB}, "worst": dB}``, f as (vertical, horizontal) floats
+        in [0, 1): for period 2 ``(0.0, 0.5)``, ``(0.5, 0.0)``, ``(0.5, 0.5)``. ``"worst"`` is the highest
+        global figure.
 
     Raises:
-        ArgumentError: a bad period, NaN or inf, no images, or pictures smaller than 8 periods (and 16 pixels).
+        ArgumentError: a bad period, NaN or inf, no images, or pictures smaller than 8 periods (and 16
+        pixels).
 
     >>> stripes = torch.tensor([1.0, -1.0]).repeat(32, 16) + torch.randn(32, 32)
     >>> checkerboard(stripes)["worst"] > 10
@@ -127,8 +130,8 @@ def frequency_name(frequency: Frequency) -> str:
 class ArtifactPower:
     """Sums over planes, all that :func:`decibels` needs; they add up over batches and over processes.
 
-    ``whole`` ``(p_h, 9, p_w, 9)`` and ``windowed`` ``(p_h, 7, p_w, 7)``: power at j/p_h + a bins, k/p_w + b bins,
-    in the images' units squared (white noise of variance v has power v everywhere). ``mean_square`` and
+    ``whole`` ``(p_h, 9, p_w, 9)`` and ``windowed`` ``(p_h, 7, p_w, 7)``: power at j/p_h + a bins, k/p_w + b
+    bins, in the images' units squared (white noise of variance v has power v everywhere). ``mean_square`` and
     ``planes``, the number of planes summed over, are 0-dimensional.
     """
 
@@ -151,11 +154,11 @@ def artifact_power(planes: Tensor, periods: tuple[int, int]) -> ArtifactPower:
     size = (planes.shape[-2], planes.shape[-1])
     centred = planes - planes.mean((-2, -1), keepdim=True)
     window = minimum_size(periods)
-    whole = next(strip_powers(centred, periods, size, size, _GLOBAL_RING[1]))
+    whole = next(strip_powers(centred, periods, size, size, GLOBAL_RING[1]))
     strips = [
         strip.mean(1)
         for strip in strip_powers(
-            centred, periods, window, (window[0] // 2, window[1] // 2), _WINDOWED_RING[1]
+            centred, periods, window, (window[0] // 2, window[1] // 2), WINDOWED_RING[1]
         )
     ]
     return ArtifactPower(
@@ -172,7 +175,8 @@ def strip_powers(
     """Hann-windowed power at the artifact's frequencies and up to ``reach`` bins of ``window`` around them.
 
     ``planes``: ``(n, H, W)``. For each row of windows, from the top, yields a tensor
-    ``(n, windows in the row, p_h, 2 reach + 1, p_w, 2 reach + 1)``. The sum separates into one product per axis.
+    ``(n, windows in the row, p_h, 2 reach + 1, p_w, 2 reach + 1)``. The sum separates into one product per
+    axis.
     """
     height = planes.shape[-2]
     vertical, horizontal = (
@@ -220,8 +224,8 @@ def decibels(power: ArtifactPower, periods: tuple[int, int]) -> dict:
     floor = _FLOOR * float(power.mean_square)
     result: dict = {}
     for name, sums, ring, axes_apart in (
-        ("global", power.whole, _GLOBAL_RING, False),
-        ("windowed", power.windowed, _WINDOWED_RING, True),
+        ("global", power.whole, GLOBAL_RING, False),
+        ("windowed", power.windowed, WINDOWED_RING, True),
     ):
         table = sums.cpu()
         reach = table.shape[1] // 2
