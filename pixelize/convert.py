@@ -13,10 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from pixelize.cost import count_parameters, measure_multiply_adds
-from pixelize.errors import ArgumentError, ConversionError, NothingToConvertError, PixelizeError, PixelizeWarning
+from pixelize.errors import (
+    ArgumentError,
+    ConversionError,
+    NothingToConvertError,
+    PixelizeError,
+    PixelizeWarning,
+)
 from pixelize.inherit import LAYERS, Design, inherit
 from pixelize.report import Report, SiteReport, attach
-from pixelize.rewrites import SITE_KINDS, Site, Survey, TransposedConv, become, canonical, replacement, state_of, survey
+from pixelize.rewrites import (
+    SITE_KINDS,
+    Site,
+    Survey,
+    TransposedConv,
+    become,
+    canonical,
+    replacement,
+    state_of,
+    survey,
+)
 from pixelize.rewrites.splice import State
 from pixelize.running import call, evaluation, relative_error
 
@@ -57,7 +73,9 @@ def inspect(model: nn.Module, example_inputs: Any = None) -> Report:
         row = _row(site, inner.get_submodule(site.name))
         row.multiply_adds_before = counts.get(site.name)
         report.sites.append(row)
-    report.sites += [SiteReport(s.name, s.kind, s.type, "skipped", (s.name,), reason=s.reason) for s in found.skipped]
+    report.sites += [
+        SiteReport(s.name, s.kind, s.type, "skipped", (s.name,), reason=s.reason) for s in found.skipped
+    ]
     return report
 
 
@@ -120,7 +138,9 @@ def convert(
         )
         return target
     size = dependency_kernel_size
-    design = Design((size, size) if isinstance(size, int) else (size[0], size[1]), dependency_groups, schedule)
+    design = Design(
+        (size, size) if isinstance(size, int) else (size[0], size[1]), dependency_groups, schedule
+    )
     report = Report(capture=found.capture, notes=list(found.notes), parameters_before=count_parameters(model))
     names = [s.name for s in chosen]
     before, counts_before = None, {}
@@ -156,7 +176,9 @@ def convert(
         raise
     for site in found.sites:
         report.sites.append(rows.get(site.name) or _left(site, target, layer, sites))
-    report.sites += [SiteReport(s.name, s.kind, s.type, "skipped", (s.name,), reason=s.reason) for s in found.skipped]
+    report.sites += [
+        SiteReport(s.name, s.kind, s.type, "skipped", (s.name,), reason=s.reason) for s in found.skipped
+    ]
     report.parameters_after = count_parameters(target)
     attach(target, report)
     return target
@@ -171,7 +193,9 @@ def revert(model: nn.Module) -> nn.Module:
     _check_model(model)
     converted = converted_modules(_uncompiled(model))
     if not converted:
-        raise PixelizeError(f"this {type(model).__name__} has nothing to revert: it was not converted by this package")
+        raise PixelizeError(
+            f"this {type(model).__name__} has nothing to revert: it was not converted by this package"
+        )
     for name, module in converted.items():
         record: Record = module.__dict__["_pixelize_record"]
         if record.origin is None:
@@ -261,12 +285,18 @@ def build_layer(
         new = replacement(site, module, new)
         new.train(module.training)
         for key, value in module.__dict__.items():
-            if key.endswith("hooks") or key.endswith("hooks_with_kwargs") or key.endswith("hooks_always_called"):
+            if (
+                key.endswith("hooks")
+                or key.endswith("hooks_with_kwargs")
+                or key.endswith("hooks_always_called")
+            ):
                 new.__dict__[key] = value
     return new, error, note
 
 
-def _build(site: Site, module: nn.Module, layer: str, design: Design, init: str) -> tuple[nn.Module, SiteReport]:
+def _build(
+    site: Site, module: nn.Module, layer: str, design: Design, init: str
+) -> tuple[nn.Module, SiteReport]:
     start = "inherit" if init == "calibrate" else init
     try:
         new, error, note = build_layer(site, module, layer, design, start)
@@ -328,7 +358,9 @@ def _left(site: Site, model: nn.Module, layer: str, sites: Sequence[str]) -> Sit
 def _choose(
     model: nn.Module, found: Survey, layer: str, include: Selection, exclude: Selection, sites: Sequence[str]
 ) -> list[Site]:
-    eligible = [s for s in found.sites if s.kind in sites and not (layer == "dcl" and s.kind == "conv_transpose")]
+    eligible = [
+        s for s in found.sites if s.kind in sites and not (layer == "dcl" and s.kind == "conv_transpose")
+    ]
     for argument, selection in (("include", include), ("exclude", exclude)):
         for pattern in _patterns(selection):
             if pattern != "*" and not any(_matches(s, pattern) for s in found.sites):
@@ -347,7 +379,9 @@ def _nothing(model: nn.Module, found: Survey, layer: str, sites: Sequence[str], 
     lines = [f"nothing to convert in this {type(model).__name__} (seen through: {found.capture})."]
     for site in found.sites:
         if layer == "dcl" and site.kind == "conv_transpose":
-            advice = "a plain transposed convolution already: layer='ipixeldcl' or 'pixeldcl' would convert it"
+            advice = (
+                "a plain transposed convolution already: layer='ipixeldcl' or 'pixeldcl' would convert it"
+            )
         elif site.kind not in sites:
             advice = f"would be converted with sites={(*sites, site.kind)!r}"
         else:
@@ -357,7 +391,9 @@ def _nothing(model: nn.Module, found: Survey, layer: str, sites: Sequence[str], 
     if not found.sites and not found.skipped:
         lines.append("  No up-sampling layer was found.")
     if found.capture == "modules" and not left_out:
-        lines.append("  Pass example_inputs=... so that resizes and pixel shuffles in its forward can be seen too.")
+        lines.append(
+            "  Pass example_inputs=... so that resizes and pixel shuffles in its forward can be seen too."
+        )
     return "\n".join(lines + [f"  note: {note}" for note in found.notes])
 
 
@@ -405,7 +441,8 @@ def _check_unchanged(model: nn.Module, error: float) -> None:
 def _same(a: tuple[float, ...], b: tuple[float, ...], tolerance: float) -> bool:
     # two sums for each parameter: the second, of absolute values, sets the scale for both
     return len(a) == len(b) and all(
-        abs(a[i] - b[i]) <= tolerance * max(a[i | 1], 1e-12) and abs(a[i] - b[i]) < float("inf") for i in range(len(a))
+        abs(a[i] - b[i]) <= tolerance * max(a[i | 1], 1e-12) and abs(a[i] - b[i]) < float("inf")
+        for i in range(len(a))
     )
 
 
@@ -430,10 +467,10 @@ def _check_arguments(layer: str, init: str, data: Any, sites: Sequence[str]) -> 
     if unknown:
         raise ArgumentError(f"sites has {unknown[0]!r}; choose from {', '.join(map(repr, SITE_KINDS))}")
     if init == "calibrate" and data is None:
-        raise ArgumentError("init='calibrate' needs data: an iterable of inputs (a tensor, tuple or dict each)")
+        raise ArgumentError(
+            "init='calibrate' needs data: an iterable of inputs (a tensor, tuple or dict each)"
+        )
     if init != "calibrate" and data is not None:
         raise ArgumentError(f"data is not used with init={init!r}; leave it out, or pass init='calibrate'")
     if layer == "dcl" and init != "inherit":
         raise ArgumentError(f"layer='dcl' is exact: there is nothing for init={init!r} to do; leave it out")
-
-

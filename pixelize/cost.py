@@ -38,7 +38,13 @@ def _pixel_deconvolution(layer: _PixelDeconvolution2d, input_size: torch.Size) -
     *lead, height, width = input_size
     batch = prod(lead) // layer.in_channels
     grown = [
-        output_excess(layer.kernel_size[i], layer.stride[i], layer.padding[i], layer.dilation[i], layer.output_padding[i])[1]
+        output_excess(
+            layer.kernel_size[i],
+            layer.stride[i],
+            layer.padding[i],
+            layer.dilation[i],
+            layer.output_padding[i],
+        )[1]
         for i in (0, 1)
     ]
     grid = batch * (height + grown[0]) * (width + grown[1])
@@ -54,9 +60,7 @@ def _pixel_deconvolution(layer: _PixelDeconvolution2d, input_size: torch.Size) -
     return total
 
 
-def measure_multiply_adds(
-    sites: dict[str, nn.Module], run: Callable[[], Any]
-) -> tuple[Any, dict[str, int]]:
+def measure_multiply_adds(sites: dict[str, nn.Module], run: Callable[[], Any]) -> tuple[Any, dict[str, int]]:
     """Runs ``run()`` and counts the multiply-adds inside each of the named modules; returns its result and the counts."""
     counts = dict.fromkeys(sites, 0)
     handles = []

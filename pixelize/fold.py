@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pixelize.convert import converted_modules, copy_model
 from pixelize.errors import PixelizeError
 from pixelize.functional import gate_mask
-from pixelize.inherit import effective_weight
+from pixelize.inherit import baked, effective_weight
 from pixelize.layers import PixelDCL2d, _PixelDeconvolution2d, iPixelDCL2d
 from pixelize.polyphase import Phase, PhaseFilter, add_filters, compose, phase_filters
 from pixelize.rewrites import become, state_of
@@ -30,13 +30,11 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     if not layers:
         raise PixelizeError(f"this {type(model).__name__} has no PixelDCL2d or iPixelDCL2d to fold")
     folded = [(layer, folded_layer(layer)) for layer in layers]
-    for name, module in converted_modules(target).items():
-        del module.__dict__["_pixelize_record"], name
+    for module in converted_modules(target).values():
+        del module.__dict__["_pixelize_record"]
     target.__dict__.pop("_pixelize_report", None)
     for layer, plain in folded:
-        for key, value in layer.__dict__.items():
-            if "hooks" in key:
-                plain.__dict__[key] = value
+        plain.__dict__.update({key: value for key, value in baked(layer).__dict__.items() if "hooks" in key})
         become(layer, state_of(plain))
     return target
 
@@ -48,7 +46,11 @@ def folded_layer(layer: _PixelDeconvolution2d) -> nn.ConvTranspose2d:
     size, padding = [0, 0], [0, 0]
     for i in (0, 1):
         # o = s*j + a reads x[j + q] through tap t = a - s*q + padding
-        taps = [phase[i] - s[i] * (f.origin[i] + n) for phase, f in filters.items() for n in range(f.kernel.shape[2 + i])]
+        taps = [
+            phase[i] - s[i] * (f.origin[i] + n)
+            for phase, f in filters.items()
+            for n in range(f.kernel.shape[2 + i])
+        ]
         padding[i] = max(-min(taps), 0)
         size[i] = max(taps) + padding[i] + 1
         # keep the output's size: (H-1) s - 2 padding + size + output_padding is what it was
@@ -72,7 +74,15 @@ def folded_layer(layer: _PixelDeconvolution2d) -> nn.ConvTranspose2d:
                 column = b - s[1] * (f.origin[1] + x) + padding[1]
                 weight[:, :, row, column] += kernel[:, :, y, x]
     plain = nn.ConvTranspose2d(
-        c_in, c_out, (size[0], size[1]), s, (padding[0], padding[1]), op, groups, layer.bias is not None, device="meta"
+        c_in,
+        c_out,
+        (size[0], size[1]),
+        s,
+        (padding[0], padding[1]),
+        op,
+        groups,
+        layer.bias is not None,
+        device="meta",
     )
     like = layer.weight
     plain.weight = nn.Parameter(weight.to(like.dtype), requires_grad=like.requires_grad)
@@ -105,7 +115,11 @@ def phase_composites(layer: _PixelDeconvolution2d) -> dict[Phase, PhaseFilter]:
         for target in stage.targets:
             parts = [own[target]] if target in own else []
             parts += [compose(w, start, made[source]) for source, start, w in windows[target] if w.any()]
-            made[target] = add_filters(parts) if parts else PhaseFilter(made[layer.anchor].kernel[..., :1, :1] * 0, (0, 0))
+            made[target] = (
+                add_filters(parts)
+                if parts
+                else PhaseFilter(made[layer.anchor].kernel[..., :1, :1] * 0, (0, 0))
+            )
     return made
 
 

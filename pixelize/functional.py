@@ -20,7 +20,6 @@ from pixelize.polyphase import (
     interleave,
     output_excess,
     split_phases,
-    sub_kernel,
 )
 from pixelize.schedule import Stage, make_schedule
 

@@ -37,7 +37,9 @@ def set_input_gate(model: nn.Module, g: float) -> nn.Module:
         raise ArgumentError(f"the input gate is {g}; it must lie between 0 (PixelDCL) and 1 (iPixelDCL)")
     layers = [m for m in model.modules() if isinstance(m, iPixelDCL2d)]
     if not layers:
-        raise PixelizeError(f"this {type(model).__name__} has no iPixelDCL2d; convert it with layer='ipixeldcl' first")
+        raise PixelizeError(
+            f"this {type(model).__name__} has no iPixelDCL2d; convert it with layer='ipixeldcl' first"
+        )
     for layer in layers:
         set_gate(layer, float(g))
     return model

@@ -15,7 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import (
+    SpectralNorm,
+    SpectralNormLoadStateDictPreHook,
+    SpectralNormStateDictHook,
+)
 from torch.nn.utils.weight_norm import WeightNorm
 
 from pixelize.layers import PixelDCL2d, _PixelDeconvolution2d, iPixelDCL2d
@@ -23,6 +27,8 @@ from pixelize.prior_fit import fit_from_prior
 from pixelize.rewrites import TransposedConv, geometry_of
 
 LAYERS: dict[str, type[_PixelDeconvolution2d]] = {"ipixeldcl": iPixelDCL2d, "pixeldcl": PixelDCL2d}
+
+_NORM_HOOKS = (WeightNorm, SpectralNorm, SpectralNormStateDictHook, SpectralNormLoadStateDictPreHook)
 
 
 @dataclass(frozen=True)
@@ -81,9 +87,7 @@ def inherit(
 
 def baked(module: nn.ConvTranspose2d) -> nn.ConvTranspose2d:
     """``module`` with its weight as a plain parameter: without parametrizations and old norm hooks. ``module`` is not changed."""
-    hooks = {
-        key: h for key, h in module._forward_pre_hooks.items() if isinstance(h, WeightNorm | SpectralNorm)
-    }
+    hooks = [h for h in module._forward_pre_hooks.values() if isinstance(h, WeightNorm | SpectralNorm)]
     if not hooks and not parametrize.is_parametrized(module):
         return module
     kind = type(module)
@@ -95,7 +99,7 @@ def baked(module: nn.ConvTranspose2d) -> nn.ConvTranspose2d:
         del new._modules["parametrizations"]
     else:
         values = {}
-    for hook in hooks.values():
+    for hook in hooks:
         name = hook.name
         if isinstance(hook, SpectralNorm):
             values[name] = hook.compute_weight(module, do_power_iteration=False).detach()
@@ -106,10 +110,14 @@ def baked(module: nn.ConvTranspose2d) -> nn.ConvTranspose2d:
             new._buffers.pop(name + suffix, None)
         new.__dict__.pop(name, None)
     if hooks:
-        kept = type(module._forward_pre_hooks)(
-            (key, h) for key, h in module._forward_pre_hooks.items() if key not in hooks
-        )
-        new.__dict__["_forward_pre_hooks"] = kept
+        for registry in ("_forward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks"):
+            registered = module.__dict__[registry]
+            kept = (
+                (key, h)
+                for key, h in registered.items()
+                if not isinstance(getattr(h, "hook", h), _NORM_HOOKS)
+            )
+            new.__dict__[registry] = type(registered)(kept)
     trainable = any(p.requires_grad for n, p in module.named_parameters() if "weight" in n)
     for name, value in values.items():
         new._parameters[name] = nn.Parameter(value.clone(), requires_grad=trainable)
@@ -167,7 +175,9 @@ def reclass(module: nn.Module, old: type, new: type) -> Any:
     """``module``'s state in a class that is ``new`` where its own is ``old``; a user's subclass in between stays."""
     kind = type(module)
     if kind is not old:
-        kind = type(kind.__name__, tuple(new if base is old else base for base in kind.__bases__), dict(vars(kind)))
+        kind = type(
+            kind.__name__, tuple(new if base is old else base for base in kind.__bases__), dict(vars(kind))
+        )
     else:
         kind = new
     return _shell(module, kind, exactly=True)

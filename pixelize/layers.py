@@ -125,7 +125,7 @@ def raw_weight(module: nn.ConvTranspose2d) -> Tensor:
     return weights[0]
 
 
-class iPixelDCL2d(_PixelDeconvolution2d):  # noqa: N801  (the paper's name)
+class iPixelDCL2d(_PixelDeconvolution2d):
     """Input pixel deconvolution (eq. 2): every phase sees the input and the phases made before it.
 
     ``F_i = conv([F_in, F_1 .. F_{i-1}], k_i)`` for each of the s_h * s_w phases, interleaved into the output; one bias per channel is

@@ -100,7 +100,9 @@ class Report:
             shape = ""
             if s.kernel_size and s.stride:
                 shape = f" {s.in_channels}>{s.out_channels} k{_times(s.kernel_size)} s{_times(s.stride)}"
-            to = {"found": "(can be converted)", "skipped": f"skipped: {s.reason}"}.get(s.status, s.layer or "")
+            to = {"found": "(can be converted)", "skipped": f"skipped: {s.reason}"}.get(
+                s.status, s.layer or ""
+            )
             if s.status == "converted" and s.note:
                 to += f" ({s.note})"
             table.add_row(

@@ -61,5 +61,8 @@ def relative_error(before: Any, after: Any) -> float:
         if x.numel():
             gap = (x.double() - y.double()).abs()
             same = (x == y) | (x.isnan() & y.isnan())
-            difference = max(difference, float(torch.where(same, torch.zeros_like(gap), gap).nan_to_num(float("inf")).max()))
+            difference = max(
+                difference,
+                float(torch.where(same, torch.zeros_like(gap), gap).nan_to_num(float("inf")).max()),
+            )
     return difference / largest if largest > 0 else difference

@@ -91,7 +91,6 @@ class Stage:
                     -1, -2
                 )
 
-
     def windows(self, kernel: Tensor, channels: int, groups: int) -> dict[Phase, list[Window]]:
         """The stage's kernel taken apart: for each target, (source, start, dense kernel (C, C, h, w)) of each window it reads."""
         found: dict[Phase, list[Window]] = {target: [] for target in self.targets}

@@ -98,7 +98,11 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
     sites = []
     for name, module in converted_modules(model).items():
         record: Record = module.__dict__["_pixelize_record"]
-        gates = {n: gate_of(m) for n, m in module.named_modules() if isinstance(m, iPixelDCL2d) and gate_of(m) != 1.0}
+        gates = {
+            n: gate_of(m)
+            for n, m in module.named_modules()
+            if isinstance(m, iPixelDCL2d) and gate_of(m) != 1.0
+        }
         site = record.site
         sites.append(
             {
@@ -140,9 +144,13 @@ def apply_plan(model: nn.Module, plan: dict[str, Any], where: str) -> list[Any]:
     for entry in plan["sites"]:
         try:
             name, layer = entry["name"], entry["layer"]
-            geometry = Geometry(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry["geometry"].items()})
+            geometry = Geometry(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in entry["geometry"].items()}
+            )
             site = Site(name, tuple(entry["names"]), entry["kind"], entry["type"], geometry, entry["options"])
-            design = Design(tuple(entry["design"]["kernel_size"]), entry["design"]["groups"], entry["design"]["schedule"])
+            design = Design(
+                tuple(entry["design"]["kernel_size"]), entry["design"]["groups"], entry["design"]["schedule"]
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise LoadError(f"{where}: {PLAN} is damaged ({type(error).__name__}: {error})") from error
         try:
@@ -155,7 +163,9 @@ def apply_plan(model: nn.Module, plan: dict[str, Any], where: str) -> list[Any]:
         if name in present:
             record: Record = module.__dict__["_pixelize_record"]
             if (record.layer, record.design, record.site.geometry) != (layer, design, geometry):
-                raise LoadError(f"{where}: {name} is converted already, into another layer; load into a freshly built model")
+                raise LoadError(
+                    f"{where}: {name} is converted already, into another layer; load into a freshly built model"
+                )
             new = module
         else:
             try:
@@ -198,7 +208,8 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
         told = [f"{len(missing)} missing, such as {missing[0]}"] if missing else []
         told += [f"{len(surplus)} not in this model, such as {surplus[0]}"] if surplus else []
         told += [
-            f"{k} is {tuple(tensors[k].shape)} there and {tuple(expected[k].shape)} here" for k in sorted(shaped)[:1]
+            f"{k} is {tuple(tensors[k].shape)} there and {tuple(expected[k].shape)} here"
+            for k in sorted(shaped)[:1]
         ]
         raise LoadError(f"{where}: its weights do not fit this {type(model).__name__}: {'; '.join(told)}")
     meta = any(t.device.type == "meta" for t in expected.values())
@@ -211,7 +222,9 @@ def _unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]
     seen: dict[tuple[Any, ...], str] = {}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
-            raise PixelizeError(f"{name}: a {type(value).__name__} in the state dict; only tensors can be saved")
+            raise PixelizeError(
+                f"{name}: a {type(value).__name__} in the state dict; only tensors can be saved"
+            )
         if value.device.type == "meta":
             raise PixelizeError(f"{name}: it is on the meta device and has no values to save")
         key = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
