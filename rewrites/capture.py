@@ -56,7 +56,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
         rungs.append(("symbolic", lambda: _symbolic(model)))
     for name, rung in rungs:
         try:
-            with _undisturbed(model):
+            with undisturbed(model):
                 return Capture(name, rung(), tuple(notes))
         except Exception as error:  # a stranger's forward may raise anything
             notes.append(f"{name} failed: {_first_line(error)}")
@@ -72,7 +72,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, quiet; afterwards modes and the generator's state are as before."""
     modes = [(module, module.training) for module in model.modules()]
     level = logging.root.manager.disable

@@ -184,6 +184,7 @@ class ResizeConv2d(nn.Module):
             rest = _take(module.weight.detach(), self.rest).clone()
             self.skip.weight = nn.Parameter(rest, requires_grad=module.weight.requires_grad)
         self.training = module.training
+        self._looked_at: dict[tuple[int, int, bool], bool] = {}
 
     @property
     def weight(self) -> Tensor:
@@ -197,35 +198,61 @@ class ResizeConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """What the convolution gave for ``input``, the small image's part of it made by the layer."""
-        resized = _pick(input, self.ranges)
-        small = resized[..., :: self.factor[0], :: self.factor[1]]
-        y = self.layer(small)
-        if isinstance(
-            input, fx.Proxy
-        ):  # symbolic tracing: sizes are unknown, so whole blocks are taken for granted
-            y = y
-        elif resized.shape[-2] % self.factor[0] or resized.shape[-1] % self.factor[1]:
-            y = self._cut(y, small, resized)
-        return y if self.skip is None else y + self.skip(_pick(input, self.rest))
+        resized = pick(input, self.ranges)
+        if self._is_resized(resized):
+            small = resized[..., :: self.factor[0], :: self.factor[1]]
+            y = self._cut(self.layer(small), small, resized)
+        else:
+            y = F.conv2d(resized, self._kernel(), self.bias, 1, self.padding, self.dilation, self.groups)
+        return y if self.skip is None else y + self.skip(pick(input, self.rest))
+
+    def _is_resized(self, x: Tensor) -> bool:
+        """Whether ``x`` repeats its pixels, looked at once for each size and mode; a graph that is being captured takes it for granted."""
+        if type(x) is not Tensor or x.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return True
+        case = (x.shape[-2], x.shape[-1], self.training)
+        if case not in self._looked_at:
+            self._looked_at[case] = is_block_image(x.detach(), self.factor)
+        return self._looked_at[case]
+
+    def _kernel(self) -> Tensor:
+        """The convolution that the layer's weight still is: exact as inherited, the nearest one after training."""
+        weight = self.layer.weight
+        if tuple(weight.shape[2:]) != tuple(self.layer.kernel_size):
+            raise ValueError(
+                f"a converted resize-convolution got a picture that was not resized by {self.factor}; its layer "
+                f"({type(self.layer).__name__}) cannot stand in for the convolution it replaced: leave this module out of the "
+                "conversion (exclude=...) or use layer='ipixeldcl'"
+            )
+        return split_taps(weight, self.kernel_size, self.dilation, self.groups, self.factor)
 
     def _cut(self, y: Tensor, small: Tensor, resized: Tensor) -> Tensor:
-        """The output for a picture whose last blocks are cut: the convolution sees zeros where the whole blocks go on."""
+        """The output for a picture whose last blocks are cut: the convolution saw zeros where whole blocks would go on."""
+        if isinstance(y, fx.Proxy):  # symbolic tracing: sizes are unknown, whole blocks are taken for granted
+            return y
         h, w = resized.shape[-2:]
+        if h % self.factor[0] == 0 and w % self.factor[1] == 0:
+            return y
         out = [(h, w)[i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel_size[i] - 1) for i in (0, 1)]
         y = y[..., : out[0], : out[1]]
-        weight = getattr(self.layer, "weight", None)
-        if weight is None or weight.shape[-1] != self.layer.kernel_size[1]:
-            return y  # the layer's weight is not a whole kernel: the border stays the layer's own
-        beyond = small.repeat_interleave(self.factor[0], -2).repeat_interleave(self.factor[1], -1)
-        mask = torch.ones_like(beyond[:1, :1])
-        mask[..., :h, :w] = 0
-        kernel = split_taps(weight, self.kernel_size, self.dilation, self.groups, self.factor)
-        excess = F.conv2d(beyond * mask, kernel, None, 1, self.padding, self.dilation, self.groups)
+        if tuple(self.layer.weight.shape[2:]) != tuple(self.layer.kernel_size):
+            return y  # PixelDCL: no weight tells what the convolution was, the border stays the layer's own
+        whole = small.repeat_interleave(self.factor[0], -2).repeat_interleave(self.factor[1], -1)
+        beyond = F.pad(torch.zeros_like(resized), (0, -w % self.factor[1], 0, -h % self.factor[0]), value=1.0)
+        excess = F.conv2d(whole * beyond, self._kernel(), None, 1, self.padding, self.dilation, self.groups)
         return y - excess[..., : out[0], : out[1]]
 
     def extra_repr(self) -> str:
         """The resize's factor and the channels it made."""
         return f"factor={self.factor}, resized channels={self.ranges}"
+
+
+def is_block_image(x: Tensor, factor: Sequence[int]) -> bool:
+    """Whether ``x`` (..., H, W) is constant over blocks of ``factor`` pixels counted from the top left corner."""
+    h, w = x.shape[-2:]
+    small = x[..., :: factor[0], :: factor[1]]
+    whole = small.repeat_interleave(factor[0], -2).repeat_interleave(factor[1], -1)
+    return bool(((whole[..., :h, :w] == x) | x.isnan()).all())
 
 
 def split_taps(
@@ -249,7 +276,8 @@ def split_taps(
     return grouped.reshape(groups * c_out, c_in // groups, kh, kw)
 
 
-def _pick(x: Tensor, ranges: Sequence[Range]) -> Tensor:
+def pick(x: Tensor, ranges: Sequence[Sequence[int]]) -> Tensor:
+    """The channels of ``x`` (N, C, H, W) that lie in ``ranges``."""
     if len(ranges) == 1:
         a, b = ranges[0]
         return x[:, a:b]

@@ -10,7 +10,11 @@ from pixelize.rewrites import pixel_shuffle, resize_conv
 from pixelize.rewrites.capture import capture
 from pixelize.rewrites.flow import Flow, analyse
 from pixelize.rewrites.modules import qualified_names, scan_conv_transpose
+from pixelize.rewrites.probe import factors_kept
 from pixelize.rewrites.site import Site, Skipped, Survey
+
+
+VARYING = "the resize has another factor at another input size"
 
 
 def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
@@ -22,14 +26,41 @@ def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
     seen = capture(model, example_inputs)
     if seen.graph is None:
         return Survey(tuple(sites), tuple(skipped), seen.name, seen.notes)
+    notes = list(seen.notes)
     flow = analyse(seen.graph, model)
     calls = _calls(flow, model)
     more, refused = _convolutions(flow, model, calls)
-    sites += more
+    kept = _unchanging(model, flow, calls, more, example_inputs, notes)
+    sites += kept
     skipped += refused
+    skipped += [Skipped(s.name, s.kind, s.type, VARYING) for s in more if s not in kept]
     order = {path: i for i, path in enumerate(calls)}
     sites.sort(key=lambda site: min((order[n] for n in site.names if n in order), default=len(order)))
-    return Survey(tuple(sites), tuple(skipped), seen.name, seen.notes)
+    return Survey(tuple(sites), tuple(skipped), seen.name, tuple(notes))
+
+
+def _unchanging(
+    model: nn.Module,
+    flow: Flow,
+    calls: dict[str, list[fx.Node]],
+    sites: list[Site],
+    example_inputs: Any,
+    notes: list[str],
+) -> list[Site]:
+    """The sites whose resize has the same factor at another input size; a scale given as a number needs no look."""
+    doubtful = []
+    for site in sites:
+        inputs = [flow.ops[node].args["input"] for node in calls[site.name]]
+        sources = {s for x in inputs if x in flow.blocks for s in flow.blocks[x].sources}
+        if site.kind == "resize_conv" and any(flow.ops[s].args["scale"] is None for s in sources):
+            doubtful.append(site)
+    if not doubtful or example_inputs is None:
+        return sites
+    kept = factors_kept(model, doubtful, example_inputs)
+    if kept is None:
+        notes.append("no other input size runs: resizes to a given size were seen at one size only")
+        return sites
+    return [s for s in sites if kept.get(s.name, True)]
 
 
 def _calls(flow: Flow, model: nn.Module) -> dict[str, list[fx.Node]]:
