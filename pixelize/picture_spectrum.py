@@ -17,9 +17,10 @@ _FLOOR = 1e-12  # of the mean square, so that no figure is minus infinity
 class PictureSpectrum:
     """A mean power spectrum; all tensors float64 on the CPU, frequencies in cycles per pixel.
 
-    ``power`` ``(H, W)``: dB, frequency (0, 0) in the middle; ``vertical`` ``(H,)`` and ``horizontal`` ``(W,)``
-    its axes, in [-0.5, 0.5). ``radial_power`` ``(R,)``: dB of the mean power over rings of equal distance from
-    the middle, at ``radius`` ``(R,)``. 0 dB is white noise of variance 1 in the pictures' own units.
+    ``power`` ``(H, W)``: dB, frequency (0, 0) in the middle; ``vertical`` ``(H,)`` and ``horizontal``
+    ``(W,)`` its axes, in [-0.5, 0.5). ``radial_power`` ``(R,)``: dB of the mean power over rings of equal
+    distance from the middle, at ``radius`` ``(R,)``. 0 dB is white noise of variance 1 in the pictures'
+    units.
     """
 
     power: Tensor
@@ -30,7 +31,7 @@ class PictureSpectrum:
 
 
 def power_spectrum(images: Images) -> PictureSpectrum:
-    """The Hann-windowed power spectrum, mean removed, averaged over pictures and channels before the logarithm.
+    """The Hann-windowed power spectrum, mean removed, averaged over pictures and channels before the dB.
 
     Args:
         images: as for :func:`pixelize.checkerboard`; all of one size, 4x4 at least.
