@@ -1,0 +1,54 @@
+"""Example inputs that suit a model's device and type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def place_of(model: nn.Module) -> dict[str, Any]:
+    """The device and floating-point type of a model's weights, as keyword arguments of ``torch.empty``."""
+    for t in [*model.parameters(), *model.buffers()]:
+        if t.is_floating_point():
+            return {"device": t.device, "dtype": t.dtype}
+    return {"device": torch.device("cpu"), "dtype": torch.get_default_dtype()}
+
+
+def noise(model: nn.Module, *shape: int) -> Tensor:
+    """A tensor of that shape that looks like data: smooth to no degree, of unit variance, the same at each call."""
+    place = place_of(model)
+    if place["device"].type == "meta":
+        return torch.empty(shape, **place)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(**place)
+
+
+def runs(model: nn.Module, inputs: Any) -> bool:
+    """Whether the model takes these inputs; it is run in evaluation mode and left as it was."""
+    from pixelize.adapters.adapter import call
+
+    modes = [(m, m.training) for m in model.modules()]
+    devices = list({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        for m, _ in modes:
+            m.training = False
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            call(model, inputs)
+        return True
+    except Exception:  # a stranger's forward may raise anything
+        return False
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+def first_that_runs(model: nn.Module, candidates: list[Any]) -> Any:
+    """The first of ``candidates`` that the model takes. Raises ValueError if it takes none."""
+    for inputs in candidates:
+        if runs(model, inputs):
+            return inputs
+    raise ValueError(
+        f"no example inputs are known for this {type(model).__name__}: pass example_inputs, what its forward takes"
+    )
