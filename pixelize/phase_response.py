@@ -104,7 +104,7 @@ def phase_responses(
 
 
 def _layer_gains(layer: nn.ConvTranspose2d, geometry: Geometry) -> dict[Phase, Tensor]:
-    if isinstance(layer.weight, nn.UninitializedParameter):
+    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in layer.parameters()):
         raise ArgumentError("the layer is lazy and has no weights yet; call the model once.")
     layer = baked(layer)
     if isinstance(layer, PixelDCL2d):
@@ -169,7 +169,7 @@ def _response(
     if mean_input is not None:
         if mean_input.shape != table.shape[-1:]:
             raise ArgumentError(
-                f"mean_input has shape {tuple(mean_input.shape)}; the layer has {table.shape[-1]} input channels."
+                f"mean_input has shape {tuple(mean_input.shape)}; the layer has {table.shape[-1]} channels."
             )
         answer = table @ _float64(mean_input)[:, None]
     spectrum = torch.fft.fft2(answer, dim=(0, 1), norm="forward").abs().square().sum((2, 3))  # (s_h, s_w)
