@@ -7,6 +7,10 @@ of image files, decoded once into memory. Nothing here asks for a checkerboard a
 transposed convolutions make it by themselves, and each log line says how strong it is, in dB. The last
 weights are kept as they are, as DCGANs commonly do: a running mean of them would hide much of the pattern.
 
+The pattern wanders while a GAN trains: looked at every 250 steps up to 3,000, the strongest of its three
+frequencies was between about 12 and 24 dB, now this one, now that. The shipped file is step 2,750 (19 minutes
+on one busy core), picked among the last few because all three show, (1/2,1/2) most.
+
 Everything under ``--work`` is safetensors and PNG. Run the same command again to go on after an interruption.
 """
 
@@ -94,7 +98,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("faces64.zip"), help="zip of 64x64 pictures")
     parser.add_argument("--out", type=Path, default=Path("face_generator.safetensors"))
     parser.add_argument("--work", type=Path, default=Path("runs/faces"), help="for checkpoint and samples")
-    parser.add_argument("--steps", type=int, default=4_000)
+    parser.add_argument("--steps", type=int, default=2_750)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-4, help="of Adam, for both networks")
     parser.add_argument("--log-every", type=int, default=250, help="steps between samples and checkpoints")
