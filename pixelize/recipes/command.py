@@ -1,0 +1,73 @@
+"""``pixelize finetune RECIPE``: each recipe's settings as command-line options over a YAML file."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Annotated, Any
+
+import typer
+
+from pixelize.errors import ArgumentError, PixelizeError
+from pixelize.recipes.recipe_settings import GanSettings, RepairSettings, SegmentationSettings, VaeSettings
+from pixelize.recipes.settings import Settings, names_of, read_yaml
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Train and fine-tune models with pixel deconvolutions, each arm beside its control. Every recipe runs without any data given; "
+    "the same command goes on after an interruption.",
+)
+
+RECIPES: dict[str, type[Settings]] = {
+    "segmentation": SegmentationSettings,
+    "vae": VaeSettings,
+    "gan": GanSettings,
+    "repair": RepairSettings,
+}
+
+
+def command_of(recipe: str, kind: type[Settings]) -> Callable[..., None]:
+    """A function with one option for each field of ``kind``, which runs ``pixelize.recipes.<recipe>``."""
+
+    def configure(context: typer.Context, path: str) -> str:
+        if path:
+            try:
+                context.default_map = {**(context.default_map or {}), **read_yaml(path, names_of(kind))}
+            except ArgumentError as error:
+                raise typer.BadParameter(str(error)) from error
+        return path
+
+    def command(**given: Any) -> None:
+        given.pop("config")
+        try:
+            module = importlib.import_module(f"pixelize.recipes.{recipe}")
+        except ImportError as error:
+            typer.echo(f"error: {error}; pip install torch-pixelize[recipes]", err=True)
+            raise typer.Exit(1) from None
+        try:
+            module.run(kind(**given))
+        except PixelizeError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+    told = typer.Option(
+        help="YAML file of settings; options given beside it win.", is_eager=True, callback=configure
+    )
+    options: dict[str, tuple[Any, Any]] = {"config": ("", Annotated[str, told])}
+    for f in fields(kind):
+        options[f.name] = (f.default, Annotated[type(f.default), typer.Option(help=f.metadata["help"])])
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (default, annotation) in options.items()
+        ]
+    )
+    command.__annotations__ = {name: annotation for name, (_, annotation) in options.items()}
+    command.__doc__ = kind.__doc__
+    return command
+
+
+for _recipe, _kind in RECIPES.items():
+    app.command(_recipe)(command_of(_recipe, _kind))

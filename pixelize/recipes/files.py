@@ -1,0 +1,77 @@
+"""A folder or a zip archive, seen the same way: names of files, and the bytes or the picture behind each."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pixelize.errors import ArgumentError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+class Files:
+    """The files under a folder or in a zip; ``names`` are relative with ``/``, sorted, hidden ones left out.
+
+    Raises ArgumentError if there is no such folder or zip.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).expanduser()
+        self._archive: tuple[int, zipfile.ZipFile] | None = None
+        if self.root.is_dir():
+            found = [p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file()]
+        elif self.root.is_file():
+            try:
+                found = [i.filename for i in self._zip().infolist() if not i.is_dir()]
+            except zipfile.BadZipFile as error:
+                raise ArgumentError(
+                    f"{self.root}: neither a folder nor a zip archive ({error}); give --data one of them"
+                ) from error
+        else:
+            raise ArgumentError(f"{self.root}: no such folder or zip archive")
+        self.names = sorted(
+            n for n in found if not any(part.startswith((".", "__MACOSX")) for part in n.split("/"))
+        )
+
+    def _zip(self) -> zipfile.ZipFile:
+        if self._archive is None or self._archive[0] != os.getpid():  # a worker process opens its own
+            self._archive = (os.getpid(), zipfile.ZipFile(self.root))
+        return self._archive[1]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_archive": None}
+
+    def pictures(self) -> list[str]:
+        """The names that look like pictures."""
+        return [n for n in self.names if n.lower().endswith(PICTURES)]
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file."""
+        return (self.root / name).read_bytes() if self.root.is_dir() else self._zip().read(name)
+
+    def open(self, name: str) -> Image.Image:
+        """The picture, its header read. Raises ArgumentError, naming it, if it is none."""
+        try:
+            return Image.open(io.BytesIO(self.read(name)))
+        except (OSError, ValueError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+            raise ArgumentError(f"{self.root}/{name}: not a readable picture ({error})") from error
+
+    def decode(self, name: str, mode: str | None = None) -> Image.Image:
+        """The picture, decoded, in PIL's ``mode`` where one is given. Raises ArgumentError, naming it, if it cannot be."""
+        picture = self.open(name)
+        try:
+            picture.load()
+            return picture if mode is None else picture.convert(mode)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ArgumentError(f"{self.root}/{name}: not a readable picture ({error})") from error
+
+
+def as_array(picture: Image.Image) -> np.ndarray:
+    """A picture as uint8 or int ``(H, W)`` or ``(H, W, C)``, a copy."""
+    return np.array(picture)

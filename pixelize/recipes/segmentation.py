@@ -1,0 +1,151 @@
+"""Recipe: semantic segmentation. The paper's U-Net from scratch with different up-samplers, or a trained model, converted or not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from pixelize.errors import ArgumentError
+from pixelize.recipes.annealing import ANNEALED, gate_schedule
+from pixelize.recipes.arms import CONVERTED_ARMS, SCRATCH_ARMS, convert_arm, share_weights, split_arms
+from pixelize.recipes.compare import compare
+from pixelize.recipes.loop import Trial, bars, fit
+from pixelize.recipes.models import build_model, load_weights
+from pixelize.recipes.processes import adam, descend, prepare, share, start
+from pixelize.recipes.recipe_settings import SegmentationSettings
+from pixelize.recipes.run_state import Metrics
+from pixelize.recipes.segmentation_data import IGNORE, Pairs, SegmentationData, load_segmentation
+from pixelize.recipes.unet import UNet
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def run(s: SegmentationSettings) -> dict[str, Any]:
+    """Trains every arm with every seed and reports. Returns what ``results.json`` holds.
+
+    Raises ArgumentError for settings or data that mean nothing, before training.
+    """
+    accelerator = start(s)
+    scratch = s.model == "unet" and not s.weights and not s.base_steps
+    arms = split_arms(s.arms, (*(SCRATCH_ARMS if scratch else CONVERTED_ARMS), ANNEALED))
+    data = load_segmentation(s.data, s.size, classes=s.classes, limit=s.limit, download=s.download)
+    data.check()
+    example = torch.stack([data.train[i][0] for i in range(2)])
+    bases: dict[int, nn.Module] = {}
+
+    def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
+        if scratch:
+            model: nn.Module = UNet(len(data.classes), "ipixeldcl" if arm == ANNEALED else arm, s.width)
+            share_weights(model, UNet(len(data.classes), "dcl-k4", s.width))
+        else:
+            if seed not in bases:
+                bases[seed] = trained_base(s, data, seed, accelerator)
+            data_again = [data.train[i][0][None] for i in range(min(64, len(data.train)))]
+            layer = "ipixeldcl" if arm == ANNEALED else arm
+            model = convert_arm(layer, copy.deepcopy(bases[seed]).eval(), example, data_again)
+        return model, make_trial(model, s, data, accelerator, scratch, arm == ANNEALED)
+
+    return compare(s, accelerator, f"segmentation: {s.model} on {s.data}", arms, make)
+
+
+def trained_base(
+    s: SegmentationSettings, data: SegmentationData, seed: int, accelerator: Accelerator
+) -> nn.Module:
+    """The model from which the arms start: with ``--weights``, or trained for ``--base-steps``, or as it was built. On the CPU."""
+    classes = len(data.classes)
+    model = UNet(classes, "dcl-k4", s.width) if s.model == "unet" else build_model(s.model, classes=classes)
+    if s.weights:
+        load_weights(model, s.weights)
+    if s.base_steps:
+        settings = replace(s, steps=s.base_steps)
+        trial = make_trial(model, settings, data, accelerator, scratch=True, anneal=False)
+        with bars(accelerator) as shown:
+            fit(trial, settings, seed, Path(s.out) / f"base-seed{seed}", accelerator, shown)
+        accelerator.free_memory()
+    return model.cpu()
+
+
+def make_trial(
+    model: nn.Module,
+    s: SegmentationSettings,
+    data: SegmentationData,
+    accelerator: Accelerator,
+    scratch: bool,
+    anneal: bool,
+) -> Trial:
+    """The trial of one model: cross-entropy (or another loss), mean IoU and pixel accuracy without void pixels."""
+    loss_of = make_loss(s.loss, accelerator)
+    network = prepare(accelerator, s, model)
+    optimizer = adam(accelerator, s, model, scratch=scratch)
+
+    def update(batch: tuple[Tensor, Tensor], number: int) -> dict[str, Tensor]:
+        pictures, masks = batch
+        loss = loss_of(network(pictures), masks)
+        descend(accelerator, s, loss, network, optimizer)
+        return {"loss": loss}
+
+    return Trial(
+        {"model": network}, {"adam": optimizer}, data.train, update,
+        lambda m: measure(m, data.val, s.eval_batch, accelerator, "val "), lambda m: measure(m, data.test, s.eval_batch, accelerator),
+        "val mIoU", gate_schedule(s.steps) if anneal else None,
+    )  # fmt: skip
+
+
+def make_loss(name: str, accelerator: Accelerator) -> Loss:
+    """The loss of logits ``(N, classes, H, W)`` and masks ``(N, H, W)``, void pixels left out.
+
+    ``ce`` is the mean over all pixels of all processes, so that their number does not matter; smp's losses are means of the processes' own.
+
+    Raises ArgumentError for an unknown name or a missing smp.
+    """
+
+    def cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
+        total = F.cross_entropy(logits.float(), masks, ignore_index=IGNORE, reduction="sum")
+        pixels = accelerator.reduce((masks != IGNORE).sum(), "sum")
+        return total * accelerator.num_processes / pixels.clamp(min=1)
+
+    if name == "ce":
+        return cross_entropy
+    try:
+        from segmentation_models_pytorch import losses
+    except ImportError as error:
+        raise ArgumentError(f"--loss {name}: {error}; pip install torch-pixelize[smp]") from error
+    others = {"dice": losses.DiceLoss, "focal": losses.FocalLoss, "lovasz": losses.LovaszLoss}
+    parts = name.split("+")
+    wrong = [p for p in parts if p != "ce" and p not in others]
+    if wrong:
+        raise ArgumentError(
+            f"--loss {name}: no loss {wrong[0]!r}; there are ce, {', '.join(others)}, and sums of them"
+        )
+    terms = [cross_entropy if p == "ce" else others[p]("multiclass", ignore_index=IGNORE) for p in parts]
+    return lambda logits, masks: torch.stack([term(logits, masks) for term in terms]).sum()
+
+
+def measure(
+    model: nn.Module, pairs: Pairs, batch: int, accelerator: Accelerator, prefix: str = ""
+) -> Metrics:
+    """Mean IoU over the classes that occur and pixel accuracy, without void pixels, over all processes' shares together."""
+    options: dict[str, Any] = {"num_classes": len(pairs.classes), "ignore_index": IGNORE}
+    metrics = MetricCollection(
+        {
+            "mIoU": MulticlassJaccardIndex(**options),
+            "accuracy": MulticlassAccuracy(average="micro", **options),
+        }
+    ).to(accelerator.device)
+    own = share(accelerator, len(pairs))
+    for i in range(0, len(own), batch):
+        pictures, masks = zip(*(pairs[j] for j in own[i : i + batch]), strict=True)
+        with accelerator.autocast():
+            logits = model(torch.stack(pictures).to(accelerator.device))
+        metrics.update(logits.float().argmax(1), torch.stack(masks).to(accelerator.device))
+    return {prefix + name: float(value) for name, value in metrics.compute().items()}

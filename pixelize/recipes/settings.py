@@ -1,0 +1,126 @@
+"""What every recipe can be told. A recipe's own settings extend this dataclass; the command line is made from its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from pixelize.errors import ArgumentError
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with its help text."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that all recipes share."""
+
+    out: str = option("runs", "Folder for checkpoints, curves, tables and models.")
+    data: str = option("", "Where the data is.")
+    size: int = option(64, "Side of the pictures in pixels.")
+    limit: int = option(0, "Use only so many samples of each set (0: all).")
+    download: bool = option(False, "Let torchvision fetch its data set.")
+    arms: str = option("", "What to train side by side, separated by commas.")
+    seeds: str = option("0", "One run of every arm for each of these numbers.")
+    steps: int = option(1000, "Optimizer steps.")
+    batch: int = option(16, "Samples in a step, over all processes and accumulated micro-batches together.")
+    lr: float = option(1e-3, "Learning rate of Adam at its highest.")
+    dependency_lr: float = option(
+        0.0, "Rate of converted layers' new weights (0: lr/20; lr when from scratch)."
+    )
+    weight_decay: float = option(0.0, "Of AdamW.")
+    warmup: int = option(50, "Steps over which the rate rises; after them it falls by a cosine to 0.")
+    clip: float = option(0.0, "Largest gradient norm (0: no limit).")
+    freeze: str = option("", "Patterns of parameter names that are not trained, separated by commas.")
+    ema: float = option(
+        0.0, "Decay of the running mean of the weights, which is then what is evaluated (0: none)."
+    )
+    eval_every: int = option(200, "Steps between evaluations.")
+    patience: int = option(0, "Stop after so many evaluations without improvement (0: never).")
+    save_every: int = option(100, "Steps between checkpoints.")
+    accumulate: int = option(1, "Micro-batches to a step.")
+    precision: str = option("no", "no, fp16 or bf16: mixed precision.")
+    compile: bool = option(False, "torch.compile the model.")
+    channels_last: bool = option(False, "Keep activations as NHWC.")
+    cpu: bool = option(False, "Stay on the CPU.")
+    threads: int = option(0, "CPU threads (0: torch's choice).")
+    workers: int = option(0, "Processes that load data.")
+    fresh: bool = option(False, "Begin anew, whatever is in the folder.")
+
+    def check(self) -> None:
+        """Raises ArgumentError for a setting that means nothing."""
+        for name in ("size", "steps", "batch", "eval_every", "save_every", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1"
+                )
+        for name in (
+            "lr",
+            "dependency_lr",
+            "weight_decay",
+            "warmup",
+            "clip",
+            "patience",
+            "threads",
+            "workers",
+            "limit",
+        ):
+            if getattr(self, name) < 0:
+                raise ArgumentError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}; it must not be negative"
+                )
+        if not 0 <= self.ema < 1:
+            raise ArgumentError(f"--ema is {self.ema}; it must lie in [0, 1)")
+        if self.precision not in ("no", "fp16", "bf16"):
+            raise ArgumentError(f"--precision is {self.precision!r}; it is one of no, fp16, bf16")
+        self.seed_list()
+
+    def seed_list(self) -> list[int]:
+        """The seeds as numbers. Raises ArgumentError if they are none."""
+        try:
+            seeds = [int(s) for s in str(self.seeds).split(",") if s.strip()]
+        except ValueError:
+            seeds = []
+        if not seeds or min(seeds) < 0:
+            raise ArgumentError(f"--seeds {self.seeds}: whole numbers from 0 on, separated by commas")
+        return seeds
+
+    def frozen(self) -> list[str]:
+        """The patterns of ``freeze``."""
+        return [p.strip() for p in self.freeze.split(",") if p.strip()]
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide a run's result: a checkpoint goes on only under the same."""
+        idle = {"out", "arms", "seeds", "save_every", "threads", "workers", "fresh", "cpu", "download"}
+        return {name: value for name, value in asdict(self).items() if name not in idle}
+
+
+def read_yaml(path: str, known: Iterable[str]) -> dict[str, Any]:
+    """The settings of a YAML file, with ``-`` or ``_`` in their names.
+
+    Raises ArgumentError if there is no such file, it is no YAML mapping, or holds a name that is not ``known``.
+    """
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = yaml.safe_load(file) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"--config {path}: {error}") from error
+    if not isinstance(found, dict):
+        raise ArgumentError(
+            f"--config {path}: it must hold lines `name: value`, not a {type(found).__name__}"
+        )
+    given = {str(name).replace("-", "_"): value for name, value in found.items()}
+    wrong = sorted(given.keys() - set(known))
+    if wrong:
+        raise ArgumentError(f"--config {path}: no setting {wrong[0]!r}; there are {', '.join(sorted(known))}")
+    return {n: ",".join(map(str, v)) if isinstance(v, list) else v for n, v in given.items()}
+
+
+def names_of(kind: type) -> list[str]:
+    """The names of a settings class's fields."""
+    return [f.name for f in fields(kind)]
