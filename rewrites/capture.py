@@ -7,16 +7,16 @@ ran the operator and ``meta["val"]`` a tensor of the value's shape (a meta or fa
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-
 from pixelize.rewrites.record import record
+from torch import Tensor, fx, nn
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     try:
         for module, _ in modes:
             module.training = False
-        with torch.no_grad(), torch.random.fork_rng(devices), warnings.catch_warnings():
+        with ExitStack() as stack:
+            silence = stack.enter_context(open(os.devnull, "w"))
+            # torch.export prints the graph at which it gave up
+            stack.enter_context(redirect_stdout(silence))
+            stack.enter_context(redirect_stderr(silence))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.random.fork_rng(devices))
+            stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             yield
     finally:

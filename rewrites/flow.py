@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from math import gcd
 from typing import Any
 
-from torch import fx, nn
-
 from pixelize.rewrites.vocabulary import Op, describe, shape_of
+from torch import fx, nn
 
 Factor = tuple[int, int]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from pixelize.rewrites import pixel_shuffle, resize_conv
 from pixelize.rewrites.site import Site, TransposedConv
+from torch import nn
 
 
 def canonical(site: Site, module: nn.Module) -> TransposedConv:

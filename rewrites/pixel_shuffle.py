@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
-
 from pixelize.rewrites.flow import Flow, uses
 from pixelize.rewrites.resize_conv import conv_refusal, symmetric_padding
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
+from torch import Tensor, fx, nn
 
 
 def match(

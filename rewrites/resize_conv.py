@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
-
 from pixelize.rewrites.flow import Factor, Flow
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
+from torch import Tensor, fx, nn
 
 Range = tuple[int, int]
 
@@ -29,8 +28,8 @@ def conv_refusal(module: nn.Conv2d) -> str | None:
         return f"{type(module).__name__} has a forward of its own, not nn.Conv2d's"
     if (
         hasattr(module, "parametrizations")
-        or module._forward_pre_hooks
-        and "weight" not in module._parameters
+        or (module._forward_pre_hooks
+        and "weight" not in module._parameters)
     ):
         return "its weight is computed (spectral_norm, weight_norm): remove the parametrization first"
     if tuple(module.stride) != (1, 1):

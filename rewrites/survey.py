@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import fx, nn
-
 from pixelize.rewrites import pixel_shuffle, resize_conv
 from pixelize.rewrites.capture import capture
 from pixelize.rewrites.flow import Flow, analyse
 from pixelize.rewrites.modules import qualified_names, scan_conv_transpose
 from pixelize.rewrites.probe import factors_kept
 from pixelize.rewrites.site import Site, Skipped, Survey
-
+from torch import fx, nn
 
 VARYING = "the resize has another factor at another input size"
 
