@@ -1,0 +1,233 @@
+"""Figures for people: before, after and difference; spectra with the checkerboard's frequencies marked; training curves.
+
+Figures are matplotlib ``Figure`` objects with a canvas of their own: nothing global, no display, safe in threads.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FixedLocator, FuncFormatter
+from torch import Tensor
+
+from pixelize.atomic import write_bytes
+from pixelize.checkerboard import frequencies, frequency_name
+from pixelize.picture_spectrum import PictureSpectrum, power_spectrum
+from pixelize.tiles import Tiles, check_columns, difference_caption, tiles
+
+# line colours that read on white and on near-black, also for colour-blind eyes
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a8a00", "#56b4e9")
+LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+INK = {False: "#1b1b1f", True: "#e6e6ea"}
+PAPER = {False: "#ffffff", True: "#17181c"}
+
+
+def comparison_figure(
+    columns: Mapping[str, Tensor],
+    reference: str,
+    path: str | os.PathLike[str],
+    period: int = 2,
+    *,
+    rows: int = 3,
+    title: str | None = None,
+) -> Path:
+    """Draws pictures before and after: each variant with a zoom, the amplified difference, and its spectrum below.
+
+    Args:
+        columns: the same pictures by variant, ``(N, C, H, W)`` each, e.g. ``{"before": x, "after": y}``. The spectra are means over all N.
+        reference: the variant that the others are compared with.
+        path: the PNG file to write; written whole or not at all.
+        period: of the checkerboard that is marked in the spectra.
+        rows: how many of the pictures are shown.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ArgumentError: no such reference, shapes that differ or are no pictures, NaN or inf.
+    """
+    found = tiles(columns, reference, period=period, rows=rows)
+    shown = len(found.boxes)
+    across = 2 * len(columns) + len(found.differences)
+    aspect = found.pictures[reference].shape[1] / found.pictures[reference].shape[2]
+    picture_height = shown * 1.75 * min(max(aspect, 1.0), 2.0) + 0.4
+    width = max(1.75 * across, 8.0)
+    figure = _figure(width, picture_height + 3.6)
+    if title:
+        figure.suptitle(title, color=INK[False])
+    top, bottom = figure.subfigures(2, 1, height_ratios=(picture_height, 3.4))
+    _draw_tiles(top, found)
+    _draw_spectra(
+        bottom, {name: power_spectrum(batch.float()) for name, batch in columns.items()}, period, False
+    )
+    return save_png(figure, path)
+
+
+def spectra_figure(columns: Mapping[str, Tensor], period: int = 2, *, dark: bool = False) -> Figure:
+    """The full spectrum of each variant and all radial ones in one plot, the checkerboard's frequencies marked.
+
+    Raises ArgumentError as :func:`comparison_figure`.
+    """
+    check_columns(columns, next(iter(columns), ""))
+    figure = _figure(2.7 * len(columns) + 3.6, 3.4, dark)
+    _draw_spectra(
+        figure, {name: power_spectrum(batch.float()) for name, batch in columns.items()}, period, dark
+    )
+    return figure
+
+
+def curves_figure(curves: Mapping[str, Sequence[tuple[float, float]]], *, dark: bool = False) -> Figure:
+    """Training curves, one plot each: points (step, value) by name."""
+    across = min(len(curves), 3)
+    down = -(-len(curves) // across)
+    figure = _figure(3.2 * across, 2.5 * down, dark)
+    for i, (name, points) in enumerate(curves.items()):
+        axes = figure.add_subplot(down, across, i + 1)
+        steps, values = zip(*points, strict=True)
+        axes.plot(
+            steps, values, color=COLOURS[i % len(COLOURS)], marker="o" if len(steps) < 12 else None, ms=3
+        )
+        axes.set_title(name, color=INK[dark])
+        _ink(axes, dark)
+    return figure
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as a PNG file's contents."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", facecolor=figure.get_facecolor())
+    return stream.getvalue()
+
+
+def save_png(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Writes the figure whole or not at all; returns ``path``."""
+    return write_bytes(path, png_bytes(figure))
+
+
+def spectrum_image(spectrum: PictureSpectrum) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """The spectrum in dB with frequency zero in the middle and both ends of each axis, and its extent (left, right, bottom, top).
+
+    For even sizes -1/2 and +1/2 are the same frequency: it is drawn at both ends, so that the picture is symmetric.
+    """
+    power = spectrum.power
+    for axis in (0, 1):
+        if power.shape[axis] % 2 == 0:
+            power = torch.cat([power, power.narrow(axis, 0, 1)], axis)
+    half = [(n // 2 + 0.5) / m for n, m in zip(power.shape, spectrum.power.shape, strict=True)]
+    return power.numpy(), (-half[1], half[1], half[0], -half[0])
+
+
+def marked(period: int) -> list[tuple[float, float]]:
+    """The places (vertical, horizontal) in [-1/2, 1/2] of the checkerboard's frequencies: each with its mirror images."""
+    places = set()
+    for f in frequencies(period):
+        for v in _ends(f[0]):
+            for h in _ends(f[1]):
+                places.add((v, h))
+                places.add((-v, -h))
+    return sorted(places)
+
+
+def _ends(f: float) -> tuple[float, ...]:
+    centred = (f + 0.5) % 1 - 0.5
+    return (-0.5, 0.5) if centred == -0.5 else (centred,)
+
+
+def _figure(width: float, height: float, dark: bool = False) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor=PAPER[dark])
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_tiles(figure: SubFigure, found: Tiles) -> None:
+    across = 2 * len(found.pictures) + len(found.differences)
+    grid = figure.subplots(len(found.boxes), across, squeeze=False)
+    for i, (top, left, size) in enumerate(found.boxes):
+        at = iter(grid[i])
+        for name, pictures in found.pictures.items():
+            axes = next(at)
+            _show(axes, pictures[i], name if i == 0 else None)
+            axes.add_patch(_box(left, top, size))
+            _show(next(at), found.zooms[name][i], f"{name}, zoom" if i == 0 else None)
+            if name in found.differences:
+                caption = difference_caption(found, name) if i == 0 else None
+                _show(next(at), found.differences[name][i], caption)
+
+
+def _box(left: int, top: int, size: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((left - 0.5, top - 0.5), size, size, fill=False, edgecolor="#ffb000", linewidth=1)
+
+
+def _show(axes: Any, picture: np.ndarray, caption: str | None) -> None:
+    axes.imshow(picture, interpolation="nearest")
+    axes.set_axis_off()
+    if caption:
+        axes.set_title(caption, fontsize=8, color=INK[False])
+
+
+def _draw_spectra(
+    figure: Figure | SubFigure, spectra: Mapping[str, PictureSpectrum], period: int, dark: bool
+) -> None:
+    axes = figure.subplots(1, len(spectra) + 1, width_ratios=[1.0] * len(spectra) + [1.35], squeeze=False)[0]
+    everything = np.concatenate([s.power.numpy().ravel() for s in spectra.values()])
+    low, high = np.percentile(everything, (1, 99.7))
+    image = None
+    for i, (plot, (name, spectrum)) in enumerate(zip(axes, spectra.items(), strict=False)):
+        power, extent = spectrum_image(spectrum)
+        image = plot.imshow(
+            power, extent=extent, cmap="magma", vmin=low, vmax=high, interpolation="nearest", aspect="equal"
+        )
+        vertical, horizontal = zip(*marked(period), strict=True)
+        plot.scatter(
+            horizontal, vertical, s=90, facecolors="none", edgecolors="#4dd8ff", linewidths=1.4, clip_on=False, zorder=3
+        )  # fmt: skip
+        plot.set_title(name, fontsize=9, color=INK[dark])
+        for axis in (plot.xaxis, plot.yaxis):
+            axis.set_major_locator(FixedLocator([-0.5, 0, 0.5]))
+            axis.set_major_formatter(FuncFormatter(lambda v, _: {-0.5: "-1/2", 0.0: "0", 0.5: "1/2"}[v]))
+        if i:
+            plot.tick_params(labelleft=False)
+        _ink(plot, dark)
+    bar = figure.colorbar(image, ax=axes[:-1], shrink=0.7, pad=0.02)
+    bar.ax.tick_params(labelsize=7, colors=INK[dark])
+    bar.set_label("dB", fontsize=8, color=INK[dark])
+    radial = axes[-1]
+    for i, (name, spectrum) in enumerate(spectra.items()):
+        radial.plot(
+            spectrum.radius, spectrum.radial_power, color=COLOURS[i % len(COLOURS)], linestyle=LINES[i % len(LINES)], label=name
+        )  # fmt: skip
+    for radius in sorted({round(float(np.hypot(*place)), 6) for place in marked(period)}):
+        names = [frequency_name(f) for f in frequencies(period) if _radius(f) == radius]
+        radial.axvline(radius, color=INK[dark], linewidth=0.7, linestyle=(0, (2, 3)))
+        radial.annotate(
+            "\n".join(names), (radius, 1), xycoords=("data", "axes fraction"), xytext=(-2, -2),
+            textcoords="offset points", fontsize=6, color=INK[dark], va="top", ha="right",
+        )  # fmt: skip
+    radial.set_xlabel("distance from frequency 0 (cycles per pixel)", fontsize=8, color=INK[dark])
+    radial.set_ylabel("mean power, dB", fontsize=8, color=INK[dark])
+    legend = radial.legend(fontsize=7, frameon=False, loc="lower left")
+    for text in legend.get_texts():
+        text.set_color(INK[dark])
+    _ink(radial, dark)
+
+
+def _radius(f: tuple[float, float]) -> float:
+    return round(float(np.hypot(*(abs((v + 0.5) % 1 - 0.5) for v in f))), 6)
+
+
+def _ink(axes: Any, dark: bool) -> None:
+    axes.set_facecolor(PAPER[dark])
+    axes.tick_params(colors=INK[dark], labelsize=7)
+    for spine in axes.spines.values():
+        spine.set_color(INK[dark])
+        spine.set_linewidth(0.6)
