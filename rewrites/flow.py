@@ -23,11 +23,13 @@ Factor = tuple[int, int]
 class Blocks:
     """The block sizes (vertical, horizontal) of a tensor's channels, (1, 1) for none, and the resizes they come from.
 
-    A single entry stands for any number of channels, all alike.
+    A single entry stands for any number of channels, all alike. ``margin`` is what padding has put around the blocks since: its mode
+    (``"zeros"``, ``"replicate"`` or ``"reflect"``) and width above and below, left and right.
     """
 
     factors: tuple[Factor, ...]
     sources: frozenset[fx.Node]
+    margin: tuple[str, int, int] | None = None
 
     def over(self, channels: int) -> tuple[Factor, ...]:
         """The factors of each of ``channels`` channels."""
@@ -67,8 +69,13 @@ def _sources(node: fx.Node, flow: Flow) -> Iterable[fx.Node]:
 def _transfer(node: fx.Node, op: Op, flow: Flow) -> Blocks | None:
     if op.kind == "resize":
         return _resized(node, op, flow)
-    if op.kind in ("alias", "channelwise"):
+    if op.kind == "alias":
         return flow.blocks.get(op.args["input"])
+    if op.kind == "channelwise":
+        found = flow.blocks.get(op.args["input"])
+        return found if found is not None and _movable(found) else None
+    if op.kind == "pad":
+        return _padded(op, flow)
     if op.kind == "item":
         return flow.blocks.get(op.args["input"]) if op.args["index"] == 0 else None
     if op.kind == "pointwise":
@@ -82,13 +89,15 @@ def _transfer(node: fx.Node, op: Op, flow: Flow) -> Blocks | None:
 
 def _resized(node: fx.Node, op: Op, flow: Flow) -> Blocks | None:
     factor, reason = resize_factor(node, op)
+    before = flow.blocks.get(op.args["input"])
+    if before is not None and before.margin is not None:
+        before = None
     if factor == (1, 1):
         return flow.blocks.get(op.args["input"])
     flow.resizes[node] = reason
     if factor is None:
         return None
     shape = shape_of(node)
-    before = flow.blocks.get(op.args["input"])
     channels = shape[1] if shape is not None and len(shape) == 4 else 1
     old = before.over(channels) if before is not None else ((1, 1),) * channels
     sources = before.sources if before is not None else frozenset()
@@ -139,11 +148,35 @@ def axis_factor(before: int, after: int, scale: float | None, exact: bool) -> in
     )
 
 
+def _movable(found: Blocks) -> bool:
+    """Whether a function of the values keeps the margin what it is: a zero may become another number."""
+    return found.margin is None or found.margin[0] != "zeros"
+
+
+def _padded(op: Op, flow: Flow) -> Blocks | None:
+    """Symmetric padding: with zeros; with the outermost pixels; or reflected by one pixel, which within a block is the same."""
+    found = flow.blocks.get(op.args["input"])
+    pads, mode = op.args["pads"], op.args["mode"]
+    if found is None or found.margin is not None or not isinstance(pads, list | tuple) or len(pads) != 4:
+        return None
+    left, right, top, bottom = pads
+    if left != right or top != bottom or min(pads) < 0:
+        return None
+    if mode == "constant" and not op.args["value"]:
+        return Blocks(found.factors, found.sources, ("zeros", top, left))
+    if mode == "reflect" and not all(
+        (top == 0 or (top == 1 and f[0] > 1)) and (left == 0 or (left == 1 and f[1] > 1)) for f in found.factors
+    ):
+        return None
+    return Blocks(found.factors, found.sources, (mode, top, left)) if mode in ("reflect", "replicate") else None
+
+
 def _pointwise(node: fx.Node, flow: Flow) -> Blocks | None:
     """The greatest block size that all operands share; what is constant over the whole picture does not count."""
     shape = shape_of(node)
     factors: list[Factor] | None = None
     sources: frozenset[fx.Node] = frozenset()
+    margin: tuple[str, int, int] | None = None
     for operand in node.all_input_nodes:
         found = flow.blocks.get(operand)
         if found is None:
@@ -151,13 +184,16 @@ def _pointwise(node: fx.Node, flow: Flow) -> Blocks | None:
             if size is None or any(d != 1 for d in size[-2:]):
                 return None
             continue
+        if not _movable(found) or (factors is not None and found.margin != margin):
+            return None
         channels = shape[1] if shape is not None and len(shape) == 4 else 1
         mine = found.over(channels)
         sources |= found.sources
+        margin = found.margin
         factors = list(mine) if factors is None else [
             (gcd(a[0], b[0]), gcd(a[1], b[1])) for a, b in zip(factors, mine, strict=False)
         ]  # fmt: skip
-    return Blocks(tuple(factors), sources) if factors is not None else None
+    return Blocks(tuple(factors), sources, margin) if factors is not None else None
 
 
 def _concatenated(op: Op, flow: Flow) -> Blocks | None:
@@ -165,6 +201,9 @@ def _concatenated(op: Op, flow: Flow) -> Blocks | None:
         return None
     factors: list[Factor] = []
     sources: frozenset[fx.Node] = frozenset()
+    margins = {flow.blocks[t].margin for t in op.args["tensors"] if t in flow.blocks}
+    if len(margins) != 1:
+        return None
     for tensor in op.args["tensors"]:
         shape = shape_of(tensor)
         if shape is None or len(shape) != 4:
@@ -172,7 +211,7 @@ def _concatenated(op: Op, flow: Flow) -> Blocks | None:
         found = flow.blocks.get(tensor)
         factors += found.over(shape[1]) if found is not None else [(1, 1)] * shape[1]
         sources |= found.sources if found is not None else frozenset()
-    return Blocks(tuple(factors), sources)
+    return Blocks(tuple(factors), sources, margins.pop())
 
 
 def _sliced(op: Op, flow: Flow) -> Blocks | None:
@@ -187,7 +226,20 @@ def _sliced(op: Op, flow: Flow) -> Blocks | None:
     if dim != 1:
         whole = start == 0 and step == 1 and (stop is None or stop >= shape[dim])
         return found if whole or dim == 0 else None
-    return Blocks(found.over(shape[1])[start:stop:step], found.sources)
+    return Blocks(found.over(shape[1])[start:stop:step], found.sources, found.margin)
+
+
+def read_by(flow: Flow, call: fx.Node) -> fx.Node:
+    """The value that a convolution's module receives: not yet padded, where its ``padding_mode`` makes it do that itself."""
+    value = flow.ops[call].args["input"]
+    op = flow.ops.get(value)
+    if call.op != "call_module" and op is not None and op.kind == "pad" and _owner(value) == _owner(call):
+        return op.args["input"]
+    return value
+
+
+def _owner(node: fx.Node) -> object:
+    return node.meta.get("owner")
 
 
 def uses(flow: Flow, node: fx.Node, through: tuple[str, ...] = ("alias", "pointwise")) -> list[Any]:

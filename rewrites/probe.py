@@ -51,7 +51,7 @@ def factors_kept(model: nn.Module, sites: Sequence[Site], example_inputs: Any) -
 
 def _look(site: Site, kept: dict[str, bool]) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = pick(args[0], site.options["ranges"])
+        x = pick(args[0], site.options)
         with torch.no_grad():
             kept[site.name] = kept.get(site.name, True) and is_block_image(x, site.options["factor"])
 

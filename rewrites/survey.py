@@ -6,7 +6,7 @@ from typing import Any
 
 from pixelize.rewrites import pixel_shuffle, resize_conv
 from pixelize.rewrites.capture import capture
-from pixelize.rewrites.flow import Flow, analyse
+from pixelize.rewrites.flow import Flow, analyse, read_by
 from pixelize.rewrites.modules import qualified_names, scan_conv_transpose
 from pixelize.rewrites.probe import factors_kept
 from pixelize.rewrites.site import Site, Skipped, Survey
@@ -48,9 +48,9 @@ def _unchanging(
     """The sites whose resize has the same factor at another input size; a scale given as a number needs no look."""
     doubtful = []
     for site in sites:
-        inputs = [flow.ops[node].args["input"] for node in calls[site.name]]
+        inputs = [read_by(flow, node) for node in calls[site.name]]
         sources = {s for x in inputs if x in flow.blocks for s in flow.blocks[x].sources}
-        if site.kind == "resize_conv" and any(flow.ops[s].args["scale"] is None for s in sources):
+        if site.kind in ("resize_conv", "resize") and any(flow.ops[s].args["scale"] is None for s in sources):
             doubtful.append(site)
     if not doubtful or example_inputs is None:
         return sites
@@ -92,7 +92,7 @@ def _convolutions(
             else:
                 sites.append(found)
             for node in nodes:
-                blocks = flow.blocks.get(flow.ops[node].args["input"])
+                blocks = flow.blocks.get(read_by(flow, node))
                 used |= blocks.sources if blocks is not None else frozenset()
             break
     for node, reason in flow.resizes.items():

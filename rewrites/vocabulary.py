@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 OpKind = Literal[
     "resize", "pointwise", "channelwise", "alias", "cat", "slice", "item", "dropout", "conv", "conv_transpose",
-    "shuffle", "other",
+    "shuffle", "pad", "other",
 ]  # fmt: skip
 
 
@@ -25,6 +25,7 @@ class Op:
 
     ``resize``: mode, size, scale (each a pair or None), input. ``cat``: tensors, dim. ``slice``: input, dim, start, stop, step.
     ``conv`` and ``conv_transpose``: input, weight, bias (nodes) or module (in a graph whose nodes are modules). ``shuffle``: input, factor.
+    ``pad``: input, pads (left, right, top, bottom), mode, value.
     """
 
     kind: OpKind
@@ -50,6 +51,10 @@ _ALIASES = {
     "contiguous", "clone", "to", "_to_copy", "type_as", "detach", "alias", "lift_fresh_copy", "float", "half", "double",
     "bfloat16", "type", "cuda", "cpu", "identity", "positive", "_assert_tensor_metadata",
 }  # fmt: skip
+_PADS = {
+    "pad": None, "constant_pad_nd": "constant", "reflection_pad2d": "reflect", "replication_pad2d": "replicate",
+}  # fmt: skip
+_PAD_MODULES = {nn.ZeroPad2d: "constant", nn.ConstantPad2d: "constant", nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate"}
 _DROPOUTS = {"dropout", "native_dropout", "alpha_dropout", "bernoulli", "rrelu", "rrelu_with_noise"}
 _OPERATORS = {
     "truediv": "div", "iadd": "add", "imul": "mul", "isub": "sub", "itruediv": "div", "hard_sigmoid": "hardsigmoid"
@@ -94,6 +99,8 @@ def describe(node: fx.Node, root: nn.Module) -> Op:
     if name in ("pixel_shuffle",):
         a = _bind(node, ("input", "factor"))
         return Op("shuffle", name, a)
+    if name in _PADS:
+        return _pad(node, name)
     if name == "repeat_interleave":
         return _repeat(node, name)
     if name in _DROPOUTS:
@@ -156,6 +163,13 @@ def _resize(node: fx.Node, name: str) -> Op:
     return Op("resize", name, _sized(a["input"], a.get("output_size"), scale, mode))
 
 
+def _pad(node: fx.Node, name: str) -> Op:
+    mode = _PADS[name]
+    a = _bind(node, ("input", "pads", "value") if mode else ("input", "pads", "mode", "value"))
+    pads = a.get("pads", a.get("pad", node.kwargs.get("pad")))
+    return Op("pad", name, {"input": a["input"], "pads": pads, "mode": mode or a.get("mode") or "constant", "value": a.get("value")})
+
+
 def _repeat(node: fx.Node, name: str) -> Op:
     a = _bind(node, ("input", "repeats", "dim"))
     if isinstance(a.get("repeats"), int) and a.get("dim") in (2, 3, -1, -2):
@@ -204,6 +218,9 @@ def _describe_module(node: fx.Node, module: nn.Module) -> Op:
         return Op("conv", name, {"input": input, "module": str(node.target)})
     if isinstance(module, nn.Upsample):
         return Op("resize", name, _sized(input, module.size, module.scale_factor, module.mode))
+    if type(module) in _PAD_MODULES:
+        value = getattr(module, "value", 0)
+        return Op("pad", name, {"input": input, "pads": module.padding, "mode": _PAD_MODULES[type(module)], "value": value})
     if isinstance(module, nn.PixelShuffle):
         return Op("shuffle", name, {"input": input, "factor": module.upscale_factor})
     if isinstance(module, _CHANNELWISE_MODULES):
