@@ -10,7 +10,8 @@ from pathlib import Path
 def write_bytes(path: str | os.PathLike[str], contents: bytes) -> Path:
     """Writes ``contents`` to ``path`` in one step: whoever looks sees the old file or the whole new one.
 
-    Returns ``path``. The folder is made if need be. Raises OSError, leaving no file behind, if the disk refuses.
+    Returns ``path``. The folder is made if need be. Raises OSError, leaving no file behind, if the disk
+    refuses.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
-"""Figures for people: before, after and difference; spectra with the checkerboard's frequencies marked; training curves.
+"""Figures for people: before, after and difference; spectra with the checkerboard marked; training curves.
 
-Figures are matplotlib ``Figure`` objects with a canvas of their own: nothing global, no display, safe in threads.
+Figures are matplotlib ``Figure`` objects with a canvas of their own: nothing global, no display, safe in
+threads.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from pixelize.picture_spectrum import PictureSpectrum, power_spectrum
 from pixelize.tiles import Tiles, check_columns, difference_caption, tiles
 
 # line colours that read on white and on near-black, also for colour-blind eyes
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a8a00", "#56b4e9")
+COLOURS = ("#2586c9", "#d55e00", "#009e73", "#cc79a7", "#8a8a00", "#56b4e9")
 LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 INK = {False: "#1b1b1f", True: "#e6e6ea"}
+Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
+"""Points (step, value) by quantity and run: ``{"loss": {"iPixelDCL": [(0, 0.9), (100, 0.4)]}}``."""
 PAPER = {False: "#ffffff", True: "#17181c"}
 
 
@@ -39,10 +42,11 @@ def comparison_figure(
     rows: int = 3,
     title: str | None = None,
 ) -> Path:
-    """Draws pictures before and after: each variant with a zoom, the amplified difference, and its spectrum below.
+    """Draws pictures before and after: each variant with a zoom, the amplified difference, and its spectrum.
 
     Args:
-        columns: the same pictures by variant, ``(N, C, H, W)`` each, e.g. ``{"before": x, "after": y}``. The spectra are means over all N.
+        columns: the same pictures by variant, ``(N, C, H, W)`` each, e.g.
+            ``{"before": x, "after": y}``. The spectra are means over all N.
         reference: the variant that the others are compared with.
         path: the PNG file to write; written whole or not at all.
         period: of the checkerboard that is marked in the spectra.
@@ -63,7 +67,7 @@ def comparison_figure(
     figure = _figure(width, picture_height + 3.6)
     if title:
         figure.suptitle(title, color=INK[False])
-    top, bottom = figure.subfigures(2, 1, height_ratios=(picture_height, 3.4))
+    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(picture_height, 3.4)))
     _draw_tiles(top, found)
     _draw_spectra(
         bottom, {name: power_spectrum(batch.float()) for name, batch in columns.items()}, period, False
@@ -72,7 +76,7 @@ def comparison_figure(
 
 
 def spectra_figure(columns: Mapping[str, Tensor], period: int = 2, *, dark: bool = False) -> Figure:
-    """The full spectrum of each variant and all radial ones in one plot, the checkerboard's frequencies marked.
+    """The full spectrum of each variant, and all radial ones in one plot, the checkerboard marked.
 
     Raises ArgumentError as :func:`comparison_figure`.
     """
@@ -84,18 +88,21 @@ def spectra_figure(columns: Mapping[str, Tensor], period: int = 2, *, dark: bool
     return figure
 
 
-def curves_figure(curves: Mapping[str, Sequence[tuple[float, float]]], *, dark: bool = False) -> Figure:
-    """Training curves, one plot each: points (step, value) by name."""
+def curves_figure(curves: Curves, *, dark: bool = False) -> Figure:
+    """Training curves, a plot for each quantity with a line for each run."""
     across = min(len(curves), 3)
     down = -(-len(curves) // across)
-    figure = _figure(3.2 * across, 2.5 * down, dark)
-    for i, (name, points) in enumerate(curves.items()):
+    figure = _figure(3.2 * across, 2.6 * down, dark)
+    for i, (quantity, lines) in enumerate(curves.items()):
         axes = figure.add_subplot(down, across, i + 1)
-        steps, values = zip(*points, strict=True)
-        axes.plot(
-            steps, values, color=COLOURS[i % len(COLOURS)], marker="o" if len(steps) < 12 else None, ms=3
-        )
-        axes.set_title(name, color=INK[dark])
+        for k, (run, points) in enumerate(lines.items()):
+            steps, values = zip(*points, strict=True)
+            style = {"color": COLOURS[k % len(COLOURS)], "linestyle": LINES[k % len(LINES)]}
+            axes.plot(steps, values, marker="o" if len(steps) < 12 else "", markersize=3, label=run, **style)
+        axes.set_title(quantity, fontsize=9, color=INK[dark])
+        axes.set_xlabel("step", fontsize=8, color=INK[dark])
+        if i == 0 and any(lines):
+            _legend(axes, dark)
         _ink(axes, dark)
     return figure
 
@@ -113,9 +120,10 @@ def save_png(figure: Figure, path: str | os.PathLike[str]) -> Path:
 
 
 def spectrum_image(spectrum: PictureSpectrum) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """The spectrum in dB with frequency zero in the middle and both ends of each axis, and its extent (left, right, bottom, top).
+    """The spectrum in dB, frequency zero in the middle, and its extent (left, right, bottom, top).
 
-    For even sizes -1/2 and +1/2 are the same frequency: it is drawn at both ends, so that the picture is symmetric.
+    For even sizes -1/2 and +1/2 are the same frequency: it is drawn at both ends, so that the picture is
+    symmetric.
     """
     power = spectrum.power
     for axis in (0, 1):
@@ -126,7 +134,7 @@ def spectrum_image(spectrum: PictureSpectrum) -> tuple[np.ndarray, tuple[float, 
 
 
 def marked(period: int) -> list[tuple[float, float]]:
-    """The places (vertical, horizontal) in [-1/2, 1/2] of the checkerboard's frequencies: each with its mirror images."""
+    """Where the checkerboard's frequencies (vertical, horizontal) are in [-1/2, 1/2], mirror images too."""
     places = set()
     for f in frequencies(period):
         for v in _ends(f[0]):
@@ -179,9 +187,10 @@ def _draw_spectra(
     figure: Figure | SubFigure, spectra: Mapping[str, PictureSpectrum], period: int, dark: bool
 ) -> None:
     axes = figure.subplots(1, len(spectra) + 1, width_ratios=[1.0] * len(spectra) + [1.35], squeeze=False)[0]
-    everything = np.concatenate([s.power.numpy().ravel() for s in spectra.values()])
-    low, high = np.percentile(everything, (1, 99.7))
-    image = None
+    # the first variant sets the scale: what a later one removes altogether may leave it
+    first = next(iter(spectra.values()))
+    low, high = np.percentile(first.power.numpy(), (1, 99.7)) - (6, 0)
+    image: Any = None
     for i, (plot, (name, spectrum)) in enumerate(zip(axes, spectra.items(), strict=False)):
         power, extent = spectrum_image(spectrum)
         image = plot.imshow(
@@ -189,7 +198,8 @@ def _draw_spectra(
         )
         vertical, horizontal = zip(*marked(period), strict=True)
         plot.scatter(
-            horizontal, vertical, s=90, facecolors="none", edgecolors="#4dd8ff", linewidths=1.4, clip_on=False, zorder=3
+            horizontal, vertical, s=90, facecolors="none", edgecolors="#4dd8ff", linewidths=1.4,
+            clip_on=False, zorder=3,
         )  # fmt: skip
         plot.set_title(name, fontsize=9, color=INK[dark])
         for axis in (plot.xaxis, plot.yaxis):
@@ -204,7 +214,8 @@ def _draw_spectra(
     radial = axes[-1]
     for i, (name, spectrum) in enumerate(spectra.items()):
         radial.plot(
-            spectrum.radius, spectrum.radial_power, color=COLOURS[i % len(COLOURS)], linestyle=LINES[i % len(LINES)], label=name
+            spectrum.radius, spectrum.radial_power, color=COLOURS[i % len(COLOURS)],
+            linestyle=LINES[i % len(LINES)], label=name,
         )  # fmt: skip
     for radius in sorted({round(float(np.hypot(*place)), 6) for place in marked(period)}):
         names = [frequency_name(f) for f in frequencies(period) if _radius(f) == radius]
@@ -213,16 +224,21 @@ def _draw_spectra(
             "\n".join(names), (radius, 1), xycoords=("data", "axes fraction"), xytext=(-2, -2),
             textcoords="offset points", fontsize=6, color=INK[dark], va="top", ha="right",
         )  # fmt: skip
+    radial.set_ylim(float(first.radial_power.min()) - 25)
     radial.set_xlabel("distance from frequency 0 (cycles per pixel)", fontsize=8, color=INK[dark])
     radial.set_ylabel("mean power, dB", fontsize=8, color=INK[dark])
-    legend = radial.legend(fontsize=7, frameon=False, loc="lower left")
-    for text in legend.get_texts():
-        text.set_color(INK[dark])
+    _legend(radial, dark)
     _ink(radial, dark)
 
 
+def _legend(axes: Any, dark: bool) -> None:
+    for text in axes.legend(fontsize=7, frameon=False).get_texts():
+        text.set_color(INK[dark])
+
+
 def _radius(f: tuple[float, float]) -> float:
-    return round(float(np.hypot(*(abs((v + 0.5) % 1 - 0.5) for v in f))), 6)
+    vertical, horizontal = ((v + 0.5) % 1 - 0.5 for v in f)
+    return round(float(np.hypot(vertical, horizontal)), 6)
 
 
 def _ink(axes: Any, dark: bool) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from pixelize.errors import PixelizeError
@@ -41,6 +43,13 @@ class SiteReport:
     multiply_adds_before: int | None = None
     multiply_adds_after: int | None = None
     error: float | None = None
+
+    @property
+    def geometry(self) -> str:
+        """``"512>256 k4 s2"``: channels, kernel and stride; empty where they are not known."""
+        if not self.kernel_size or not self.stride:
+            return ""
+        return f"{self.in_channels}>{self.out_channels} k{_times(self.kernel_size)} s{_times(self.stride)}"
 
 
 @dataclass
@@ -88,33 +97,38 @@ class Report:
         return asdict(self)
 
     def table(self) -> Table:
-        """The sites as a rich table."""
-        table = Table(title=None, header_style="bold", expand=False)
-        table.add_column("site", overflow="fold")
-        table.add_column("kind")
-        table.add_column("from")
-        table.add_column("to", overflow="fold")
-        for heading in ("error", "parameters", "multiply-adds"):
-            table.add_column(heading, justify="right")
-        for s in self.sites:
-            shape = ""
-            if s.kernel_size and s.stride:
-                shape = f" {s.in_channels}>{s.out_channels} k{_times(s.kernel_size)} s{_times(s.stride)}"
-            to = {"found": "(can be converted)", "skipped": f"skipped: {s.reason}"}.get(
-                s.status, s.layer or ""
-            )
-            if s.status == "converted" and s.note:
-                to += f" ({s.note})"
-            table.add_row(
-                s.name or "(the model)",
-                s.kind,
-                s.type + shape,
-                to,
-                "" if s.error is None or s.status != "converted" else f"{s.error:.2g}",
-                _change(s.parameters_before, s.parameters_after),
-                _change(s.multiply_adds_before, s.multiply_adds_after),
-            )
+        """The sites that were found or converted as a rich table, which fits 80 columns."""
+        done = bool(self.converted)
+        counted = any(s.multiply_adds_before is not None for s in self.sites)
+        table = Table(
+            box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), pad_edge=False, header_style="bold"
+        )
+        table.add_column("site", overflow="fold", min_width=16)
+        table.add_column("from", no_wrap=True)
+        if done:
+            table.add_column("into", no_wrap=True)
+            table.add_column("error", justify="right", no_wrap=True)
+        table.add_column("parameters", justify="right", no_wrap=True)
+        if counted:
+            table.add_column("mult-adds", justify="right", no_wrap=True)
+        for s in self.converted or self.found:
+            row = [s.name or "(the model)", s.kind + (f"\n{s.geometry}" if s.geometry else "")]
+            if done:
+                row += [s.layer or "", "" if s.error is None else f"{s.error:.2g}"]
+            row.append(_change(s.parameters_before, s.parameters_after, "\n> "))
+            if counted:
+                row.append(_change(s.multiply_adds_before, s.multiply_adds_after, "\n> "))
+            table.add_row(*(Text(cell) for cell in row))
         return table
+
+    def remarks(self) -> list[str]:
+        """What a table has no room for, a sentence each: what was left alone and why, what is special."""
+        lines = [f"{s.name or '(the model)'}: {s.note}" for s in self.converted if s.note]
+        if self.converted:
+            lines += [f"not converted: {s.name or '(the model)'} ({s.kind} {s.geometry})" for s in self.found]
+        return lines + [
+            f"skipped: {s.name or '(the model)'} ({s.kind}, {s.type}): {s.reason}" for s in self.skipped
+        ]
 
     def summary(self) -> list[str]:
         """The totals, a sentence each."""
@@ -123,7 +137,7 @@ class Report:
             f"(seen through: {self.capture})"
         ]
         if self.parameters_before is not None:
-            lines.append(f"parameters: {_change(self.parameters_before, self.parameters_after)}")
+            lines.append(f"parameters of the model: {_change(self.parameters_before, self.parameters_after)}")
         if self.multiply_adds_before is not None:
             lines.append(
                 f"multiply-adds of these sites: {_change(self.multiply_adds_before, self.multiply_adds_after)}"
@@ -132,13 +146,15 @@ class Report:
             lines.append(f"relative error of the model's output: {self.error:.2g}")
         return lines + [f"note: {note}" for note in self.notes]
 
+    def __rich__(self) -> Group:
+        """The table, the remarks and the totals, for a rich console of any width."""
+        table = [self.table()] if self.converted or self.found else []
+        return Group(*table, *(Text(line) for line in self.remarks() + self.summary()))
+
     def __str__(self) -> str:
         text = io.StringIO()
-        console = Console(file=text, width=120, color_system=None)
-        if self.sites:
-            console.print(self.table())
-        console.print("\n".join(self.summary()), highlight=False, markup=False)
-        return text.getvalue().rstrip()
+        Console(file=text, width=100, color_system=None).print(self)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     def __iter__(self) -> Iterator[SiteReport]:
         return iter(self.sites)
@@ -175,12 +191,12 @@ def _times(pair: tuple[int, int]) -> str:
 
 def _count(n: int) -> str:
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if n >= size:
+        if n >= 0.9995 * size:
             return f"{n / size:.3g}{unit}"
     return str(n)
 
 
-def _change(before: int | None, after: int | None) -> str:
+def _change(before: int | None, after: int | None, between: str = " > ") -> str:
     if before is None:
         return ""
-    return _count(before) if after is None or after == before else f"{_count(before)} > {_count(after)}"
+    return _count(before) if after is None or after == before else f"{_count(before)}{between}{_count(after)}"

@@ -1,4 +1,4 @@
-"""Pictures ready for the eye: batches of any range and channels as bytes, with a zoom and an amplified difference."""
+"""Pictures ready for the eye: any range and channels as bytes, with a zoom and an amplified difference."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ ROUNDING = 1e-5  # of the pictures' range: differences below it are called none
 class Tiles:
     """What is shown of each variant of the same pictures, as ``(N, height, width, 3)`` arrays of bytes.
 
-    ``pictures`` and ``zooms`` by variant; ``differences`` by variant but the reference: mid-grey where nothing changed, and the change times
-    ``gains[variant]`` around it (a gain of 0: no change beyond rounding). ``largest``: the largest absolute change by variant, in units of
-    the pictures' range. ``boxes``: (top, left, size) of each picture's zoom. ``channel``: the one that is shown where a picture has neither
-    one nor three, else None.
+    ``pictures`` and ``zooms`` by variant; ``differences`` by variant but the reference: mid-grey where nothing
+    changed, and the change times ``gains[variant]`` around it (a gain of 0: no change beyond rounding).
+    ``largest``: the largest absolute change by variant, in units of the pictures' range. ``boxes``: (top,
+    left, size) of each picture's zoom. ``channel``: the one that is shown where a picture has neither one nor
+    three, else None.
     """
 
     reference: str
@@ -40,8 +41,8 @@ class Tiles:
 def tiles(columns: Mapping[str, Tensor], reference: str, *, period: int = 2, rows: int = 4) -> Tiles:
     """The first ``rows`` pictures of every variant as :class:`Tiles`.
 
-    All variants are shown in the reference's range (its 0.1% and 99.9% quantiles). The zoom is where the reference's checkerboard is
-    strongest (:func:`pixelize.checkerboard_map`), the middle in pictures too small to tell.
+    All variants are shown in the reference's range (its 0.1% and 99.9% quantiles). The zoom is where the
+    reference's checkerboard is strongest (:func:`checkerboard_map`), the middle in pictures too small to tell.
 
     Args:
         columns: the same pictures by variant, ``(N, C, H, W)`` each, all of one shape.
@@ -49,7 +50,7 @@ def tiles(columns: Mapping[str, Tensor], reference: str, *, period: int = 2, row
         period: of the checkerboard to look for.
 
     Raises:
-        ArgumentError: no such reference, shapes that differ or are no pictures, NaN or inf; naming the variant.
+        ArgumentError: no such reference, shapes that differ or are no pictures, NaN or inf.
     """
     check_columns(columns, reference)
     shown = {name: batch[:rows].detach().float().cpu() for name, batch in columns.items()}
@@ -71,14 +72,14 @@ def tiles(columns: Mapping[str, Tensor], reference: str, *, period: int = 2, row
         gains[name] = _gain(change) if largest[name] > ROUNDING else 0.0
         differences[name] = _bytes(0.5 + gains[name] * change)
     zooms = {
-        name: np.stack([array[i, t : t + s, l : l + s] for i, (t, l, s) in enumerate(boxes)])
+        name: np.stack([array[i, y : y + s, x : x + s] for i, (y, x, s) in enumerate(boxes)])
         for name, array in pictures.items()
     }
     return Tiles(reference, pictures, zooms, differences, gains, largest, boxes, channel)
 
 
 def check_columns(columns: Mapping[str, Tensor], reference: str) -> None:
-    """Raises ArgumentError unless ``columns`` are finite pictures ``(N, C, H, W)`` of one shape with ``reference`` among them."""
+    """Raises ArgumentError unless ``columns`` are finite pictures of one shape, ``reference`` among them."""
     if reference not in columns:
         raise ArgumentError(f"reference={reference!r} is none of {', '.join(columns) or 'nothing'}")
     shape = columns[reference].shape
@@ -87,7 +88,8 @@ def check_columns(columns: Mapping[str, Tensor], reference: str) -> None:
             raise ArgumentError(f"{name}: shape {tuple(batch.shape)}; pictures are (N, C, H, W)")
         if batch.shape != shape:
             raise ArgumentError(
-                f"{name}: shape {tuple(batch.shape)}, while {reference} has {tuple(shape)}; the same pictures are needed"
+                f"{name}: shape {tuple(batch.shape)}, while {reference} has {tuple(shape)}; the same pictures "
+                "are needed"
             )
         if not bool(torch.isfinite(batch).all()):
             raise ArgumentError(
