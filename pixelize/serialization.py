@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,8 +28,10 @@ WEIGHTS = "model.safetensors"
 PLAN = "pixelize.json"
 
 
-def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
+def save(model: nn.Module, folder: str | os.PathLike[str], *, source: str | None = None) -> Path:
     """Writes a converted model: ``model.safetensors`` (all its weights) and ``pixelize.json`` (what was converted, and how).
+
+    ``source`` is noted in the latter: the name by which the command line builds the model anew, such as ``smp:Linknet``.
 
     The folder is made if need be; files in it are replaced atomically, and other files are left alone. Returns the folder.
 
@@ -42,6 +45,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         )
     tensors, aliases = _unique_tensors(model)
     plan["aliases"] = aliases
+    if source is not None:
+        plan["source"] = source
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
