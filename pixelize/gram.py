@@ -1,0 +1,73 @@
+"""Streamed normal equations: least squares whose memory does not depend on how many rows it sees, the ridge chosen on held-back rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""The ridges tried, each times the mean of the Gram matrix's diagonal."""
+DEFAULT_RIDGE = 1e-3
+
+
+class NormalEquations:
+    """Sums of ``X'X``, ``X'Y`` and ``|Y|^2`` over rows, for several independent problems (groups) at once.
+
+    Every call of :meth:`add` goes either to the sums that are solved or to those held back, on which the ridge is chosen. What is kept is
+    2 groups (n^2 + n m) numbers in float64 for n features and m targets.
+    """
+
+    def __init__(self, groups: int, features: int, targets: int, device: torch.device) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        self.gram, self.held_gram = (zeros(groups, features, features) for _ in range(2))
+        self.cross, self.held_cross = (zeros(groups, features, targets) for _ in range(2))
+        self.held_power = zeros(groups)
+        self.rows = self.held_rows = 0
+
+    def add(self, features: Tensor, targets: Tensor, *, held: bool) -> None:
+        """Takes in rows: features (groups, rows, n), targets (groups, rows, m)."""
+        gram, cross = (self.held_gram, self.held_cross) if held else (self.gram, self.cross)
+        transposed = features.transpose(-1, -2)
+        gram += transposed @ features
+        cross += transposed @ targets
+        if held:
+            self.held_power += targets.double().square().sum((-1, -2))
+            self.held_rows += features.shape[-2]
+        else:
+            self.rows += features.shape[-2]
+
+    def solve(self) -> Tensor:
+        """The solution (groups, n, m) with the ridge that is best on the held-back rows; ``DEFAULT_RIDGE`` where none were held back."""
+        if self.held_rows == 0:
+            solution = solve_ridge(self.gram, self.cross, DEFAULT_RIDGE)
+            return torch.zeros_like(self.cross) if solution is None else solution
+        best, least = torch.zeros_like(self.cross), float("inf")
+        # errors fall, then rise with the ridge: walk from the middle, in the direction in which they fall
+        start = RIDGES.index(DEFAULT_RIDGE)
+        for direction in (RIDGES[start:], RIDGES[start - 1 :: -1]):
+            for ridge in direction:
+                solution = solve_ridge(self.gram, self.cross, ridge)
+                error = float("inf") if solution is None else self.held_error(solution)
+                if solution is None or not error < least:
+                    break
+                best, least = solution, error
+        return best
+
+    def held_error(self, solution: Tensor) -> float:
+        """The squared error of a solution, summed over the held-back rows."""
+        fitted = (solution * (self.held_gram @ solution)).sum()
+        return float(self.held_power.sum() - 2 * (solution * self.held_cross).sum() + fitted)
+
+
+def solve_ridge(gram: Tensor, right: Tensor, ridge: float) -> Tensor | None:
+    """Solves ``(gram + ridge * mean(diag(gram)) * I) x = right`` for each group: gram (..., n, n), right (..., n, m).
+
+    None where that matrix is not positive definite in this precision: the ridge is too small for it.
+    """
+    diagonal = gram.diagonal(0, -2, -1)
+    loaded = gram.clone()
+    loaded.diagonal(0, -2, -1).add_(ridge * diagonal.mean(-1, keepdim=True) + torch.finfo(gram.dtype).tiny)
+    factor, info = torch.linalg.cholesky_ex(loaded)
+    return torch.cholesky_solve(right, factor) if int(info.max()) == 0 else None

@@ -1,0 +1,167 @@
+"""Calibration recovers what can be recovered, helps where it cannot, and leaves the original model alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import pixelize
+from pixelize import ArgumentError, PixelDCL2d, PixelizeError, iPixelDCL2d
+from pixelize.calibrate import calibrate
+from pixelize.gram import NormalEquations
+from pixelize.layer_fit import fit_layer
+
+DESIGNS = [
+    dict(kernel_size=4, stride=2, padding=1),
+    dict(kernel_size=4, stride=2, padding=1, schedule="sequential"),
+    dict(kernel_size=4, stride=2, padding=1, schedule="masked"),
+    dict(kernel_size=4, stride=2, padding=1, dependency_groups=2),
+    dict(kernel_size=4, stride=2, padding=1, dependency_groups=4, schedule="masked"),
+    dict(kernel_size=4, stride=2, padding=1, groups=2, dependency_groups=4),
+    dict(kernel_size=3, stride=2, padding=1, output_padding=1),
+    dict(kernel_size=2, stride=2, bias=False, dependency_kernel_size=2),
+    dict(kernel_size=5, stride=3, padding=1, schedule="sequential"),
+    dict(kernel_size=8, stride=4, padding=2, dependency_kernel_size=(1, 3)),
+    dict(kernel_size=(3, 4), stride=(1, 2), padding=(1, 1)),
+    dict(kernel_size=(4, 5), stride=(2, 3), padding=(0, 2), output_padding=(1, 0)),
+    dict(kernel_size=3, stride=2, dilation=2, padding=1),
+]
+
+
+def random_layer(kind, design, **more):
+    layer = kind(3 * design.get("groups", 1), 4, **design, **more)
+    with torch.no_grad():
+        for kernel in layer.dependency_kernels:
+            kernel.normal_(0, 0.15)
+    return layer
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=str)
+def test_a_pixeldcl_is_recovered_from_its_inputs_and_outputs(design):
+    teacher = random_layer(PixelDCL2d, design)
+    student = random_layer(PixelDCL2d, design)
+    student.bias = teacher.bias
+    pairs = [(x, teacher(x).detach()) for x in torch.randn(6, 20, teacher.in_channels, 6, 7)]
+    error = fit_layer(student, lambda: pairs)
+    x = torch.randn(2, teacher.in_channels, 5, 9)
+    assert error < 1e-3
+    assert (student(x) - teacher(x)).norm() < 1e-3 * teacher(x).norm()
+
+
+@pytest.mark.parametrize("gate", [0.0, 0.5, 1.0])
+def test_a_gated_ipixeldcl_is_recovered(gate):
+    design = dict(kernel_size=4, stride=2, padding=1)
+    teacher, student = iPixelDCL2d(3, 4, **design), iPixelDCL2d(3, 4, **design)
+    student.weight, student.bias = teacher.weight, teacher.bias
+    for layer in (teacher, student):
+        pixelize.set_input_gate(layer, gate)
+    with torch.no_grad():
+        for kernel in teacher.dependency_kernels:
+            kernel.mul_(0.3)
+    pairs = [(x, teacher(x).detach()) for x in torch.randn(6, 20, 3, 6, 7)]
+    assert fit_layer(student, lambda: pairs) < 1e-3
+
+
+def network():
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 8, 4, 2, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
+        nn.ConvTranspose2d(8, 6, 3, 2, 1, 1), nn.ReLU(inplace=True), nn.ConvTranspose2d(6, 3, 2, 2),
+    ).eval()  # fmt: skip
+
+
+def pictures(n, size=8):
+    """Smooth, as what networks see is: white noise has no dependencies between pixels to find."""
+    return nn.functional.avg_pool2d(torch.randn(n, 3, size + 2, size + 2), 3, 1)
+
+
+def test_calibration_beats_the_data_free_fit_and_reports_its_errors():
+    model, x = network(), pictures(16)
+    wanted = model(x)
+    free = pixelize.convert(model, "pixeldcl")
+    fitted = pixelize.convert(model, "pixeldcl", init="calibrate", data=pictures(128).split(16))
+    assert (fitted(x) - wanted).norm() < 0.9 * (free(x) - wanted).norm()
+    assert torch.equal(model(x), wanted)
+    rows = pixelize.report(fitted).converted
+    assert len(rows) == 3 and all(0 < row.error < 1 for row in rows)
+
+
+def test_calibrating_twice_changes_little_and_revert_still_works():
+    model, data = network(), pictures(64).split(16)
+    x, wanted = pictures(4), None
+    wanted = model(x)
+    fitted = pixelize.convert(model, "pixeldcl", init="calibrate", data=data)
+    once = fitted(x)
+    assert calibrate(fitted, data, progress=False) is fitted
+    assert torch.allclose(fitted(x), once, atol=1e-5)
+    assert torch.allclose(pixelize.revert(fitted)(x), wanted, atol=1e-5)
+
+
+def test_any_iterable_of_tensors_tuples_and_dicts_will_do():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.ConvTranspose2d(3, 3, 4, 2, 1)
+
+        def forward(self, image, twice=False):
+            return self.up(self.up(image)) if twice else self.up(image)
+
+    model, images = Model(), pictures(40).split(8)
+    expected = pixelize.convert(model, "pixeldcl", init="calibrate", data=images).up.dependency_kernels[0]
+    for data in ([(i,) for i in images], [{"image": i} for i in images], (i for i in images)):
+        got = pixelize.convert(model, "pixeldcl", init="calibrate", data=data).up.dependency_kernels[0]
+        assert torch.equal(got, expected)
+    twice = [{"image": i, "twice": True} for i in images]
+    assert not torch.equal(
+        pixelize.convert(model, "pixeldcl", init="calibrate", data=twice).up.dependency_kernels[0], expected
+    )
+
+
+def test_sites_inside_replacements_are_calibrated():
+    class Resized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.conv = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8 + 3, 6, 3, padding=1)
+            self.shuffled = nn.Conv2d(6, 12, 3, padding=1)
+
+        def forward(self, x):
+            up = nn.functional.interpolate(torch.relu(self.first(x)), scale_factor=2)
+            skip = nn.functional.avg_pool2d(nn.functional.pad(x, (0, 0, 0, 0)), 1).repeat_interleave(2, -1)
+            skip = skip.repeat_interleave(2, -2)
+            y = torch.relu(self.conv(torch.cat([up, skip.flip(-1)], 1)))
+            return nn.functional.pixel_shuffle(self.shuffled(y), 2)
+
+    torch.manual_seed(2)
+    model, x = Resized().eval(), pictures(8)
+    free = pixelize.convert(model, "pixeldcl", example_inputs=x)
+    fitted = pixelize.convert(
+        model, "pixeldcl", init="calibrate", data=pictures(96).split(16), example_inputs=x
+    )
+    assert {row.kind for row in pixelize.report(fitted).converted} >= {"resize_conv", "pixel_shuffle"}
+    wanted = model(x)
+    assert (fitted(x) - wanted).norm() < 0.9 * (free(x) - wanted).norm()
+
+
+def test_the_ridge_is_the_best_one_on_held_back_rows():
+    x, noise = torch.randn(1, 60, 50), torch.randn(1, 60, 2)
+    beta = torch.randn(1, 50, 2) * 0.1
+    equations = NormalEquations(1, 50, 2, torch.device("cpu"))
+    equations.add(x, x @ beta + noise, held=False)
+    held = torch.randn(1, 500, 50)
+    equations.add(held, held @ beta + torch.randn(1, 500, 2), held=True)
+    unridged = torch.linalg.lstsq(x, x @ beta + noise).solution
+    assert equations.held_error(equations.solve()) < 0.8 * equations.held_error(unridged.double())
+
+
+def test_what_cannot_be_calibrated_says_so():
+    model, data = network(), pictures(8).split(4)
+    with pytest.raises(PixelizeError, match="not converted"):
+        calibrate(model, data)
+    converted = pixelize.convert(model, "pixeldcl")
+    state = {k: v.clone() for k, v in converted.state_dict().items()}
+    with pytest.raises(ArgumentError, match="empty"):
+        calibrate(converted, [])
+    with pytest.raises(ArgumentError, match="could not be run"):
+        calibrate(converted, [torch.zeros(1, 5, 8, 8)])
+    assert all(torch.equal(v, state[k]) for k, v in converted.state_dict().items())
