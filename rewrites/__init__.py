@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pixelize.rewrites.functional import outline
 from pixelize.rewrites.idioms import canonical, replacement
 from pixelize.rewrites.site import (
     SITE_KINDS,
@@ -27,6 +28,7 @@ __all__ = [
     "become",
     "canonical",
     "geometry_of",
+    "outline",
     "replacement",
     "state_of",
     "survey",

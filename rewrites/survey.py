@@ -7,18 +7,21 @@ from typing import Any
 from pixelize.rewrites import pixel_shuffle, resize_conv
 from pixelize.rewrites.capture import capture
 from pixelize.rewrites.flow import Flow, analyse, read_by
+from pixelize.rewrites.functional import scan_functional
 from pixelize.rewrites.modules import qualified_names, scan_conv_transpose
 from pixelize.rewrites.probe import factors_kept
 from pixelize.rewrites.site import Site, Skipped, Survey
 from torch import fx, nn
 
 VARYING = "the resize has another factor at another input size"
+FUNCTIONAL = "called as F.conv_transpose2d: make it a module first (pixelize.rewrites.outline)"
 
 
-def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
+def survey(model: nn.Module, example_inputs: Any = None, functional: bool = False) -> Survey:
     """Finds every up-sampling site of ``model`` and changes nothing.
 
-    ``example_inputs``: a tensor, a tuple of positional or a dict of keyword arguments.
+    ``example_inputs``: a tensor, a tuple of positional or a dict of keyword arguments. ``functional`` is for a caller that makes modules of the
+    functional sites with :func:`pixelize.rewrites.outline` before it swaps any: without it they are listed as skipped.
     """
     sites, skipped = scan_conv_transpose(model)
     seen = capture(model, example_inputs)
@@ -32,6 +35,12 @@ def survey(model: nn.Module, example_inputs: Any = None) -> Survey:
     sites += kept
     skipped += refused
     skipped += [Skipped(s.name, s.kind, s.type, VARYING) for s in more if s not in kept]
+    outlined, refused = scan_functional(model, flow)
+    skipped += refused
+    if functional:
+        sites += outlined
+    else:
+        skipped += [Skipped(s.name, s.kind, s.type, FUNCTIONAL) for s in outlined]
     order = {path: i for i, path in enumerate(calls)}
     sites.sort(key=lambda site: min((order[n] for n in site.names if n in order), default=len(order)))
     return Survey(tuple(sites), tuple(skipped), seen.name, tuple(notes))
