@@ -11,9 +11,11 @@ from torch import nn
 import pixelize
 from pixelize.errors import ArgumentError
 
-SCRATCH_ARMS = ("dcl-k2", "dcl-k3", "dcl-k4", "dcl-k6", "ipixeldcl", "pixeldcl", "ipixeldcl-k4", "pixeldcl-k4",
-                "resize-conv", "pixelshuffle-icnr")  # fmt: skip
-CONVERTED_ARMS = ("control", "ipixeldcl", "pixeldcl", "dcl")
+SCRATCH_ARMS = (
+    "dcl-k2", "dcl-k3", "dcl-k4", "dcl-k6", "ipixeldcl", "pixeldcl", "ipixeldcl-k4", "pixeldcl-k4",
+    "resize-conv", "pixelshuffle-icnr",
+)  # fmt: skip
+CONVERTED_ARMS = ("control", "ipixeldcl", "pixeldcl", "ipixeldcl-dw", "pixeldcl-dw", "dcl")
 
 _NAMED = re.compile(r"(dcl|ipixeldcl|pixeldcl)(?:-k([2-6]))?")
 
@@ -52,21 +54,19 @@ def upsampler(arm: str, in_channels: int, out_channels: int) -> nn.Module:
 def convert_arm(arm: str, model: nn.Module, example_inputs: Any = None, data: Any = None) -> nn.Module:
     """A trained ``model`` as an arm: ``control`` leaves it as it is, the others convert it in place.
 
-    ``data``, where given, calibrates PixelDCL. Raises ArgumentError for any other name.
+    ``-dw``: with depthwise dependency kernels. ``data``, where given, calibrates PixelDCL.
+
+    Raises ArgumentError for any other name.
     """
     if arm not in CONVERTED_ARMS:
         raise ArgumentError(f"no arm {arm!r} of a trained model; there are {', '.join(CONVERTED_ARMS)}")
     if arm == "control":
         return model
-    init = "calibrate" if arm == "pixeldcl" and data is not None else "inherit"
-    return pixelize.convert(
-        model,
-        arm,
-        init=init,
-        data=data if init == "calibrate" else None,
-        example_inputs=example_inputs,
-        inplace=True,
-    )
+    layer = arm.removesuffix("-dw")
+    options: dict[str, Any] = {"dependency_groups": -1} if arm.endswith("-dw") else {}
+    if layer == "pixeldcl" and data is not None:
+        options |= {"init": "calibrate", "data": data}
+    return pixelize.convert(model, layer, example_inputs=example_inputs, inplace=True, **options)
 
 
 def share_weights(model: nn.Module, reference: nn.Module) -> None:

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
@@ -39,8 +40,9 @@ class Trial:
         data: what the batches are made of; asked for :data:`pixelize.recipes.order.Sample`.
         update: ``update(batch, number) -> losses to show``: forward, backward and optimizer steps for micro-batch ``number``.
         evaluate, test: metrics of a bare model on validation and on test data.
-        watch: the metric that tells the best weights: the highest, or for ``-name`` the lowest.
+        watch: the metric that tells the best weights: the highest, or for ``-name`` the lowest; ``step`` for the last.
         gate: the input gate in each step, for an arm that goes from iPixelDCL to PixelDCL.
+        training: whether updates run in training mode; False keeps batch norm's statistics.
     """
 
     networks: dict[str, nn.Module]
@@ -51,6 +53,7 @@ class Trial:
     test: Callable[[nn.Module], Metrics]
     watch: str
     gate: Callable[[int], float] | None = None
+    training: bool = True
 
 
 def rate_at(step: int, warmup: int, steps: int) -> float:
@@ -67,9 +70,14 @@ def rate_at(step: int, warmup: int, steps: int) -> float:
 def bars(accelerator: Accelerator) -> Bars:
     """Progress bars with a column for metrics, on the main process alone."""
     return Bars(
-        TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=20)),
+        BarColumn(10),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[shown]}", table_column=Column(ratio=1)),
+        expand=True,
         disable=not accelerator.is_main_process,
-    )  # fmt: skip
+    )
 
 
 def fit(
@@ -114,7 +122,7 @@ def fit(
         )
     )
     sums = {name: torch.tensor(value, device=accelerator.device) for name, value in at.sums.items()}
-    _train(networks)
+    _mode(networks, trial.training)
     began = time.perf_counter()
     while at.step < s.steps and not (s.patience and at.stale >= s.patience):
         for optimizer in trial.optimizers.values():
@@ -146,10 +154,10 @@ def fit(
 
         last = at.step == s.steps
         if at.step % s.eval_every == 0 or last:
-            losses = {n: v / at.summed for n, v in mean_over(accelerator, sums).items()}
+            row = {n: v / at.summed for n, v in mean_over(accelerator, sums).items()}
             at.seconds += time.perf_counter() - began
             with torch.no_grad():
-                row = losses | trial.evaluate(judged.eval())
+                row |= trial.evaluate(judged.eval())
             at.history.append({"step": at.step, "seconds": at.seconds, **row})
             sums, at.summed = {}, 0
             shown.update(bar, completed=at.step, shown=_text(row, []))
@@ -157,14 +165,16 @@ def fit(
                 for name, value in row.items():
                     writer.add_scalar(name, value, at.step)
             if gate == 0.0:  # weights on the way to PixelDCL are no result
-                value = row[trial.watch.removeprefix("-")] * (-1 if trial.watch.startswith("-") else 1)
+                value = at.history[-1][trial.watch.removeprefix("-")] * (
+                    -1 if trial.watch.startswith("-") else 1
+                )
                 better = at.best is None or value > at.best
                 at.stale = 0 if better else at.stale + 1
                 if better:
                     at.best, at.best_step = value, at.step
                     if main:
                         keep_best(folder, judged, at.step)
-            _train(networks)
+            _mode(networks, trial.training)
             began = time.perf_counter()
         if at.step % s.save_every == 0 or last:
             at.seconds += time.perf_counter() - began
@@ -175,6 +185,8 @@ def fit(
             accelerator.wait_for_everyone()
             began = time.perf_counter()
 
+    if trial.gate is not None:
+        pixelize.set_input_gate(model, trial.gate(s.steps - 1))
     best_of(folder, model)
     with torch.no_grad():
         at.result = trial.test(model.eval())
@@ -187,9 +199,9 @@ def fit(
     return at
 
 
-def _train(networks: dict[str, nn.Module]) -> None:
+def _mode(networks: dict[str, nn.Module], training: bool) -> None:
     for network in networks.values():
-        network.train()
+        network.train(training)
 
 
 def _on(device: torch.device, batch: Any, channels_last: bool) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 import pixelize
@@ -20,8 +21,13 @@ def start(s: Settings) -> Accelerator:
     s.check()
     if s.threads:
         torch.set_num_threads(s.threads)
+    # norms are over all processes, so buffers agree anyway; broadcasting them would change them under a graph that is still needed
+    options = DistributedDataParallelKwargs(broadcast_buffers=False)
     accelerator = Accelerator(
-        cpu=s.cpu, mixed_precision=s.precision, gradient_accumulation_steps=s.accumulate
+        cpu=s.cpu,
+        mixed_precision=s.precision,
+        gradient_accumulation_steps=s.accumulate,
+        kwargs_handlers=[options],
     )
     if s.batch % (accelerator.num_processes * s.accumulate):
         raise ArgumentError(

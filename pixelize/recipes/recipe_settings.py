@@ -82,8 +82,9 @@ class RepairSettings(Settings):
     model: str = option("demo", "demo (the package's), gan-face-generate, or module:callable?option=value.")
     weights: str = option("", "safetensors file for the model.")
     inputs: str = option(
-        "", "Shape of one standard normal input, as 100x1x1 (known for demo and gan-face-generate)."
+        "", "What it takes: a shape of normal noise, as 100x1x1, or a folder or zip of pictures."
     )
+    channels: int = option(3, "Channels of the pictures that --inputs names: 1 for grey, 3 for colour.")
     data: str = option(
         "", "Real pictures (folder or zip) whose spectrum is aimed at; without them, typical figures are."
     )
@@ -98,6 +99,6 @@ class RepairSettings(Settings):
     eval_every: int = option(50, "Steps between evaluations.")
     period: int = option(2, "The up-sampling factor whose pattern is to go.")
     fidelity: float = option(
-        100.0, "Weight of the squared error to the teacher away from the artifact's frequencies."
+        100.0, "Weight of the squared error to the original away from the artifact's frequencies."
     )
     samples: int = option(256, "Fresh pictures to measure on.")

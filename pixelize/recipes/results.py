@@ -51,8 +51,9 @@ def write_results(
         for a in arms
     ]
     header = ["arm", "seeds", *facts, *columns]
-    table = Table(*header, title=title)
-    for row in rows:
+    across = list(zip(*[header, *rows], strict=True)) if len(header) > len(rows) + 1 else [header, *rows]
+    table = Table(*across[0], title=title)
+    for row in across[1:]:
         table.add_row(*row)
     Console().print(table)
     markdown = "\n".join("| " + " | ".join(r) + " |" for r in [header, ["---"] * len(header), *rows]) + "\n"

@@ -55,7 +55,7 @@ class RunState:
 
     def save(self, path: Path) -> None:
         """Replaces the checkpoint. Raises PixelizeError if the disk refuses."""
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for name, network in self.networks.items():
             tensors |= prefixed(f"network/{name}", network.state_dict())
         for name, optimizer in self.optimizers.items():

@@ -1,0 +1,101 @@
+"""Recipe: DCGAN with different up-samplers, from scratch or from a trained generator."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from pixelize.recipes.annealing import ANNEALED, gate_schedule
+from pixelize.recipes.arms import CONVERTED_ARMS, SCRATCH_ARMS, convert_arm, share_weights, split_arms
+from pixelize.recipes.compare import compare
+from pixelize.recipes.dcgan import Critic, Generator
+from pixelize.recipes.loop import Trial
+from pixelize.recipes.models import load_weights
+from pixelize.recipes.order import generator, noise
+from pixelize.recipes.picture_data import Pictures, load_pictures
+from pixelize.recipes.processes import adam, bare, descend, prepare, start
+from pixelize.recipes.recipe_settings import GanSettings
+from pixelize.recipes.run_state import Metrics
+from pixelize.recipes.sampled import pattern, save_sheet, spectral_distance
+
+
+def run(s: GanSettings) -> dict[str, Any]:
+    """Trains every arm with every seed and reports. Returns what ``results.json`` holds.
+
+    Raises ArgumentError for settings or data that mean nothing, before training.
+    """
+    accelerator = start(s)
+    arms = split_arms(s.arms, (*(CONVERTED_ARMS if s.weights else SCRATCH_ARMS), ANNEALED))
+    data, held = load_pictures(s.data, s.size, s.channels, limit=s.limit, download=s.download)
+    base = Generator(s.size, s.channels, s.latents, "dcl-k4", s.width)
+    if s.weights:
+        load_weights(base, s.weights)
+
+    def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
+        layer = "ipixeldcl" if arm == ANNEALED else arm
+        if s.weights:
+            latents = list(torch.randn(256, s.latents, generator=generator(seed, 9)).split(64))
+            model = convert_arm(layer, copy.deepcopy(base).eval(), latents[0], latents)
+        else:
+            reference = Generator(s.size, s.channels, s.latents, "dcl-k4", s.width)
+            critic = Critic(s.size, s.channels, s.width)
+            model = Generator(s.size, s.channels, s.latents, layer, s.width)
+            share_weights(model, reference)
+            return model, make_trial(model, critic, s, seed, data, held, accelerator, True, arm == ANNEALED)
+        critic = Critic(s.size, s.channels, s.width)
+        return model, make_trial(model, critic, s, seed, data, held, accelerator, False, arm == ANNEALED)
+
+    def draw(folder: Path, models: dict[str, nn.Module]) -> dict[str, Path]:
+        sheets = {
+            f"{arm}: samples": (sampled(m, s.latents, 64), folder / f"samples-{arm}.png")
+            for arm, m in models.items()
+        }
+        return {title: save_sheet(pictures, path) for title, (pictures, path) in sheets.items()}
+
+    return compare(s, accelerator, f"gan: {s.data}", arms, make, draw)
+
+
+def make_trial(
+    model: nn.Module, critic: nn.Module, s: GanSettings, seed: int, data: Pictures, held: Pictures, accelerator: Accelerator,
+    scratch: bool, anneal: bool,
+) -> Trial:  # fmt: skip
+    """The trial of one generator, with the non-saturating loss. The last weights are kept: no figure tells the best ones."""
+    network, opponent = prepare(accelerator, s, model), prepare(accelerator, s, critic)
+    own = adam(accelerator, s, model, scratch=scratch, betas=(0.5, 0.999))
+    theirs = adam(accelerator, s, critic, scratch=True, betas=(0.5, 0.999))
+    real_pictures = held.batch(0, s.samples)
+
+    def update(batch: Tensor, number: int) -> dict[str, Tensor]:
+        z = noise((len(batch), s.latents), seed, number, accelerator.process_index, accelerator.num_processes)
+        fake = network(z.to(batch))
+        critic_loss = F.softplus(-opponent(batch)).mean() + F.softplus(opponent(fake.detach())).mean()
+        descend(accelerator, s, critic_loss, opponent, theirs)
+        fixed = {
+            name: p.detach() for name, p in critic.named_parameters()
+        }  # the critic learns nothing from this
+        loss = F.softplus(-functional_call(bare(accelerator, opponent), fixed, fake)).mean()
+        descend(accelerator, s, loss, network, own)
+        return {"generator": loss, "critic": critic_loss}
+
+    def measure(judged: nn.Module) -> Metrics:
+        pictures = sampled(judged, s.latents, s.samples)
+        return {**pattern(pictures), "spectral distance dB": spectral_distance(pictures, real_pictures)}
+
+    gate = gate_schedule(s.steps) if anneal else None
+    return Trial(
+        {"generator": network, "critic": opponent}, {"generator": own, "critic": theirs}, data, update, measure, measure, "step", gate
+    )  # fmt: skip
+
+
+def sampled(model: nn.Module, latents: int, count: int, batch: int = 64) -> Tensor:
+    """``count`` pictures of always the same standard normal latents, on the CPU."""
+    z = torch.randn(count, latents, generator=generator(0, 8))
+    device = next(model.parameters()).device
+    return torch.cat([model(part.to(device)).float().cpu() for part in z.split(batch)])

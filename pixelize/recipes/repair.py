@@ -1,0 +1,195 @@
+"""Recipe: repair a trained generator without labels. The original is the teacher, the artifact is the loss."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import pixelize
+from pixelize.checkerboard import checkerboard, frequency_name
+from pixelize.errors import ArgumentError
+from pixelize.recipes.arms import CONVERTED_ARMS, convert_arm, split_arms
+from pixelize.recipes.artifact_loss import ArtifactLoss, Level, low_pass, natural_level, without_artifact
+from pixelize.recipes.compare import compare
+from pixelize.recipes.loop import Trial
+from pixelize.recipes.models import build_model, load_weights
+from pixelize.recipes.order import Sample, generator
+from pixelize.recipes.picture_data import load_pictures
+from pixelize.recipes.processes import adam, descend, prepare, start
+from pixelize.recipes.recipe_settings import RepairSettings
+from pixelize.recipes.run_state import Metrics
+from pixelize.recipes.sampled import save_sheet
+from pixelize.running import tensors
+
+CLOSED = "-closed"
+ARMS = tuple(arm + closed for arm in CONVERTED_ARMS for closed in ("", CLOSED))
+_WHOLE = 0.05  # share of the plain squared error in the fidelity: nothing may drift unseen within the notches
+
+
+@dataclass(frozen=True)
+class Latents(Dataset):
+    """Standard normal inputs of one shape, each a function of its index; the last ones are kept for measuring."""
+
+    shape: tuple[int, ...]
+    count: int = 2**20
+    first: int = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, sample: Sample | int) -> Tensor:
+        index = sample[1] if isinstance(sample, tuple) else sample
+        return torch.randn(self.shape, generator=generator(11, self.first + index))
+
+
+def run(s: RepairSettings) -> dict[str, Any]:
+    """Repairs the model as every arm with every seed and reports. Returns what ``results.json`` holds.
+
+    Raises ArgumentError for settings or data that mean nothing, before training.
+    """
+    accelerator = start(s)
+    arms = split_arms(s.arms, ARMS)
+    teacher, data, held = load_teacher(s)
+    teacher = teacher.to(accelerator.device).eval().requires_grad_(False)
+    fresh = torch.stack([held[i] for i in range(min(s.samples, len(held)))])  # type: ignore[arg-type]
+    original = pictures_of(teacher, fresh)
+    real = None
+    if s.data:
+        kind = 1 if original.shape[1] == 1 else 3
+        real = load_pictures(s.data, original.shape[-1], kind)[1].batch(0, 1024)
+    natural = natural_level(real, s.period)
+    closed: list[nn.Module] = []
+
+    def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
+        base = copy.deepcopy(teacher).cpu()
+        if arm.endswith(CLOSED):
+            if not closed:
+                closed.append(pixelize.repair(base, [data[i][None] for i in range(512)]))  # type: ignore[index]
+            base = copy.deepcopy(closed[0])
+        inputs = [torch.stack([data[i] for i in range(j, j + 64)]) for j in range(0, 512, 64)]  # type: ignore[index]
+        model = convert_arm(arm.removesuffix(CLOSED), base.eval(), inputs[0][:2], inputs)
+        model.requires_grad_(True)
+        return model, make_trial(model, s, teacher, data, natural, fresh, original, accelerator)
+
+    def draw(folder: Path, models: dict[str, nn.Module]) -> dict[str, Path]:
+        sheets = {"original": original, **{arm: pictures_of(model, fresh) for arm, model in models.items()}}
+        scale = original.abs().max()
+        return {
+            name: save_sheet(x[:64] / scale, folder / f"samples-{name}.png") for name, x in sheets.items()
+        }
+
+    before = {**judge(original, original, natural, s.period)}
+    if accelerator.is_main_process:
+        print("as it came: " + ", ".join(f"{name} {value:.1f}" for name, value in before.items()))
+    return compare(s, accelerator, f"repair of {s.model}", arms, make, draw)
+
+
+def load_teacher(s: RepairSettings) -> tuple[nn.Module, Dataset, Dataset]:
+    """The model to repair, what to feed it, and what to measure it on. Raises ArgumentError if one of them is not to be had."""
+    shape = s.inputs
+    if s.model == "demo":
+        from pixelize.demo_model import LATENT_CHANNELS, load_demo_model
+
+        model: nn.Module = load_demo_model()
+        shape = shape or str(LATENT_CHANNELS)
+    elif s.model == "gan-face-generate":
+        model = load_gan_face_generate()
+        shape = shape or "100x1x1"
+    else:
+        model = build_model(s.model)
+    if s.weights:
+        load_weights(model, s.weights)
+    if not shape:
+        raise ArgumentError(
+            "--inputs: say what the model takes: a shape such as 100x1x1, or a folder or zip of pictures"
+        )
+    if os.path.exists(shape):
+        return model, *load_pictures(shape, s.size, s.channels, limit=s.limit)
+    try:
+        sizes = tuple(int(n) for n in shape.split("x"))
+    except ValueError:
+        raise ArgumentError(
+            f"--inputs {shape}: neither a shape such as 100x1x1 nor a folder or zip that exists"
+        ) from None
+    return model, Latents(sizes), Latents(sizes, first=2**21)
+
+
+def load_gan_face_generate() -> nn.Module:
+    """The generator of the PyPI package ``gan-face-generate`` (MIT): a DCGAN of 64x64 faces. Raises ArgumentError if it is not there."""
+    try:
+        import gan_face_generate
+        from gan_face_generate.models import Generator
+    except ImportError as error:
+        raise ArgumentError(f"--model gan-face-generate: {error}; pip install gan-face-generate") from error
+    stored = torch.load(Path(gan_face_generate.__file__).parent / "weights.tar", "cpu", weights_only=True)
+    model = Generator(1, 3, 100, 64)
+    model.load_state_dict(stored["netG_state_dict"])
+    return model
+
+
+def make_trial(
+    model: nn.Module, s: RepairSettings, teacher: nn.Module, data: Dataset, natural: Level, fresh: Tensor, original: Tensor,
+    accelerator: Accelerator,
+) -> Trial:  # fmt: skip
+    """The trial of one arm: ``fidelity`` times the squared error outside the artifact's bands, and the artifact's distance from natural."""
+    network = prepare(accelerator, s, model)
+    optimizer = adam(accelerator, s, model)
+    artifact_of = ArtifactLoss(natural, s.period)
+
+    def update(batch: Tensor, number: int) -> dict[str, Tensor]:
+        pictures = tensors(network(batch))[0]
+        with torch.no_grad():
+            wanted = tensors(teacher(batch))[0]
+        change = pictures - wanted
+        fidelity = without_artifact(change, s.period).square().mean() + _WHOLE * change.square().mean()
+        artifact = artifact_of(pictures)
+        descend(accelerator, s, s.fidelity * fidelity + artifact, network, optimizer)
+        return {"fidelity": fidelity, "artifact": artifact}
+
+    def measure(judged: nn.Module) -> Metrics:
+        return judge(pictures_of(judged, fresh), original, natural, s.period)
+
+    return Trial(
+        {"model": network},
+        {"adam": optimizer},
+        data,
+        update,
+        measure,
+        measure,
+        "-off natural dB",
+        training=False,
+    )
+
+
+def judge(pictures: Tensor, original: Tensor, natural: Level, period: int = 2) -> Metrics:
+    """All figures of :func:`pixelize.checkerboard`, the farthest of them from natural, and PSNR (dB) to the original: whole and low-passed.
+
+    The peak of the PSNR is the range of the original's values.
+    """
+    measured = checkerboard(pictures, period)
+    level = {(form, f): measured[form][f] for form, f in natural}
+    named = {f"{form} {frequency_name(f)}": value for (form, f), value in level.items()}
+    peak = float(original.max() - original.min())
+
+    def psnr(change: Tensor) -> float:
+        return float(10 * (peak**2 / change.square().mean().clamp(min=1e-12)).log10())
+
+    change = pictures - original
+    off = max(abs(level[key] - natural[key]) for key in natural)
+    return {**named, "off natural dB": off, "PSNR": psnr(change), "low-passed PSNR": psnr(low_pass(change))}
+
+
+def pictures_of(model: nn.Module, inputs: Tensor, batch: int = 64) -> Tensor:
+    """The model's pictures ``(N, C, H, W)`` of ``inputs``, on the CPU."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        return torch.cat([tensors(model(part.to(device)))[0].float().cpu() for part in inputs.split(batch)])

@@ -1,0 +1,141 @@
+"""Recipe: variational auto-encoder. The paper's from scratch with different up-samplers, or a trained one, converted or not."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+from pixelize.recipes.annealing import ANNEALED, gate_schedule
+from pixelize.recipes.arms import CONVERTED_ARMS, SCRATCH_ARMS, convert_arm, share_weights, split_arms
+from pixelize.recipes.compare import compare
+from pixelize.recipes.loop import Trial, bars, fit
+from pixelize.recipes.models import build_model, load_weights
+from pixelize.recipes.order import generator, noise
+from pixelize.recipes.picture_data import Pictures, load_pictures
+from pixelize.recipes.processes import adam, descend, prepare, share, start
+from pixelize.recipes.recipe_settings import VaeSettings
+from pixelize.recipes.run_state import Metrics
+from pixelize.recipes.sampled import pattern, save_sheet
+from pixelize.recipes.vae_model import VAE, DiffusersVAE
+
+
+def run(s: VaeSettings) -> dict[str, Any]:
+    """Trains every arm with every seed and reports. Returns what ``results.json`` holds.
+
+    Raises ArgumentError for settings or data that mean nothing, before training.
+    """
+    accelerator = start(s)
+    scratch = s.model == "vae" and not s.weights and not s.base_steps
+    arms = split_arms(s.arms, (*(SCRATCH_ARMS if scratch else CONVERTED_ARMS), ANNEALED))
+    data, held = load_pictures(s.data, s.size, s.channels, limit=s.limit, download=s.download)
+    bases: dict[int, nn.Module] = {}
+
+    def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
+        if scratch:
+            model: Any = VAE(s.size, s.channels, s.latents, "ipixeldcl" if arm == ANNEALED else arm, s.width)
+            share_weights(model, VAE(s.size, s.channels, s.latents, "dcl-k4", s.width))
+        else:
+            if seed not in bases:
+                bases[seed] = trained_base(s, data, held, seed, accelerator)
+            base: Any = copy.deepcopy(bases[seed]).eval()
+            inputs = [
+                (data.batch(i, 8), torch.zeros(1, *base.latent_shape))
+                for i in range(0, min(64, len(data)), 8)
+            ]
+            model = convert_arm("ipixeldcl" if arm == ANNEALED else arm, base, inputs[0], inputs)
+        return model, make_trial(model, s, data, held, accelerator, scratch, arm == ANNEALED)
+
+    def draw(folder: Path, models: dict[str, nn.Module]) -> dict[str, Path]:
+        real = held.batch(0, 16)
+        found = {}
+        for arm, model in models.items():
+            shown = torch.cat([real, reconstructed(model, real), sampled(model, 32)])
+            found[f"{arm}: pictures, reconstructions, samples"] = save_sheet(
+                shown, folder / f"samples-{arm}.png"
+            )
+        return found
+
+    return compare(s, accelerator, f"vae: {s.model} on {s.data}", arms, make, draw)
+
+
+def trained_base(
+    s: VaeSettings, data: Pictures, held: Pictures, seed: int, accelerator: Accelerator
+) -> nn.Module:
+    """The model from which the arms start: with ``--weights``, or trained for ``--base-steps``, or as it was built. On the CPU."""
+    if s.model == "vae":
+        model: nn.Module = VAE(s.size, s.channels, s.latents, "dcl-k4", s.width)
+    else:
+        model = DiffusersVAE(build_model(s.model), s.size)
+    if s.weights:
+        load_weights(getattr(model, "model", model), s.weights)
+    if s.base_steps:
+        settings = replace(s, steps=s.base_steps)
+        trial = make_trial(model, settings, data, held, accelerator, scratch=True, anneal=False)
+        with bars(accelerator) as shown:
+            fit(trial, settings, seed, Path(s.out) / f"base-seed{seed}", accelerator, shown)
+        accelerator.free_memory()
+    return model.cpu()
+
+
+def make_trial(
+    model: Any,
+    s: VaeSettings,
+    data: Pictures,
+    held: Pictures,
+    accelerator: Accelerator,
+    scratch: bool,
+    anneal: bool,
+) -> Trial:
+    """The trial of one model: squared error and ``kl`` times the Kullback-Leibler term, both summed over a picture, by its values' number."""
+    network = prepare(accelerator, s, model)
+    optimizer = adam(accelerator, s, model, scratch=scratch)
+
+    def update(batch: Tensor, number: int) -> dict[str, Tensor]:
+        shape = (len(batch), *model.latent_shape)
+        z = noise(shape, 0, number, accelerator.process_index, accelerator.num_processes).to(batch)
+        again, mean, log_variance = network(batch, z)
+        error = (again - batch).square().mean()
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / batch.numel()
+        descend(accelerator, s, error + s.kl * divergence, network, optimizer)
+        return {"error": error, "kl": divergence}
+
+    def evaluate(judged: nn.Module) -> Metrics:
+        return {f"val {name}": value for name, value in measure(judged, held, accelerator).items()}
+
+    def test(judged: nn.Module) -> Metrics:
+        return {**measure(judged, held, accelerator), **pattern(sampled(judged, s.samples), "samples ")}
+
+    gate = gate_schedule(s.steps) if anneal else None
+    return Trial({"model": network}, {"adam": optimizer}, data, update, evaluate, test, "val PSNR", gate)
+
+
+def measure(model: nn.Module, held: Pictures, accelerator: Accelerator, batch: int = 64) -> Metrics:
+    """PSNR (dB) and SSIM of reconstructions through the latents' means, over all processes' shares together."""
+    psnr = PeakSignalNoiseRatio(data_range=(-1.0, 1.0)).to(accelerator.device)
+    ssim = StructuralSimilarityIndexMeasure(data_range=(-1.0, 1.0)).to(accelerator.device)
+    own = share(accelerator, len(held))
+    for i in range(0, len(own), batch):
+        real = torch.stack([held[j] for j in own[i : i + batch]]).to(accelerator.device)
+        again = reconstructed(model, real)
+        psnr.update(again, real)
+        ssim.update(again, real)
+    return {"PSNR": float(psnr.compute()), "SSIM": float(ssim.compute())}  # type: ignore[arg-type]
+
+
+def reconstructed(model: Any, pictures: Tensor) -> Tensor:
+    """Pictures through the latents' means."""
+    return model.decode(model.encode(pictures)[0]).float()
+
+
+def sampled(model: Any, count: int, batch: int = 64) -> Tensor:
+    """``count`` pictures of always the same standard normal latents, on the CPU."""
+    z = torch.randn(count, *model.latent_shape, generator=generator(0, 8))
+    device = next(model.parameters()).device
+    return torch.cat([model.decode(part.to(device)).float().cpu() for part in z.split(batch)])
