@@ -21,7 +21,8 @@ def example_inputs(model: Any) -> Any:
         return first_that_runs(
             model, [{"sample": noise(model, 1, channels, side, side), **frames} for side in (64, 128, 256)]
         )
-    levels = len(config.get("block_out_channels") or (0, 0, 0))
+    widths = config.get("block_out_channels")
+    levels = len(widths) if isinstance(widths, tuple | list) else 3
     side = max(16, 2 ** (levels + 1))
     step = torch.tensor([3], device=noise(model, 1).device)
     text = config.get("cross_attention_dim") or 32
@@ -36,6 +37,16 @@ def example_inputs(model: Any) -> Any:
             {**sample, **states},
             {**sample, "class_labels": step},
             {**sample, **states, **time_ids},
+        ]
+    if type(model).__name__ == "UVit2DModel":
+        tokens = torch.zeros(1, 16, 16, dtype=torch.long, device=step.device)
+        candidates = [
+            {
+                "input_ids": tokens,
+                "encoder_hidden_states": noise(model, 1, 4, config["encoder_hidden_size"]),
+                "pooled_text_emb": noise(model, 1, config["cond_embed_dim"]),
+                "micro_conds": noise(model, 1, 5),
+            }
         ]
     candidates += [{"x": noise(model, 1, channels, side, side)}, noise(model, 1, channels, 64, 64)]
     return first_that_runs(model, candidates)

@@ -102,7 +102,7 @@ def _diffusers() -> dict[str, Builder]:
         "AutoencoderKL": ("AutoencoderKL", vae),
         "AutoencoderTiny": ("AutoencoderTiny", tiny),
         "VQModel": ("VQModel", vae),
-        "VQModel spatial": ("VQModel", {**vae, "norm_type": "spatial"}),
+        "VQModel spatial": ("VQModel", {**vae, "block_out_channels": (32, 32, 32), "norm_type": "spatial"}),
         "AsymmetricAutoencoderKL": ("AsymmetricAutoencoderKL", asymmetric),
         "AutoencoderKLTemporalDecoder": ("AutoencoderKLTemporalDecoder", temporal),
         "AutoencoderDC": ("AutoencoderDC", {**dc, "upsample_block_type": "pixel_shuffle"}),
@@ -128,7 +128,7 @@ def _diffusers() -> dict[str, Builder]:
         "UVit2DModel": (
             "UVit2DModel",
             {
-                "hidden_size": 32, "cond_embed_dim": 16, "micro_cond_encode_dim": 8, "micro_cond_embed_dim": 16, "encoder_hidden_size": 16,
+                "hidden_size": 32, "cond_embed_dim": 16, "micro_cond_encode_dim": 8, "micro_cond_embed_dim": 40, "encoder_hidden_size": 16,
                 "vocab_size": 32, "codebook_size": 24, "in_channels": 16, "block_out_channels": 16, "num_res_blocks": 1, "block_num_heads": 2,
                 "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "sample_size": 8, "downsample": True, "upsample": True,
             },
@@ -206,6 +206,52 @@ def _transformers() -> dict[str, Builder]:
         "hidden_sizes": [16, 16, 16, 16],
         "embedding_size": 16,
     }
+    sapiens = {**vit, "patch_size": 8, "num_key_value_heads": 2, "num_labels": 3}
+    head = {"upsample_out_channels": [16, 8], "conv_out_channels": [8]}
+    ocr = {
+        "intraclass_block_config": {
+            "reduce_channel": [1, 1, 0],
+            "return_channel": [1, 1, 0],
+            **{
+                f"vertical_long_to_small_conv_{r}ratio": [[k, 1], 1, [k // 2, 0]]
+                for r, k in (("long", 7), ("mid", 5), ("short", 3))
+            },
+            **{
+                f"horizontal_small_to_long_conv_{r}ratio": [[1, k], 1, [0, k // 2]]
+                for r, k in (("long", 7), ("mid", 5), ("short", 3))
+            },
+            **{
+                f"symmetric_conv_long_{r}ratio": [[k, k], 1, [k // 2, k // 2]]
+                for r, k in (("long", 7), ("mid", 5), ("short", 3))
+            },
+        },
+        "intraclass_block_number": 4,
+        "neck_out_channels": 32,
+        "scale_factor_list": [1, 2, 4, 8],
+        "mode": "large",
+        "kernel_list": [3, 2, 2],
+    }
+    lw_detr = {
+        "backbone_config": {
+            "model_type": "lw_detr_vit",
+            **vit,
+            "patch_size": 16,
+            "num_windows": 4,
+            "window_block_indices": [0, 1],
+            "out_indices": [1, 3],
+            "cae_init_values": 0.1,
+            "pretrain_image_size": 64,
+        },
+        "projector_scale_factors": [2.0, 0.5],
+        "d_model": 32,
+        "num_queries": 5,
+        "decoder_layers": 1,
+        "decoder_self_attention_heads": 2,
+        "decoder_cross_attention_heads": 4,
+        "decoder_ffn_dim": 32,
+        "group_detr": 1,
+        "hidden_expansion": 0.5,
+    }
     eomt = {
         **vit,
         "patch_size": 8,
@@ -222,9 +268,9 @@ def _transformers() -> dict[str, Builder]:
             {
                 "vision_config": {
                     "backbone_config": {
-                        "model_type": "sam2_hiera_det_model", "hidden_size": 8, "num_attention_heads": 1, "blocks_per_stage": [1, 1, 1, 1],
+                        "model_type": "sam2_hiera_det_model", "hidden_size": 8, "num_attention_heads": 1, "blocks_per_stage": [1, 2, 1, 1],
                         "embed_dim_per_stage": [8, 16, 32, 64], "num_attention_heads_per_stage": [1, 2, 4, 8],
-                        "window_positional_embedding_background_size": [4, 4], "global_attention_blocks": [2], "image_size": [64, 64],
+                        "window_positional_embedding_background_size": [4, 4], "global_attention_blocks": [2], "window_size_per_stage": [4, 2, 2, 2], "image_size": [64, 64],
                     },
                     "backbone_channel_list": [64, 32, 16, 8], "fpn_hidden_size": 32, "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
                     "image_size": 64,
@@ -284,12 +330,13 @@ def _transformers() -> dict[str, Builder]:
         ),
         "Eomt": ("EomtForUniversalSegmentation", "EomtConfig", eomt),
         "EomtDinov3": ("EomtDinov3ForUniversalSegmentation", "EomtDinov3Config", {**eomt, "num_register_tokens": 1}),
-        "Sapiens2 segmentation": ("Sapiens2ForSemanticSegmentation", "Sapiens2Config", {}),
-        "EdgeTam": ("EdgeTamModel", "EdgeTamConfig", {}),
+        "Sapiens2": ("Sapiens2ForSemanticSegmentation", "Sapiens2Config", {**sapiens, "head_config": head}),
+        "Sapiens2 shuffle": (
+            "Sapiens2ForNormalEstimation", "Sapiens2Config", {**sapiens, "head_config": {**head, "use_pixel_shuffle": True, "upsample_kernel_size": 3}},
+        ),
         "PPOCRV5 mobile": ("PPOCRV5MobileDetForObjectDetection", "PPOCRV5MobileDetConfig", {}),
-        "PPOCRV5 server": ("PPOCRV5ServerDetForObjectDetection", "PPOCRV5ServerDetConfig", {}),
-        "PPOCRV6 small": ("PPOCRV6SmallDetForObjectDetection", "PPOCRV6SmallDetConfig", {}),
-        "LwDetr": ("LwDetrForObjectDetection", "LwDetrConfig", {}),
+        "PPOCRV5 server": ("PPOCRV5ServerDetForObjectDetection", "PPOCRV5ServerDetConfig", ocr),
+        "LwDetr": ("LwDetrForObjectDetection", "LwDetrConfig", lw_detr),
         "Swin2SR": (
             "Swin2SRForImageSuperResolution", "Swin2SRConfig",
             {"image_size": 16, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "upscale": 2, "upsampler": "pixelshuffle"},

@@ -165,10 +165,13 @@ def _padded(op: Op, flow: Flow) -> Blocks | None:
     if mode == "constant" and not op.args["value"]:
         return Blocks(found.factors, found.sources, ("zeros", top, left))
     if mode == "reflect" and not all(
-        (top == 0 or (top == 1 and f[0] > 1)) and (left == 0 or (left == 1 and f[1] > 1)) for f in found.factors
+        (top == 0 or (top == 1 and f[0] > 1)) and (left == 0 or (left == 1 and f[1] > 1))
+        for f in found.factors
     ):
         return None
-    return Blocks(found.factors, found.sources, (mode, top, left)) if mode in ("reflect", "replicate") else None
+    return (
+        Blocks(found.factors, found.sources, (mode, top, left)) if mode in ("reflect", "replicate") else None
+    )
 
 
 def _pointwise(node: fx.Node, flow: Flow) -> Blocks | None:

@@ -53,7 +53,9 @@ def _site(model: nn.Module, owner: str, module: nn.Module, op: Op) -> Site | str
     try:
         calls = _calls(module, _traced(module))
     except Exception as error:  # a stranger's forward may raise anything
-        return f"the forward of {type(module).__name__} cannot be traced symbolically ({type(error).__name__})"
+        return (
+            f"the forward of {type(module).__name__} cannot be traced symbolically ({type(error).__name__})"
+        )
     weight = path.removeprefix(prefix)
     mine = [layer for name, layer in calls.values() if name == weight]
     if not mine:
@@ -62,7 +64,12 @@ def _site(model: nn.Module, owner: str, module: nn.Module, op: Op) -> Site | str
         return "stride 1 does not up-sample"
     name = prefix + _module_name(weight)
     return Site(
-        name, (name,), "conv_transpose", "conv_transpose2d", geometry_of(mine[0]), {"owner": owner, "weight": weight}
+        name,
+        (name,),
+        "conv_transpose",
+        "conv_transpose2d",
+        geometry_of(mine[0]),
+        {"owner": owner, "weight": weight},
     )
 
 
@@ -87,7 +94,9 @@ def outline(model: nn.Module, sites: Iterable[Site]) -> Callable[[], None]:
             undo.append(_outline(model.get_submodule(owner), weights))
     except Exception as error:
         undo_all()
-        raise ValueError(f"{owner or type(model).__name__}: no functional transposed convolution there ({error})") from error
+        raise ValueError(
+            f"{owner or type(model).__name__}: no functional transposed convolution there ({error})"
+        ) from error
     return undo_all
 
 
@@ -192,13 +201,20 @@ def _calls(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, tuple[str, nn.Co
 
 def _layer(module: nn.Module, op: Op) -> nn.ConvTranspose2d | None:
     weight, bias = (_value(module, op.args.get(name)) for name in ("weight", "bias"))
-    if not isinstance(weight, nn.Parameter) or (op.args.get("bias") is not None and not isinstance(bias, Tensor)):
+    if not isinstance(weight, nn.Parameter) or (
+        op.args.get("bias") is not None and not isinstance(bias, Tensor)
+    ):
         return None
     defaults = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
     settings = {name: op.args.get(name, default) for name, default in defaults.items()}
-    if any(isinstance(n, fx.Node) for v in settings.values() for n in (v if isinstance(v, list | tuple) else [v])):
+    if any(
+        isinstance(n, fx.Node) for v in settings.values() for n in (v if isinstance(v, list | tuple) else [v])
+    ):
         return None
-    pairs = {k: v if k == "groups" else (tuple(v) * (2 // len(v)) if isinstance(v, list | tuple) else (v, v)) for k, v in settings.items()}
+    pairs = {
+        k: v if k == "groups" else (tuple(v) * (2 // len(v)) if isinstance(v, list | tuple) else (v, v))
+        for k, v in settings.items()
+    }
     groups = int(pairs.pop("groups"))
     layer = nn.ConvTranspose2d(
         weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:]), groups=groups, bias=bias is not None, device="meta", **pairs,
@@ -210,7 +226,11 @@ def _layer(module: nn.Module, op: Op) -> nn.ConvTranspose2d | None:
 
 
 def _value(module: nn.Module, argument: Any) -> Any:
-    return _attribute(module, str(argument.target)) if isinstance(argument, fx.Node) and argument.op == "get_attr" else None
+    return (
+        _attribute(module, str(argument.target))
+        if isinstance(argument, fx.Node) and argument.op == "get_attr"
+        else None
+    )
 
 
 def _split(module: nn.Module, path: str) -> tuple[nn.Module, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pixelize.rewrites import pixel_shuffle, resize_conv
+from pixelize.rewrites import pixel_shuffle, resize, resize_conv
 from pixelize.rewrites.site import Site, TransposedConv
 from torch import nn
 
@@ -12,6 +12,8 @@ def canonical(site: Site, module: nn.Module) -> TransposedConv:
     if isinstance(module, nn.ConvTranspose2d):
         bias = None if module.bias is None else module.bias.detach()
         return TransposedConv(site.geometry, module.weight.detach(), bias)
+    if isinstance(module, nn.Upsample):
+        return resize.canonical(site)
     if not isinstance(module, nn.Conv2d):
         raise TypeError(f"{site.name}: a site of kind {site.kind} cannot be a {type(module).__name__}")
     if site.kind == "pixel_shuffle":
@@ -26,6 +28,8 @@ def replacement(site: Site, module: nn.Module, layer: nn.Module) -> nn.Module:
     """
     if isinstance(module, nn.ConvTranspose2d):
         return layer
+    if isinstance(module, nn.Upsample):
+        return resize.ResizeTransposed2d(layer, site.options)
     if not isinstance(module, nn.Conv2d):
         raise TypeError(f"{site.name}: a site of kind {site.kind} cannot be a {type(module).__name__}")
     if site.kind == "pixel_shuffle":

@@ -24,7 +24,9 @@ from pixelize.rewrites.vocabulary import shape_of
 _MOVES = ("view", "reshape", "permute", "transpose", "_unsafe_view", "unflatten", "clone", "contiguous")
 
 
-def match(flow: Flow, name: str, names: tuple[str, ...], module: nn.Conv2d, calls: list[fx.Node]) -> Site | str | None:
+def match(
+    flow: Flow, name: str, names: tuple[str, ...], module: nn.Conv2d, calls: list[fx.Node]
+) -> Site | str | None:
     """The site that a convolution is whose output is shuffled and goes nowhere else; a reason or None if it is none."""
     shuffles: set[tuple[int, tuple[int, ...] | None]] = set()
     others = set()
@@ -68,7 +70,10 @@ def shuffle_order(value: fx.Node, user: fx.Node) -> tuple[int, tuple[int, ...]] 
     source: fx.Node | None = None
     node = user
     while True:
-        if not isinstance(node.target, torch._ops.OpOverload) or node.target.overloadpacket.__name__ not in _MOVES:
+        if (
+            not isinstance(node.target, torch._ops.OpOverload)
+            or node.target.overloadpacket.__name__ not in _MOVES
+        ):
             return None
         if len(node.all_input_nodes) != 1 or (source is not None and node.all_input_nodes[0] is not source):
             return None
@@ -154,7 +159,9 @@ class ShuffleConv2d(nn.Module):
         self.factor = int(options["factor"])
         order = options["order"]
         # where each channel of the convolution's output lies among the unshuffled ones
-        self.places: list[int] | None = None if order is None else sorted(range(len(order)), key=order.__getitem__)
+        self.places: list[int] | None = (
+            None if order is None else sorted(range(len(order)), key=order.__getitem__)
+        )
         self.in_channels, self.out_channels = module.in_channels, module.out_channels
         self.kernel_size, self.stride, self.groups = module.kernel_size, module.stride, module.groups
         self.phase_bias: nn.Parameter | None = None

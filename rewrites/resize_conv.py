@@ -47,7 +47,9 @@ def own_padding(module: nn.Conv2d) -> tuple[int, int] | None:
     return int(module.padding[0]), int(module.padding[1])
 
 
-def match(flow: Flow, name: str, names: tuple[str, ...], module: nn.Conv2d, calls: list[fx.Node]) -> Site | str | None:
+def match(
+    flow: Flow, name: str, names: tuple[str, ...], module: nn.Conv2d, calls: list[fx.Node]
+) -> Site | str | None:
     """The site that a convolution module is, given all its calls in a graph; a reason if it cannot be one, None if it reads no resize.
 
     A 1x1 convolution mixes no pixels, makes no pattern and gains nothing: it counts as a bare resize.
@@ -56,7 +58,9 @@ def match(flow: Flow, name: str, names: tuple[str, ...], module: nn.Conv2d, call
     if not any(seen):
         return None
     first = seen[0]
-    if first is None or any(b is None or (b.factors, b.margin) != (first.factors, first.margin) for b in seen):
+    if first is None or any(
+        b is None or (b.factors, b.margin) != (first.factors, first.margin) for b in seen
+    ):
         return "called in several places, not always after the same resize"
     refusal = conv_refusal(module)
     if refusal:
@@ -80,7 +84,9 @@ def plan(module: nn.Conv2d, blocks: Blocks) -> dict[str, Any] | str:
     mode, *margin = blocks.margin or ("zeros", 0, 0)
     if module.padding_mode != "zeros" and any(padding):
         inside = all(p == 0 or (p == 1 and s > 1) for p, s in zip(padding, factor, strict=True))
-        if module.padding_mode not in ("replicate", "reflect") or (module.padding_mode == "reflect" and not inside):
+        if module.padding_mode not in ("replicate", "reflect") or (
+            module.padding_mode == "reflect" and not inside
+        ):
             return f"padding_mode is {module.padding_mode!r}: not what a block image repeats"
         own = module.padding_mode
     else:
@@ -306,9 +312,13 @@ class ResizeConv2d(nn.Module):
         (h, w), (sh, sw) = resized.shape[-2:], self.factor
         if h % sh == 0 and w % sw == 0:
             return y
-        size = [(h, w)[i] + 2 * self._around(i) - self.dilation[i] * (self.kernel_size[i] - 1) for i in (0, 1)]
+        size = [
+            (h, w)[i] + 2 * self._around(i) - self.dilation[i] * (self.kernel_size[i] - 1) for i in (0, 1)
+        ]
         y = y[..., : size[0], : size[1]]
-        if self.options["around"] != "zeros" or tuple(self.layer.weight.shape[2:]) != tuple(self.layer.kernel_size):
+        if self.options["around"] != "zeros" or tuple(self.layer.weight.shape[2:]) != tuple(
+            self.layer.kernel_size
+        ):
             return y  # the edge goes on as it was; of a PixelDCL no weight tells what the convolution was
         whole = small.repeat_interleave(sh, -2).repeat_interleave(sw, -1)
         beyond = F.pad(torch.zeros_like(resized), (0, -w % sw, 0, -h % sh), value=1.0)

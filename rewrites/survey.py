@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from pixelize.rewrites import pixel_shuffle, resize_conv
+import torch
+from torch import fx, nn
+
+from pixelize.rewrites import pixel_shuffle, resize, resize_conv
 from pixelize.rewrites.capture import capture
 from pixelize.rewrites.flow import Flow, analyse, read_by
 from pixelize.rewrites.functional import scan_functional
 from pixelize.rewrites.modules import qualified_names, scan_conv_transpose
 from pixelize.rewrites.probe import factors_kept
 from pixelize.rewrites.site import Site, Skipped, Survey
-from torch import fx, nn
 
 VARYING = "the resize has another factor at another input size"
 FUNCTIONAL = "called as F.conv_transpose2d: make it a module first (pixelize.rewrites.outline)"
+
+Calls = dict[str, list[fx.Node]]
 
 
 def survey(model: nn.Module, example_inputs: Any = None, functional: bool = False) -> Survey:
     """Finds every up-sampling site of ``model`` and changes nothing.
 
-    ``example_inputs``: a tensor, a tuple of positional or a dict of keyword arguments. ``functional`` is for a caller that makes modules of the
-    functional sites with :func:`pixelize.rewrites.outline` before it swaps any: without it they are listed as skipped.
+    ``example_inputs``: a tensor, a tuple of positional or a dict of keyword arguments. ``functional`` is for a caller that makes modules
+    of the functional sites with :func:`pixelize.rewrites.outline` before it swaps any: without it they are listed as skipped.
     """
     sites, skipped = scan_conv_transpose(model)
     seen = capture(model, example_inputs)
@@ -30,60 +34,34 @@ def survey(model: nn.Module, example_inputs: Any = None, functional: bool = Fals
     notes = list(seen.notes)
     flow = analyse(seen.graph, model)
     calls = _calls(flow, model)
-    more, refused = _convolutions(flow, model, calls)
-    kept = _unchanging(model, flow, calls, more, example_inputs, notes)
-    sites += kept
-    skipped += refused
-    skipped += [Skipped(s.name, s.kind, s.type, VARYING) for s in more if s not in kept]
-    outlined, refused = scan_functional(model, flow)
-    skipped += refused
-    if functional:
-        sites += outlined
-    else:
-        skipped += [Skipped(s.name, s.kind, s.type, FUNCTIONAL) for s in outlined]
+    found, refused, used = _convolutions(flow, model, calls)
+    bare, left = _resizes(flow, model, calls, used)
+    found, varying = _unchanging(model, flow, calls, found, example_inputs, notes)
+    outlined, opaque = scan_functional(model, flow)
+    if not functional:
+        opaque += [Skipped(s.name, s.kind, s.type, FUNCTIONAL) for s in outlined]
+        outlined = []
+    sites += [*found, *bare, *outlined]
     order = {path: i for i, path in enumerate(calls)}
     sites.sort(key=lambda site: min((order[n] for n in site.names if n in order), default=len(order)))
-    return Survey(tuple(sites), tuple(skipped), seen.name, tuple(notes))
+    return Survey(tuple(sites), (*skipped, *refused, *varying, *left, *opaque), seen.name, tuple(notes))
 
 
-def _unchanging(
-    model: nn.Module,
-    flow: Flow,
-    calls: dict[str, list[fx.Node]],
-    sites: list[Site],
-    example_inputs: Any,
-    notes: list[str],
-) -> list[Site]:
-    """The sites whose resize has the same factor at another input size; a scale given as a number needs no look."""
-    doubtful = []
-    for site in sites:
-        inputs = [read_by(flow, node) for node in calls[site.name]]
-        sources = {s for x in inputs if x in flow.blocks for s in flow.blocks[x].sources}
-        if site.kind in ("resize_conv", "resize") and any(flow.ops[s].args["scale"] is None for s in sources):
-            doubtful.append(site)
-    if not doubtful or example_inputs is None:
-        return sites
-    kept = factors_kept(model, doubtful, example_inputs)
-    if kept is None:
-        notes.append("no other input size runs: resizes to a given size were seen at one size only")
-        return sites
-    return [s for s in sites if kept.get(s.name, True)]
-
-
-def _calls(flow: Flow, model: nn.Module) -> dict[str, list[fx.Node]]:
-    """The convolution nodes of each module, by its qualified name, in the order of execution."""
+def _calls(flow: Flow, model: nn.Module) -> Calls:
+    """The nodes in which each module convolves or resizes, by its first qualified name, in the order of execution."""
     first = {name: names[0] for names in qualified_names(model).values() for name in names}
-    calls: dict[str, list[fx.Node]] = {}
+    calls: Calls = {}
     for node, op in flow.ops.items():
         owner = first.get(str(node.meta.get("owner", "")))
-        if op.kind in ("conv", "conv_transpose") and owner is not None:
+        if op.kind in ("conv", "conv_transpose", "resize") and owner is not None:
             calls.setdefault(owner, []).append(node)
     return calls
 
 
 def _convolutions(
-    flow: Flow, model: nn.Module, calls: dict[str, list[fx.Node]]
-) -> tuple[list[Site], list[Skipped]]:
+    flow: Flow, model: nn.Module, calls: Calls
+) -> tuple[list[Site], list[Skipped], set[fx.Node]]:
+    """Convolutions that follow a resize or precede a shuffle, those that cannot be converted, and the resizes that any of them reads."""
     names = qualified_names(model)
     sites: list[Site] = []
     skipped: list[Skipped] = []
@@ -100,21 +78,59 @@ def _convolutions(
                 skipped.append(Skipped(path, kind, type(module).__name__, found))
             else:
                 sites.append(found)
-            for node in nodes:
-                blocks = flow.blocks.get(read_by(flow, node))
-                used |= blocks.sources if blocks is not None else frozenset()
+            used |= {s for n in nodes for s in _sources(flow, n)}
             break
-    for node, reason in flow.resizes.items():
-        if node not in used:
-            name = str(node.meta.get("owner", ""))
-            ends = sorted(set(flow.ends.get(node, ())))
-            why = reason or (
-                "no convolution reads its result" + (f", which goes to {', '.join(ends)}" if ends else "")
+    return sites, skipped, used
+
+
+def _sources(flow: Flow, call: fx.Node) -> frozenset[fx.Node]:
+    blocks = flow.blocks.get(read_by(flow, call))
+    return blocks.sources if blocks is not None else frozenset()
+
+
+def _resizes(
+    flow: Flow, model: nn.Module, calls: Calls, used: set[fx.Node]
+) -> tuple[list[Site], list[Skipped]]:
+    """The resizes that no convolution takes up: those that can be converted by themselves, and the others."""
+    names = qualified_names(model)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(()))
+    sites: list[Site] = []
+    skipped: list[Skipped] = []
+    for path, nodes in calls.items():
+        mine = [n for n in nodes if n in flow.resizes and n not in used]
+        if not mine:
+            continue
+        module = model.get_submodule(path)
+        found = (
+            resize.match(flow, path, names[id(module)], module, mine, like) if len(mine) == len(nodes) else ""
+        )
+        if isinstance(found, Site):
+            sites.append(found)
+            continue
+        for node in mine:
+            ends = ", ".join(sorted(set(flow.ends.get(node, ()))))
+            reason = flow.resizes[node] or "no convolution reads its result" + (
+                f", which goes to {ends}" if ends else ""
             )
-            kind = (
-                type(model.get_submodule(name)).__name__
-                if node.op != "call_function"
-                else flow.ops[node].name
-            )
-            skipped.append(Skipped(name, "resize", kind, why))
+            kind = type(module).__name__ if isinstance(module, nn.Upsample) else flow.ops[node].name
+            skipped.append(Skipped(path, "resize", kind, reason))
     return sites, skipped
+
+
+def _unchanging(
+    model: nn.Module, flow: Flow, calls: Calls, sites: list[Site], example_inputs: Any, notes: list[str]
+) -> tuple[list[Site], list[Skipped]]:
+    """The sites whose resize has the same factor at another input size, and the others; a scale given as a number needs no look."""
+    doubtful = [
+        site
+        for site in sites
+        if any(flow.ops[s].args["scale"] is None for n in calls[site.name] for s in _sources(flow, n))
+    ]
+    if not doubtful or example_inputs is None:
+        return sites, []
+    kept = factors_kept(model, doubtful, example_inputs)
+    if kept is None:
+        notes.append("no other input size runs: resizes to a given size were seen at one size only")
+        return sites, []
+    varying = [s for s in sites if not kept.get(s.name, True)]
+    return [s for s in sites if s not in varying], [Skipped(s.name, s.kind, s.type, VARYING) for s in varying]

@@ -54,7 +54,12 @@ _ALIASES = {
 _PADS = {
     "pad": None, "constant_pad_nd": "constant", "reflection_pad2d": "reflect", "replication_pad2d": "replicate",
 }  # fmt: skip
-_PAD_MODULES = {nn.ZeroPad2d: "constant", nn.ConstantPad2d: "constant", nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate"}
+_PAD_MODULES = {
+    nn.ZeroPad2d: "constant",
+    nn.ConstantPad2d: "constant",
+    nn.ReflectionPad2d: "reflect",
+    nn.ReplicationPad2d: "replicate",
+}
 _DROPOUTS = {"dropout", "native_dropout", "alpha_dropout", "bernoulli", "rrelu", "rrelu_with_noise"}
 _OPERATORS = {
     "truediv": "div", "iadd": "add", "imul": "mul", "isub": "sub", "itruediv": "div", "hard_sigmoid": "hardsigmoid"
@@ -167,7 +172,16 @@ def _pad(node: fx.Node, name: str) -> Op:
     mode = _PADS[name]
     a = _bind(node, ("input", "pads", "value") if mode else ("input", "pads", "mode", "value"))
     pads = a.get("pads", a.get("pad", node.kwargs.get("pad")))
-    return Op("pad", name, {"input": a["input"], "pads": pads, "mode": mode or a.get("mode") or "constant", "value": a.get("value")})
+    return Op(
+        "pad",
+        name,
+        {
+            "input": a["input"],
+            "pads": pads,
+            "mode": mode or a.get("mode") or "constant",
+            "value": a.get("value"),
+        },
+    )
 
 
 def _repeat(node: fx.Node, name: str) -> Op:
@@ -220,7 +234,11 @@ def _describe_module(node: fx.Node, module: nn.Module) -> Op:
         return Op("resize", name, _sized(input, module.size, module.scale_factor, module.mode))
     if type(module) in _PAD_MODULES:
         value = getattr(module, "value", 0)
-        return Op("pad", name, {"input": input, "pads": module.padding, "mode": _PAD_MODULES[type(module)], "value": value})
+        return Op(
+            "pad",
+            name,
+            {"input": input, "pads": module.padding, "mode": _PAD_MODULES[type(module)], "value": value},
+        )
     if isinstance(module, nn.PixelShuffle):
         return Op("shuffle", name, {"input": input, "factor": module.upscale_factor})
     if isinstance(module, _CHANNELWISE_MODULES):
