@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over all processes; what one process's part does to the losses of all is summed on the way back."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        torch.distributed.all_reduce(total)
+        return total
 
 
 class JointBatchNorm2d(nn.BatchNorm2d):
@@ -16,9 +33,9 @@ class JointBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         processes = torch.distributed.get_world_size()
         shape = (1, -1, 1, 1)
-        mean = all_reduce(input.mean((0, 2, 3))) / processes
+        mean = _SumOverProcesses.apply(input.mean((0, 2, 3))) / processes
         centred = input - mean.view(shape)
-        var = all_reduce(centred.square().mean((0, 2, 3))) / processes
+        var = _SumOverProcesses.apply(centred.square().mean((0, 2, 3))) / processes
         if (
             self.running_mean is not None
             and self.running_var is not None

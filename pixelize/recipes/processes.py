@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 import pixelize
@@ -21,14 +20,7 @@ def start(s: Settings) -> Accelerator:
     s.check()
     if s.threads:
         torch.set_num_threads(s.threads)
-    # norms are over all processes, so buffers agree anyway; broadcasting them would change them under a graph that is still needed
-    options = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = Accelerator(
-        cpu=s.cpu,
-        mixed_precision=s.precision,
-        gradient_accumulation_steps=s.accumulate,
-        kwargs_handlers=[options],
-    )
+    accelerator = Accelerator(cpu=s.cpu, mixed_precision=s.precision, gradient_accumulation_steps=s.accumulate)
     if s.batch % (accelerator.num_processes * s.accumulate):
         raise ArgumentError(
             f"--batch {s.batch} cannot be divided among {accelerator.num_processes} processes and {s.accumulate} micro-batches"
