@@ -67,7 +67,8 @@ def comparison_figure(
     figure = _figure(width, picture_height + 3.6)
     if title:
         figure.suptitle(title, color=INK[False])
-    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(picture_height, 3.4)))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(picture_height, 3.4))
+    top, bottom = halves
     _draw_tiles(top, found)
     _draw_spectra(
         bottom, {name: power_spectrum(batch.float()) for name, batch in columns.items()}, period, False
@@ -97,7 +98,7 @@ def curves_figure(curves: Curves, *, dark: bool = False) -> Figure:
         axes = figure.add_subplot(down, across, i + 1)
         for k, (run, points) in enumerate(lines.items()):
             steps, values = zip(*points, strict=True)
-            style = {"color": COLOURS[k % len(COLOURS)], "linestyle": LINES[k % len(LINES)]}
+            style: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "linestyle": LINES[k % len(LINES)]}
             axes.plot(steps, values, marker="o" if len(steps) < 12 else "", markersize=3, label=run, **style)
         axes.set_title(quantity, fontsize=9, color=INK[dark])
         axes.set_xlabel("step", fontsize=8, color=INK[dark])

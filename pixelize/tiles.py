@@ -21,8 +21,8 @@ ROUNDING = 1e-5  # of the pictures' range: differences below it are called none
 class Tiles:
     """What is shown of each variant of the same pictures, as ``(N, height, width, 3)`` arrays of bytes.
 
-    ``pictures`` and ``zooms`` by variant; ``differences`` by variant but the reference: mid-grey where nothing
-    changed, and the change times ``gains[variant]`` around it (a gain of 0: no change beyond rounding).
+    ``pictures`` and ``zooms`` by variant; ``differences`` by variant but the reference: mid-grey where
+    nothing changed, and the change times ``gains[variant]`` around it (a gain of 0: no change beyond rounding).
     ``largest``: the largest absolute change by variant, in units of the pictures' range. ``boxes``: (top,
     left, size) of each picture's zoom. ``channel``: the one that is shown where a picture has neither one nor
     three, else None.
@@ -42,7 +42,7 @@ def tiles(columns: Mapping[str, Tensor], reference: str, *, period: int = 2, row
     """The first ``rows`` pictures of every variant as :class:`Tiles`.
 
     All variants are shown in the reference's range (its 0.1% and 99.9% quantiles). The zoom is where the
-    reference's checkerboard is strongest (:func:`checkerboard_map`), the middle in pictures too small to tell.
+    reference's checkerboard is strongest (:func:`checkerboard_map`), or the middle of tiny pictures.
 
     Args:
         columns: the same pictures by variant, ``(N, C, H, W)`` each, all of one shape.
@@ -88,8 +88,8 @@ def check_columns(columns: Mapping[str, Tensor], reference: str) -> None:
             raise ArgumentError(f"{name}: shape {tuple(batch.shape)}; pictures are (N, C, H, W)")
         if batch.shape != shape:
             raise ArgumentError(
-                f"{name}: shape {tuple(batch.shape)}, while {reference} has {tuple(shape)}; the same pictures "
-                "are needed"
+                f"{name}: shape {tuple(batch.shape)}, while {reference} has {tuple(shape)}; the same "
+                "pictures are needed"
             )
         if not bool(torch.isfinite(batch).all()):
             raise ArgumentError(
