@@ -22,12 +22,13 @@ from torch import Tensor
 from pixelize.atomic import write_bytes
 from pixelize.checkerboard import frequencies, frequency_name
 from pixelize.picture_spectrum import PictureSpectrum, power_spectrum
-from pixelize.tiles import Tiles, check_columns, difference_caption, tiles
+from pixelize.tiles import Tiles, check_columns, difference_caption, enlarged, tiles
 
 # line colours that read on white and on near-black, also for colour-blind eyes
 COLOURS = ("#2586c9", "#d55e00", "#009e73", "#cc79a7", "#8a8a00", "#56b4e9")
 LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 INK = {False: "#1b1b1f", True: "#e6e6ea"}
+Period = int | tuple[int, int]
 Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
 """Points (step, value) by quantity and run: ``{"loss": {"iPixelDCL": [(0, 0.9), (100, 0.4)]}}``."""
 PAPER = {False: "#ffffff", True: "#17181c"}
@@ -37,7 +38,7 @@ def comparison_figure(
     columns: Mapping[str, Tensor],
     reference: str,
     path: str | os.PathLike[str],
-    period: int = 2,
+    period: Period = 2,
     *,
     rows: int = 3,
     title: str | None = None,
@@ -70,23 +71,36 @@ def comparison_figure(
     halves: Any = figure.subfigures(2, 1, height_ratios=(picture_height, 3.4))
     top, bottom = halves
     _draw_tiles(top, found)
-    _draw_spectra(
-        bottom, {name: power_spectrum(batch.float()) for name, batch in columns.items()}, period, False
-    )
+    _draw_spectra(bottom, _spectra(columns), period, False)
     return save_png(figure, path)
 
 
-def spectra_figure(columns: Mapping[str, Tensor], period: int = 2, *, dark: bool = False) -> Figure:
+def spectra_figure(columns: Mapping[str, Tensor], period: Period = 2, *, dark: bool = False) -> Figure:
     """The full spectrum of each variant, and all radial ones in one plot, the checkerboard marked.
 
     Raises ArgumentError as :func:`comparison_figure`.
     """
-    check_columns(columns, next(iter(columns), ""))
     figure = _figure(2.7 * len(columns) + 3.6, 3.4, dark)
-    _draw_spectra(
-        figure, {name: power_spectrum(batch.float()) for name, batch in columns.items()}, period, dark
-    )
+    _draw_spectra(figure, _spectra(columns), period, dark)
     return figure
+
+
+def spectrum_figures(
+    columns: Mapping[str, Tensor], period: Period = 2, *, dark: bool = False
+) -> dict[str, Figure]:
+    """The same as :func:`spectra_figure` in small figures: one by each variant's name; ``""``, radial."""
+    spectra = _spectra(columns)
+    found = {}
+    for name, spectrum in spectra.items():
+        figure = _figure(3.6, 3.4, dark)
+        axes = figure.add_subplot()
+        image = _draw_full(axes, spectrum, _scale_of(spectra), period, dark)
+        _colour_bar(figure, image, axes, dark)
+        axes.set_title(name, fontsize=9, color=INK[dark])
+        found[name] = figure
+    figure = _figure(3.6, 3.4, dark)
+    _draw_radial(figure.add_subplot(), spectra, period, dark)
+    return {**found, "": figure}
 
 
 def curves_figure(curves: Curves, *, dark: bool = False) -> Figure:
@@ -134,7 +148,7 @@ def spectrum_image(spectrum: PictureSpectrum) -> tuple[np.ndarray, tuple[float, 
     return power.numpy(), (-half[1], half[1], half[0], -half[0])
 
 
-def marked(period: int) -> list[tuple[float, float]]:
+def marked(period: Period) -> list[tuple[float, float]]:
     """Where the checkerboard's frequencies (vertical, horizontal) are in [-1/2, 1/2], mirror images too."""
     places = set()
     for f in frequencies(period):
@@ -178,58 +192,82 @@ def _box(left: int, top: int, size: int) -> Any:
 
 
 def _show(axes: Any, picture: np.ndarray, caption: str | None) -> None:
-    axes.imshow(picture, interpolation="nearest")
+    height, width = picture.shape[:2]
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axes.imshow(enlarged(picture, 512), extent=extent, interpolation="hanning")
     axes.set_axis_off()
     if caption:
         axes.set_title(caption, fontsize=8, color=INK[False])
 
 
+def _spectra(columns: Mapping[str, Tensor]) -> dict[str, PictureSpectrum]:
+    check_columns(columns, next(iter(columns), ""))
+    return {name: power_spectrum(batch.float()) for name, batch in columns.items()}
+
+
+def _scale_of(spectra: Mapping[str, PictureSpectrum]) -> tuple[float, float]:
+    """Lowest and highest dB of the colours: the first variant's; what a later one removes may leave them."""
+    low, high = np.percentile(next(iter(spectra.values())).power.numpy(), (1, 99.7))
+    return float(low) - 6, float(high)
+
+
 def _draw_spectra(
-    figure: Figure | SubFigure, spectra: Mapping[str, PictureSpectrum], period: int, dark: bool
+    figure: Figure | SubFigure, spectra: Mapping[str, PictureSpectrum], period: Period, dark: bool
 ) -> None:
-    axes = figure.subplots(1, len(spectra) + 1, width_ratios=[1.0] * len(spectra) + [1.35], squeeze=False)[0]
-    # the first variant sets the scale: what a later one removes altogether may leave it
-    first = next(iter(spectra.values()))
-    low, high = np.percentile(first.power.numpy(), (1, 99.7)) - (6, 0)
+    ratios = [1.0] * len(spectra) + [1.35]
+    axes = figure.subplots(1, len(spectra) + 1, width_ratios=ratios, squeeze=False)[0]
     image: Any = None
     for i, (plot, (name, spectrum)) in enumerate(zip(axes, spectra.items(), strict=False)):
-        power, extent = spectrum_image(spectrum)
-        image = plot.imshow(
-            power, extent=extent, cmap="magma", vmin=low, vmax=high, interpolation="nearest", aspect="equal"
-        )
-        vertical, horizontal = zip(*marked(period), strict=True)
-        plot.scatter(
-            horizontal, vertical, s=90, facecolors="none", edgecolors="#4dd8ff", linewidths=1.4,
-            clip_on=False, zorder=3,
-        )  # fmt: skip
+        image = _draw_full(plot, spectrum, _scale_of(spectra), period, dark)
         plot.set_title(name, fontsize=9, color=INK[dark])
-        for axis in (plot.xaxis, plot.yaxis):
-            axis.set_major_locator(FixedLocator([-0.5, 0, 0.5]))
-            axis.set_major_formatter(FuncFormatter(lambda v, _: {-0.5: "-1/2", 0.0: "0", 0.5: "1/2"}[v]))
         if i:
             plot.tick_params(labelleft=False)
-        _ink(plot, dark)
-    bar = figure.colorbar(image, ax=axes[:-1], shrink=0.7, pad=0.02)
+    _colour_bar(figure, image, list(axes[:-1]), dark)
+    _draw_radial(axes[-1], spectra, period, dark)
+
+
+def _draw_full(
+    axes: Any, spectrum: PictureSpectrum, scale: tuple[float, float], period: Period, dark: bool
+) -> Any:
+    power, extent = spectrum_image(spectrum)
+    image = axes.imshow(
+        power, extent=extent, cmap="magma", vmin=scale[0], vmax=scale[1], interpolation="nearest", aspect="equal"
+    )  # fmt: skip
+    vertical, horizontal = zip(*marked(period), strict=True)
+    axes.scatter(
+        horizontal, vertical, s=90, facecolors="none", edgecolors="#4dd8ff", linewidths=1.4, clip_on=False, zorder=3
+    )  # fmt: skip
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(FixedLocator([-0.5, 0, 0.5]))
+        axis.set_major_formatter(FuncFormatter(lambda v, _: {-0.5: "-1/2", 0.0: "0", 0.5: "1/2"}[v]))
+    _ink(axes, dark)
+    return image
+
+
+def _colour_bar(figure: Figure | SubFigure, image: Any, axes: Any, dark: bool) -> None:
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02)
     bar.ax.tick_params(labelsize=7, colors=INK[dark])
     bar.set_label("dB", fontsize=8, color=INK[dark])
-    radial = axes[-1]
+
+
+def _draw_radial(axes: Any, spectra: Mapping[str, PictureSpectrum], period: Period, dark: bool) -> None:
     for i, (name, spectrum) in enumerate(spectra.items()):
-        radial.plot(
-            spectrum.radius, spectrum.radial_power, color=COLOURS[i % len(COLOURS)],
-            linestyle=LINES[i % len(LINES)], label=name,
-        )  # fmt: skip
-    for radius in sorted({round(float(np.hypot(*place)), 6) for place in marked(period)}):
-        names = [frequency_name(f) for f in frequencies(period) if _radius(f) == radius]
-        radial.axvline(radius, color=INK[dark], linewidth=0.7, linestyle=(0, (2, 3)))
-        radial.annotate(
-            "\n".join(names), (radius, 1), xycoords=("data", "axes fraction"), xytext=(-2, -2),
+        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i % len(LINES)]}
+        axes.plot(spectrum.radius, spectrum.radial_power, label=name, **style)
+    names: dict[float, list[str]] = {}
+    for f in frequencies(period):
+        names.setdefault(_radius(f), []).append(frequency_name(f))
+    for radius, told in names.items():
+        axes.axvline(radius, color=INK[dark], linewidth=0.7, linestyle=(0, (2, 3)))
+        axes.annotate(
+            "\n".join(told), (radius, 1), xycoords=("data", "axes fraction"), xytext=(-2, -2),
             textcoords="offset points", fontsize=6, color=INK[dark], va="top", ha="right",
         )  # fmt: skip
-    radial.set_ylim(float(first.radial_power.min()) - 25)
-    radial.set_xlabel("distance from frequency 0 (cycles per pixel)", fontsize=8, color=INK[dark])
-    radial.set_ylabel("mean power, dB", fontsize=8, color=INK[dark])
-    _legend(radial, dark)
-    _ink(radial, dark)
+    axes.set_ylim(float(next(iter(spectra.values())).radial_power.min()) - 25)
+    axes.set_xlabel("distance from frequency 0 (cycles per pixel)", fontsize=8, color=INK[dark])
+    axes.set_ylabel("mean power, dB", fontsize=8, color=INK[dark])
+    _legend(axes, dark)
+    _ink(axes, dark)
 
 
 def _legend(axes: Any, dark: bool) -> None:

@@ -22,7 +22,7 @@ class Tiles:
     """What is shown of each variant of the same pictures, as ``(N, height, width, 3)`` arrays of bytes.
 
     ``pictures`` and ``zooms`` by variant; ``differences`` by variant but the reference: mid-grey where
-    nothing changed, and the change times ``gains[variant]`` around it (a gain of 0: no change beyond rounding).
+    nothing changed, and the change times ``gains[variant]`` around it (a gain of 0: none beyond rounding).
     ``largest``: the largest absolute change by variant, in units of the pictures' range. ``boxes``: (top,
     left, size) of each picture's zoom. ``channel``: the one that is shown where a picture has neither one nor
     three, else None.
@@ -38,7 +38,9 @@ class Tiles:
     channel: int | None
 
 
-def tiles(columns: Mapping[str, Tensor], reference: str, *, period: int = 2, rows: int = 4) -> Tiles:
+def tiles(
+    columns: Mapping[str, Tensor], reference: str, *, period: int | tuple[int, int] = 2, rows: int = 4
+) -> Tiles:
     """The first ``rows`` pictures of every variant as :class:`Tiles`.
 
     All variants are shown in the reference's range (its 0.1% and 99.9% quantiles). The zoom is where the
@@ -104,6 +106,16 @@ def difference_caption(found: Tiles, name: str) -> str:
     return "no difference" if not found.largest[name] else f"no difference (< {found.largest[name]:.0e})"
 
 
+def enlarged(picture: np.ndarray, least: int) -> np.ndarray:
+    """``(H, W, 3)`` with every pixel repeated, so that the longer side has about ``least`` pixels or more.
+
+    Shown at a size of its own it is then scaled down smoothly: nearest-neighbour enlargement by a factor that
+    is not whole makes some pixels wider than others, a pattern that the model did not make.
+    """
+    factor = -(-least // max(picture.shape[:2]))
+    return picture.repeat(factor, 0).repeat(factor, 1)
+
+
 def _range(base: Tensor) -> tuple[float, float]:
     values = base.flatten()
     values = values[:: max(1, values.numel() // 1_000_000)]  # torch.quantile takes 16 million at most
@@ -111,7 +123,7 @@ def _range(base: Tensor) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
-def _box(picture: Tensor, period: int) -> tuple[int, int, int]:
+def _box(picture: Tensor, period: int | tuple[int, int]) -> tuple[int, int, int]:
     height, width = picture.shape[-2:]
     size = min(height, width, max(24, min(height, width) // 5))
     least = minimum_size(as_periods(period))
