@@ -7,21 +7,14 @@ Tensors are (N, C, H, W) or unbatched (C, H, W); the output keeps the memory for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import gcd
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixelize.polyphase import (
-    Phase,
-    anchor_phase,
-    axis_phases,
-    interleave,
-    output_excess,
-    split_phases,
-)
-from pixelize.schedule import Stage, make_schedule
+from pixelize.polyphase import Phase, anchor_phase, axis_phases, output_excess
+from pixelize.schedule import Schedule, Stage, Term, make_schedule
+from pixelize.shuffle import interleave, is_channels_last, split_phases
 
 Pair = tuple[int, int]
 
@@ -64,13 +57,11 @@ def ipixel_dcl2d(
         weight = weight * gate_mask(k, s, p, d, anchor, input_gate.to(weight.dtype))
     excess = [output_excess(k[i], s[i], p[i], d[i], op[i])[0] for i in (0, 1)]
     base = _extended_conv_transpose(input, weight, s, p, op, groups, d, excess)
-    phases = split_phases(base, s)
+    maps = {phase: [f] for phase, f in split_phases(base, s).items()}
     channels = weight.shape[1] * groups
-    for stage, kernel in zip(plan.stages, dependency_kernels, strict=True):
-        parts = dependency(stage, kernel, phases, channels, dependency_groups)
-        for target, part in parts.items():
-            phases[target] = phases[target] + part
-    return _finish(phases, s, excess, bias)
+    _make_phases(maps, plan, dependency_kernels, channels, dependency_groups)
+    size = (base.shape[-2] - excess[0], base.shape[-1] - excess[1])
+    return interleave(maps, s, size=size, bias=bias, channels_last=is_channels_last(base))
 
 
 def pixel_dcl2d(
@@ -98,13 +89,12 @@ def pixel_dcl2d(
     anchor = anchor_phase(k, s, p, d)
     plan = make_schedule(schedule, s, _pair(dependency_kernel_size), anchor)
     grid = [output_excess(k[i], s[i], p[i], d[i], op[i]) for i in (0, 1)]
-    phases: dict[Phase, Tensor] = {
-        anchor: first_phase(input, weight, k, s, p, d, groups, (grid[0][1], grid[1][1]), anchor)
-    }
+    first = first_phase(input, weight, k, s, p, d, groups, (grid[0][1], grid[1][1]), anchor)
+    maps = {anchor: [first]}
     channels = weight.shape[1] * groups
-    for stage, kernel in zip(plan.stages, dependency_kernels, strict=True):
-        phases.update(dependency(stage, kernel, phases, channels, dependency_groups))
-    return _finish(phases, s, [grid[0][0], grid[1][0]], bias)
+    _make_phases(maps, plan, dependency_kernels, channels, dependency_groups)
+    size = (s[0] * first.shape[-2] - grid[0][0], s[1] * first.shape[-1] - grid[1][0])
+    return interleave(maps, s, size=size, bias=bias, channels_last=is_channels_last(first))
 
 
 def first_phase(
@@ -120,22 +110,21 @@ def first_phase(
 ) -> Tensor:
     """``F_1`` on its low-resolution grid: (N, C_out, H + growth_h, W + growth_w).
 
-    ``weight`` holds only this phase's taps, in ascending order of the tap (see :func:`pixelize.polyphase.phase_weight`).
+    ``weight`` holds only this phase's taps, in ascending order of the tap (see :func:`pixelize.polyphase.phase_weight`): a phase of a
+    transposed convolution is a transposed convolution of stride 1, which takes the weight as it lies in memory.
     """
-    pads: list[Pair] = []
-    steps: list[int] = []
+    steps, lead, tail = [], [], []
     for i in (0, 1):
         axis = axis_phases(kernel_size[i], stride[i], padding[i], dilation[i])[anchor[i]]
-        pads.append((-axis.offsets[0], growth[i] + axis.offsets[-1]))
-        steps.append(dilation[i] // gcd(stride[i], dilation[i]))
-    c_in, c_out, h, w = weight.shape
-    kernel = weight.flip(-2, -1).reshape(groups, c_in // groups, c_out, h, w).transpose(1, 2)
-    kernel = kernel.reshape(groups * c_out, c_in // groups, h, w)
-    (top, bottom), (left, right) = pads
-    if top == bottom >= 0 and left == right >= 0:
-        return F.conv2d(input, kernel, None, 1, (top, left), (steps[0], steps[1]), groups)
-    padded = F.pad(input, (left, right, top, bottom))
-    return F.conv2d(padded, kernel, None, 1, 0, (steps[0], steps[1]), groups)
+        span = axis.step * (
+            len(axis.taps) - 1
+        )  # the full output has H + span rows, the first at -offsets[-1]
+        steps.append(axis.step)
+        lead.append(axis.offsets[-1])
+        tail.append(span - axis.offsets[-1] - growth[i])
+    crop = _symmetric(lead, tail)
+    y = F.conv_transpose2d(input, weight, None, 1, crop, 0, groups, (steps[0], steps[1]))
+    return _cropped(y, crop, lead, tail)
 
 
 def dependency(
@@ -145,26 +134,91 @@ def dependency(
 
     ``phases``: the maps made so far, (..., C, h, w) each; outside their grid they count as zero.
     """
+    parts = _dependency(stage, kernel, phases, channels, groups)
+    return {target: _total(terms) for target, terms in parts.items()}
+
+
+def _make_phases(
+    maps: dict[Phase, list[Tensor]], plan: Schedule, kernels: Sequence[Tensor], channels: int, groups: int
+) -> None:
+    # Adds to ``maps`` what each stage contributes. Maps that later stages read are added up; the others are left to the interleaving.
+    for stage, kernel in zip(plan.stages, kernels, strict=True):
+        sources = {}
+        for source in stage.sources:
+            sources[source] = _total(maps[source])
+            maps[source] = [sources[source]]
+        for target, parts in _dependency(stage, kernel, sources, channels, groups).items():
+            maps.setdefault(target, []).extend(parts)
+
+
+def _dependency(
+    stage: Stage, kernel: Tensor, phases: dict[Phase, Tensor], channels: int, groups: int
+) -> dict[Phase, list[Tensor]]:
+    # The contributions as lists of maps yet to be added up. Dense kernels: all sources side by side, one convolution for all targets.
+    # Grouped and shared ones: a convolution for each pair, since their channels would have to be shuffled otherwise.
+    if groups == 1 and not stage.shared:
+        starts = [next(t.start for t in stage.terms if t.source == source) for source in stage.sources]
+        kh, kw = kernel.shape[-2:]
+        padding = (0, 0)
+        if kh % 2 == kw % 2 == 1 and set(starts) == {(-(kh // 2), -(kw // 2))}:
+            padding = (kh // 2, kw // 2)
+            sources = [phases[source] for source in stage.sources]
+        else:
+            sources = [
+                _padded(phases[b], start, kernel) for b, start in zip(stage.sources, starts, strict=True)
+            ]
+        x = sources[0] if len(sources) == 1 else torch.cat(sources, -3)
+        y = F.conv2d(x, kernel, None, 1, padding)
+        return {target: [part] for target, part in zip(stage.targets, y.split(channels, -3), strict=True)}
+    parts: dict[Phase, list[Tensor]] = {target: [] for target in stage.targets}
+    for term in stage.terms:
+        taps = _taps(stage, term, kernel, channels, groups)
+        kh, kw = taps.shape[-2:]
+        lead = [
+            term.start[0] + kh - 1,
+            term.start[1] + kw - 1,
+        ]  # of the full convolution, which reads from 1 - k on
+        tail = [-term.start[0], -term.start[1]]
+        crop = _symmetric(lead, tail)
+        y = F.conv2d(phases[term.source], taps, None, 1, (kh - 1 - crop[0], kw - 1 - crop[1]), 1, groups)
+        parts[term.target].append(_cropped(y, crop, lead, tail))
+    return parts
+
+
+def _taps(stage: Stage, term: Term, kernel: Tensor, channels: int, groups: int) -> Tensor:
+    # one term's part of a stage's kernel: (C, C/groups, h, w)
     if stage.shared:
-        parts: dict[Phase, Tensor] = {}
-        for term in stage.terms:
-            taps = kernel[:, :, list(term.rows)][:, :, :, list(term.columns)]
-            part = F.conv2d(_padded(phases[term.source], term.start, taps), taps, groups=groups)
-            parts[term.target] = parts[term.target] + part if term.target in parts else part
-        return parts
-    starts = {term.source: term.start for term in stage.terms}
-    kh, kw = kernel.shape[-2:]
-    centred = all(start == (-(kh // 2), -(kw // 2)) for start in starts.values()) and kh % 2 == kw % 2 == 1
-    sources = [phases[b] if centred else _padded(phases[b], starts[b], kernel) for b in stage.sources]
-    if len(sources) == 1:
-        x = sources[0]
-    elif groups == 1:
-        x = torch.cat(sources, -3)
-    else:  # each group holds its own channels of every source
-        x = torch.stack([f.unflatten(-3, (groups, channels // groups)) for f in sources], -4).flatten(-5, -3)
-    y = F.conv2d(x, kernel, padding=(kh // 2, kw // 2) if centred else 0, groups=groups)
-    split = y.unflatten(-3, (groups, len(stage.targets), channels // groups))
-    return {target: split.select(-4, i).flatten(-4, -3) for i, target in enumerate(stage.targets)}
+        return kernel[:, :, list(term.rows)][:, :, :, list(term.columns)]
+    width = channels // groups
+    blocks = kernel.view(groups, len(stage.targets), width, len(stage.sources), width, *kernel.shape[-2:])
+    block = blocks[:, stage.targets.index(term.target), :, stage.sources.index(term.source)]
+    return block.reshape(channels, width, *kernel.shape[-2:])
+
+
+def _total(terms: Sequence[Tensor]) -> Tensor:
+    # several convolutions read it: a strided view would be copied for each
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total.contiguous(
+        memory_format=torch.channels_last if is_channels_last(total) else torch.contiguous_format
+    )
+
+
+def _symmetric(lead: Sequence[int], tail: Sequence[int]) -> Pair:
+    # the part of a crop that both sides share: a convolution does it by padding less
+    return max(0, min(lead[0], tail[0])), max(0, min(lead[1], tail[1]))
+
+
+def _cropped(y: Tensor, done: Pair, lead: Sequence[int], tail: Sequence[int]) -> Tensor:
+    # drops ``lead`` rows and columns before and ``tail`` after, less what is done; negative ones are zeros to be added
+    cut = [(lead[i] - done[i], tail[i] - done[i]) for i in (0, 1)]
+    if any(n < 0 for side in cut for n in side):
+        return F.pad(y, (-cut[1][0], -cut[1][1], -cut[0][0], -cut[0][1]))
+    (top, bottom), (left, right) = cut
+    if not (top or bottom or left or right):
+        return y
+    return y[..., top : y.shape[-2] - bottom, left : y.shape[-1] - right]
 
 
 def gate_mask(
@@ -195,19 +249,6 @@ def _padded(x: Tensor, start: Pair, kernel: Tensor) -> Tensor:
     # zeros so that a convolution without padding reads x from `start` on, and gives as many positions as x has
     h, w = kernel.shape[-2:]
     return F.pad(x, (-start[1], w - 1 + start[1], -start[0], h - 1 + start[0]))
-
-
-def _finish(phases: dict[Phase, Tensor], s: Pair, excess: list[int], bias: Tensor | None) -> Tensor:
-    y = interleave(phases, s)
-    if any(excess):
-        y = y[..., : y.shape[-2] - excess[0], : y.shape[-1] - excess[1]].contiguous(
-            memory_format=torch.channels_last if _channels_last(y) else torch.contiguous_format
-        )
-    return y if bias is None else y + bias.to(y.dtype)[:, None, None]
-
-
-def _channels_last(y: Tensor) -> bool:
-    return y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last) and not y.is_contiguous()
 
 
 def _pair(value: int | Sequence[int]) -> Pair:

@@ -136,38 +136,6 @@ def output_excess(
     return excess, (size + excess) // stride
 
 
-def split_phases(x: Tensor, stride: tuple[int, int]) -> dict[Phase, Tensor]:
-    """The phases of ``x`` (..., s_h*h, s_w*w) as views (..., h, w)."""
-    return {
-        (a, b): x[..., a :: stride[0], b :: stride[1]] for a in range(stride[0]) for b in range(stride[1])
-    }
-
-
-def interleave(phases: dict[Phase, Tensor], stride: tuple[int, int]) -> Tensor:
-    """Periodical shuffling (eq. 1): phases (..., C, h, w) to (..., C, s_h*h, s_w*w), in the memory format of phase (0, 0)."""
-    sh, sw = stride
-    if sh == sw == 1:
-        return phases[0, 0]
-    first = phases[0, 0]
-    ordered = [phases[a, b] for a in range(sh) for b in range(sw)]
-    if first.dim() == 4 and _is_channels_last(first):
-        n, c, h, w = first.shape
-        rows = [
-            torch.stack([f.permute(0, 2, 3, 1) for f in ordered[a * sw : (a + 1) * sw]], 3) for a in range(sh)
-        ]
-        # sh tensors (N, h, w, sw, C) to (N, h, sh, w, sw, C), which is the output in NHWC
-        return torch.stack(rows, 2).reshape(n, h * sh, w * sw, c).permute(0, 3, 1, 2)
-    *lead, h, w = first.shape
-    grid = torch.stack(ordered, -3).reshape(*lead, sh, sw, h, w)
-    order = [*range(len(lead)), -2, -4, -1, -3]
-    return grid.permute([i % grid.dim() for i in order]).reshape(*lead, h * sh, w * sw)
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    # A phase is often a strided view: what tells the format is where the channels lie, not contiguity.
-    return x.shape[1] > 1 and x.stride(1) == 1 and x.stride(3) != 1
-
-
 def compose(outer: Tensor, start: tuple[int, int], inner: PhaseFilter) -> PhaseFilter:
     """The filter of a convolution of a filtered signal: ``outer`` (C2, C1, k_h, k_w), reading from ``start``, after ``inner``.
 

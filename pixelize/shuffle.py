@@ -1,0 +1,176 @@
+"""Periodical shuffling, eq. 1 of Gao et al., *Pixel Deconvolutional Networks*: phases to pixels, and back.
+
+In eager execution both are autograd functions that read and write every value once, in the memory format of the output; in a graph (compiled,
+exported, traced) they are ordinary operators, which a compiler fuses and another runtime knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pixelize.polyphase import Phase
+
+Pair = tuple[int, int]
+Layout = tuple[Phase, ...]
+
+
+def split_phases(x: Tensor, stride: Pair) -> dict[Phase, Tensor]:
+    """The phases of ``x`` (..., s_h*h, s_w*w) as views (..., h, w)."""
+    views = _split(x, stride) if _in_graph() else _Split.apply(x, stride)
+    return dict(zip(_all_phases(stride), views, strict=True))
+
+
+def interleave(
+    phases: Mapping[Phase, Tensor | Sequence[Tensor]],
+    stride: Pair,
+    *,
+    size: Pair | None = None,
+    bias: Tensor | None = None,
+    channels_last: bool | None = None,
+) -> Tensor:
+    """Periodical shuffling (eq. 1): phases (..., C, h, w) to (..., C, H, W).
+
+    Args:
+        phases: for each phase its map, or several that are added up.
+        size: (H, W), by default (s_h*h, s_w*w); what lies beyond is dropped.
+        bias: (C,), added to every phase.
+        channels_last: the memory format of a 4-dimensional output, by default that of the first map.
+    """
+    maps = {phase: [f] if isinstance(f, Tensor) else list(f) for phase, f in phases.items()}
+    layout = tuple(phase for phase, terms in maps.items() for _ in terms)
+    parts = [part for terms in maps.values() for part in terms]
+    first = parts[0]
+    if size is None:
+        size = (stride[0] * first.shape[-2], stride[1] * first.shape[-1])
+    if channels_last is None:
+        channels_last = is_channels_last(first)
+    if bias is not None:
+        bias = bias.to(first.dtype)
+    run = _interleave if _in_graph() else _Interleave.apply
+    return run(stride, size, channels_last, layout, bias, *parts)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of ``x`` lie side by side; ``x`` may be a strided view."""
+    return x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1 and x.stride(3) != 1
+
+
+def _in_graph() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def _all_phases(stride: Pair) -> list[Phase]:
+    return [(a, b) for a in range(stride[0]) for b in range(stride[1])]
+
+
+def _slice(x: Tensor, phase: Phase, stride: Pair) -> Tensor:
+    return x[..., phase[0] :: stride[0], phase[1] :: stride[1]]
+
+
+def _split(x: Tensor, stride: Pair) -> tuple[Tensor, ...]:
+    return tuple(_slice(x, phase, stride) for phase in _all_phases(stride))
+
+
+def _interleave(
+    stride: Pair, size: Pair, channels_last: bool, layout: Layout, bias: Tensor | None, *parts: Tensor
+) -> Tensor:
+    sums: dict[Phase, Tensor] = {}
+    for phase, part in zip(layout, parts, strict=True):
+        sums[phase] = sums[phase] + part if phase in sums else part
+    h, w = parts[0].shape[-2:]
+    rows = [torch.stack([sums[a, b] for b in range(stride[1])], -1) for a in range(stride[0])]
+    y = torch.stack(rows, -3).reshape(*parts[0].shape[:-2], h * stride[0], w * stride[1])
+    y = y[..., : size[0], : size[1]]
+    if bias is not None:
+        y = y + bias[..., None, None]
+    return y.contiguous(memory_format=torch.channels_last) if channels_last else y
+
+
+class _Split(torch.autograd.Function):
+    # Plain slicing would do, but autograd makes a full-sized tensor of zeros for the gradient of each slice.
+
+    @staticmethod
+    def forward(x: Tensor, stride: Pair) -> tuple[Tensor, ...]:
+        return _split(x, stride)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.stride, ctx.channels_last = inputs[1], is_channels_last(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        phases = dict(zip(_all_phases(ctx.stride), grads, strict=True))
+        return interleave(phases, ctx.stride, channels_last=ctx.channels_last), None
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor, _: None) -> tuple[Tensor, ...]:
+        return _split(x, ctx.stride)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, stride: Pair) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        views = _Split.apply(x.movedim(in_dims[0], 0), stride)
+        return views, (0,) * len(views)
+
+
+class _Interleave(torch.autograd.Function):
+    # Each phase is written into its place in the output; autograd would record such writes as a chain of full-sized copies.
+
+    @staticmethod
+    def forward(
+        stride: Pair, size: Pair, channels_last: bool, layout: Layout, bias: Tensor | None, *parts: Tensor
+    ) -> Tensor:
+        shape = (*parts[0].shape[:-2], *size)
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        y = torch.empty(shape, dtype=parts[0].dtype, device=parts[0].device, memory_format=memory_format)
+        for phase in dict.fromkeys(layout):
+            place = _slice(y, phase, stride)
+            h, w = place.shape[-2:]
+            terms = [part[..., :h, :w] for at, part in zip(layout, parts, strict=True) if at == phase]
+            if bias is not None:
+                terms.append(bias[:, None, None])
+            if len(terms) == 1:
+                place.copy_(terms[0])
+            else:
+                torch.add(terms[0], terms[1], out=place)
+            for term in terms[2:]:
+                place.add_(term)
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.arguments = inputs[:4]
+        ctx.grid = inputs[5].shape[-2:]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        stride, _, _, layout = ctx.arguments
+        h, w = ctx.grid
+        grads = {}
+        for phase in layout:
+            view = _slice(g, phase, stride)
+            missing = (h - view.shape[-2], w - view.shape[-1])
+            grads[phase] = F.pad(view, (0, missing[1], 0, missing[0])) if any(missing) else view
+        bias = g.sum([d for d in range(g.dim()) if d != g.dim() - 3]) if ctx.needs_input_grad[4] else None
+        return None, None, None, None, bias, *(grads[phase] for phase in layout)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return _interleave(*ctx.arguments, *tangents[4:])
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, stride: Pair, size: Pair, channels_last: bool, layout: Layout, *tensors: Any
+    ) -> tuple[Tensor, int]:
+        batched = [
+            t if t is None else t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+            for t, d in zip(tensors, in_dims[4:], strict=True)
+        ]
+        bias, *parts = batched
+        if bias is not None and parts[0].dim() == 5:
+            bias = bias[:, None]
+        return _interleave(stride, size, False, layout, bias, *parts), 0
