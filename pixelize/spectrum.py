@@ -1,8 +1,8 @@
 """Power spectra of pictures around the frequencies of a checkerboard, and the level that is natural there.
 
-Two windows see two things. The *global* one is as large as the picture: it resolves a pattern that keeps its sign all
-over it, as a sharp peak. The *local* one (16 pixels, half overlapping) sees a pattern whose sign or strength changes
-over the picture: such a pattern spreads around its frequency and leaves the peak.
+Two windows see two things. The *global* one is as large as the picture: it resolves a pattern that keeps
+its sign all over it, as a sharp peak. The *local* one (16 pixels, half overlapping) sees a pattern whose
+sign or strength changes over the picture: such a pattern spreads around its frequency and leaves the peak.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ from torch import Tensor
 Frequency = tuple[int, int]
 """A frequency (j, i) of a period: j/period cycles per pixel down, i/period across."""
 
+NATURAL = {False: -4.5, True: -3.2}
+"""Decibels of natural pictures at (0, 1/2) and (1/2, 0), and at (1/2, 1/2), in local windows: measured on
+faces."""
+
 LOCAL = "local"
 GLOBAL = "global"
 
 
 def frequencies(period: int) -> list[Frequency]:
-    """The multiples of 1/period apart from zero, one of each pair (f, -f): a real picture has the same power at both."""
+    """The multiples of 1/period apart from zero, one of each pair (f, -f): a real picture has the same
+    power at both."""
     pairs = [(j, i) for j in range(period) for i in range(period) if (j, i) != (0, 0)]
     return [(j, i) for j, i in pairs if (j, i) <= ((-j) % period, (-i) % period)]
 
 
 def window_sizes(height: int, width: int, period: int, local: int = 16) -> dict[str, tuple[int, int]]:
-    """The windows for pictures of this size: multiples of the period, the local one at least four periods wide."""
+    """The windows for pictures of this size: multiples of the period, the local one at least four periods
+    wide."""
     small = max(local, 4 * period) // period * period
     whole = (height // period * period, width // period * period)
     return {LOCAL: (min(small, whole[0]), min(small, whole[1])), GLOBAL: whole}
@@ -39,9 +45,11 @@ def _starts(length: int, size: int) -> range:
 
 @dataclass
 class Spectrum:
-    """Mean power spectrum of Hann windows, half overlapping, streamed: white noise of power 1 has power 1 everywhere.
+    """Mean power spectrum of Hann windows, half overlapping, streamed: white noise of power 1 has power 1
+    everywhere.
 
-    A channel's power is divided by ``scale`` first, if one is given, so that channels of different range count alike.
+    A channel's power is divided by ``scale`` first, if one is given, so that channels of different range
+    count alike.
     """
 
     window: tuple[int, int]
@@ -78,11 +86,12 @@ class Spectrum:
         return f[0] * self.window[0] // period, f[1] * self.window[1] // period
 
     def around(self, f: Frequency, period: int) -> float:
-        """The power to compare with: in global windows the median of the ring two and three bins away; in local ones
-        the median two and three bins away along row and column (along the one where f is not zero)."""
+        """The power to compare with: in global windows the median of the ring three and four bins away; in
+        local ones the median two and three bins away along row and column (along the one where f is not
+        zero)."""
         (y, x), (h, w), power = self._bin(f, period), self.window, self.power
         if self.kind == GLOBAL:
-            ring = [(a, b) for a in range(-3, 4) for b in range(-3, 4) if max(abs(a), abs(b)) > 1]
+            ring = [(a, b) for a in range(-4, 5) for b in range(-4, 5) if max(abs(a), abs(b)) > 2]
         else:
             ring = [(a, 0) for a in (-3, -2, 2, 3) if f[0]] + [(0, b) for b in (-3, -2, 2, 3) if f[1]]
         return torch.stack([power[(y + a) % h, (x + b) % w] for a, b in ring]).median().item()
@@ -95,8 +104,10 @@ class Spectrum:
     def natural(self, f: Frequency, period: int) -> float:
         """The power that the neighbourhood leads one to expect at ``f`` itself.
 
-        In global windows that is the power around it. In local ones the spectrum curves within the neighbourhood, and
-        log-power is continued to f as an even function of the distance d: a + b d^2 through d = 2 and d = 3.
+        In global windows that is the power around it. In local ones the spectrum curves within the
+        neighbourhood, and log-power is continued to f as an even function of the distance d: a + b d^2
+        through d = 2 and d = 3; where f is a corner or an edge of the spectrum, natural pictures lie at
+        least ``NATURAL`` below, and so does this.
         """
         if self.kind == GLOBAL:
             return self.around(f, period)
@@ -113,4 +124,7 @@ class Spectrum:
                     for d in (2, 3)
                 )
                 levels.append(two - 4 * (three - two) / 5)
-        return math.exp(sum(levels) / len(levels))
+        level = math.exp(sum(levels) / len(levels))
+        if all(2 * v % period == 0 for v in f):
+            level = min(level, self.around(f, period) * 10 ** (NATURAL[all(f)] / 10))
+        return level

@@ -1,0 +1,41 @@
+"""How far the pictures of a model are over the natural level at each frequency of a checkerboard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pixelize.spectrum import Frequency, Spectrum, frequencies
+
+
+@dataclass
+class Levels:
+    """Power over the natural level, and the power itself, by kind of window and frequency."""
+
+    excess: dict[tuple[str, Frequency], float]
+    power: dict[tuple[str, Frequency], float]
+    natural: dict[tuple[str, Frequency], float]
+
+    def cost(self, natural: dict[tuple[str, Frequency], float], spare: float) -> float:
+        """Sum of what is over ``natural`` by more than ``spare`` dB."""
+        return sum(max(0.0, decibels(self.power[c] / natural[c]) - spare) for c in self.power)
+
+
+def decibels(ratio: float) -> float:
+    return 10 * math.log10(max(ratio, 1e-12))
+
+
+def measure(
+    pictures: Iterable[Tensor], windows: dict[str, tuple[int, int]], period: int, scale: Tensor | None = None
+) -> Levels:
+    spectra = {kind: Spectrum(size, kind, scale) for kind, size in windows.items()}
+    for picture in pictures:
+        for spectrum in spectra.values():
+            spectrum.add(picture)
+    wanted = [(kind, f) for kind in windows for f in frequencies(period)]
+    power = {(k, f): spectra[k].at(f, period) for k, f in wanted}
+    natural = {(k, f): spectra[k].natural(f, period) for k, f in wanted}
+    return Levels({c: decibels(power[c] / natural[c]) for c in wanted}, power, natural)

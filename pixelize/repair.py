@@ -1,0 +1,334 @@
+"""Take the checkerboard out of a trained model without training: ``pixelize.repair(model, data)``.
+
+Up-samplers that leave a pattern in the model's pictures are refitted in closed form
+(:mod:`pixelize.refit`): the least change of the pictures that brings the power at the artifact's
+frequencies down to its neighbourhood's level. No labels, no gradient steps, and the same layers as before:
+nothing gets slower.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from pixelize.chunks import Chunks, samples_of
+from pixelize.constant_response import equalised
+from pixelize.errors import ArgumentError
+from pixelize.layer_swap import refittable, replace_module, swapped, unknowns, widened, with_weight
+from pixelize.levels import Levels, decibels, measure
+from pixelize.notch import notch
+from pixelize.refit import Constraint, Refit
+from pixelize.repair_report import RepairedSite, RepairReport
+from pixelize.running import call, evaluation
+from pixelize.spectrum import LOCAL, Frequency, Spectrum, window_sizes
+from pixelize.tail import NoPicture, calls, is_elementwise, pass_through, pictures_of, without_pattern
+
+CLEAN = 1.0
+"""Decibels over the natural level that are left alone, beside twice the standard error of the measure."""
+HELD = 256
+"""Samples held back at most, to judge by."""
+_UNKNOWNS = 4608
+_ROUNDS = 3
+_TOUCH = 0.7
+_SLACK = 1.05
+"""Decibels over the natural level from which a frequency is brought down; others may rise by this factor."""
+
+
+def repair(
+    model: nn.Module,
+    data: Iterable[Any] | Tensor | None = None,
+    *,
+    layer: str = "dcl",
+    example_inputs: Any = None,
+    inplace: bool = False,
+    progress: bool = True,
+) -> nn.Module:
+    """The same model with the checkerboard of its up-samplers taken out, in closed form; see
+    :func:`repair_report`.
+
+    With ``data``, the up-samplers (``nn.ConvTranspose2d`` with a stride) are found whose own pattern shows
+    in the pictures, and are refitted one after the other on streamed sums, whose memory does not depend on
+    the amount of data. One chunk of samples in four is held back: on these, every level is measured, and a
+    refit that makes any frequency worse or does not improve is taken back. A model with nothing to repair
+    comes back as it was, to the bit.
+
+    Without ``data``, only the last up-sampler can be helped: its phases are made to answer a constant
+    alike. That is refused (the model comes back as it was, the report says why) where it would change the
+    layer much.
+
+    Args:
+        model: any model whose output holds a picture: a tensor (N, C, H, W) or (N, H, W), bare or in a
+            tuple, list, mapping or dataclass.
+        data: inputs, without labels: an iterable of batches (a tensor, a tuple of positional or a mapping
+            of keyword arguments each), or one tensor of inputs. It is gone through once for each up-sampler
+            that is refitted.
+        layer: "dcl" refits the layer's own taps; "wide" gives each phase one more row and column of taps on
+        each side.
+        example_inputs: one batch; without ``data`` it tells the last up-sampler by its call.
+        inplace: change ``model`` itself and not a copy.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        ArgumentError: an unknown ``layer``, or no data in ``data``, or too little to hold anything back.
+    """
+    if layer not in ("dcl", "wide"):
+        raise ArgumentError(f"layer={layer!r}: repair knows 'dcl' and 'wide'")
+    started = time.perf_counter()
+    result = model if inplace else copy.deepcopy(model)
+    training = {name: m.training for name, m in result.named_modules()}
+    with (
+        Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar,
+        evaluation(result),
+    ):
+        if data is None:
+            found = _repair_without_data(result, example_inputs)
+        else:
+            found = _Repair(result, Chunks(data), layer, bar).run()
+    for name, flag in training.items():
+        result.get_submodule(name).training = flag
+    found.__dict__["seconds"] = time.perf_counter() - started
+    result.__dict__["_pixelize_repair"] = found
+    return result
+
+
+class _Repair:
+    """One model on its way: what is held back, the levels before, the up-samplers."""
+
+    def __init__(self, model: nn.Module, data: Iterable[Any], layer: str, bar: Progress) -> None:
+        self.model, self.data, self.layer, self.bar = model, data, layer, bar
+        self.sites: list[RepairedSite] = []
+        self.notes: list[str] = []
+
+    def run(self) -> RepairReport:
+        chunks, self.held, count = 0, [], 0
+        for chunk in self.data:
+            if chunks % 4 == 0 and count < HELD:
+                self.held.append(chunk)
+                count += samples_of(chunk)
+            chunks += 1
+        if chunks < 2:
+            raise ArgumentError("repair needs two samples at least: some are held back to judge by")
+        candidates = self._candidates()
+        if candidates is None:
+            return self._report(None, None)
+        first = self._pictures()
+        before = self._levels(first)
+        self.natural = before.natural
+        self.spare = CLEAN + 2 * 4.34 / math.sqrt(count)
+        now = before
+        shares = {name: self._share(name, before) for name in candidates}
+        guilty = sorted((n for n in candidates if shares[n] > 0.5), key=lambda n: -shares[n])
+        for name in candidates:
+            if name not in guilty:
+                self.sites.append(
+                    RepairedSite(name, "left", "the pictures show no pattern of its own", shares[name])
+                )
+        for name in guilty:
+            if now.cost(self.natural, self.spare) == 0:
+                self.sites.append(RepairedSite(name, "left", "the pictures are clean", shares[name]))
+                continue
+            better, reason = self._refit(name, now)
+            status = "left" if better is None else "repaired"
+            self.sites.append(RepairedSite(name, status, reason, shares[name]))
+            now = better or now
+        return self._report(before, now, first, count)
+
+    def _candidates(self) -> list[str] | None:
+        """Up-samplers that can be refitted, the last called first; sets the size of the pictures and the
+        period."""
+        layers = {
+            name: m
+            for name, m in self.model.named_modules()
+            if isinstance(m, nn.ConvTranspose2d) and max(m.stride) > 1
+        }
+        try:
+            order, seen = calls(self.model, layers, self.held[0])
+        except NoPicture:
+            self.notes.append("the model's output holds no picture")
+            return None
+        picture = next(iter(seen.values())).picture if seen else None
+        self.period, found = 1, []
+        for name in reversed(order):
+            made, layer = seen[name].made, layers[name]
+            scale = picture.shape[-2] / made.shape[-2]  # type: ignore[union-attr]
+            period = round(scale) * layer.stride[0]
+            reason = refittable(layer)
+            if not reason and order.count(name) > 1:
+                reason = "it is called more than once"
+            if not reason and (scale != round(scale) or picture.shape[-1] != scale * made.shape[-1]):  # type: ignore[union-attr]
+                reason = "the picture is no whole multiple of its output"
+            if not reason and min(picture.shape[-2:]) < 8 * period:  # type: ignore[union-attr]
+                reason = f"the pictures are smaller than 8 periods of {period} pixels"
+            if reason:
+                if not any(site.name == name for site in self.sites):
+                    self.sites.append(RepairedSite(name, "skipped", reason))
+                continue
+            found.append(name)
+            # patterns longer than two up-samplings are rarely seen, and their frequencies are many
+            if math.lcm(self.period, period) <= max(4, layer.stride[0] ** 2):
+                self.period = math.lcm(self.period, period)
+        if not found:
+            self.notes.append("no ConvTranspose2d that could be refitted was run")
+            return None
+        self.scales = {n: round(picture.shape[-2] / seen[n].made.shape[-2]) for n in found}  # type: ignore[union-attr]
+        self.size = tuple(picture.shape[-2:])  # type: ignore[union-attr]
+        if self.period == 1:
+            self.period = min(self.scales[n] * self.model.get_submodule(n).stride[0] for n in found)
+        return found
+
+    def _pictures(self) -> list[Tensor]:
+        pictures = [pictures_of(call(self.model, inputs)) for inputs in self.held]
+        return [p.float().cpu() for p in pictures if p is not None]
+
+    def _levels(self, pictures: Iterable[Tensor]) -> Levels:
+        return measure(pictures, window_sizes(*self.size, self.period), self.period)
+
+    def _share(self, name: str, before: Levels) -> float:
+        """Decibels by which the cost falls when this up-sampler's pattern is notched out of its own
+        output."""
+        stride = self.model.get_submodule(name).stride[0]
+        depth = dict.fromkeys(((j / stride, i / stride) for j in range(stride) for i in range(stride)), 1.0)
+        layer = self.model.get_submodule(name)
+        pictures = (
+            without_pattern(self.model, layer, inputs, lambda y: notch(y.float(), stride, depth=depth).to(y))
+            .float()
+            .cpu()
+            for inputs in self.held
+        )
+        without = self._levels(pictures)
+        return before.cost(before.natural, self.spare) - without.cost(before.natural, self.spare)
+
+    def _refit(self, name: str, now: Levels) -> tuple[Levels | None, str]:
+        layer = self.model.get_submodule(name)
+        assert isinstance(layer, nn.ConvTranspose2d)
+        plain = widened(layer) if self.layer == "wide" else copy.deepcopy(layer)
+        if unknowns(plain) > _UNKNOWNS:
+            return None, "it has too many taps for a closed form"
+        direct = self.scales[name] == 1 and is_elementwise(self.model, layer, self.held[0])
+        period = self.period if direct else layer.stride[0]
+        task = self.bar.add_task(f"refitting {name}", total=None)
+        sums, natural, own = self._sums(plain, layer, direct, period, task)
+        best, best_levels, best_cost = None, None, now.cost(self.natural, self.spare)
+        correction = dict.fromkeys(natural, 1.0)
+        start = None
+        for _ in range(_ROUNDS):
+            aim = {
+                c: natural[c] * correction[c] if decibels(own[c] / natural[c]) > _TOUCH else own[c] * _SLACK
+                for c in natural
+            }
+            solution = sums.solve([Constraint(*c, aim[c]) for c in natural], start=start)
+            start = solution.multipliers
+            with swapped(self.model, name, with_weight(plain, solution.weight)):
+                levels = self._levels(self._pictures())
+            cost = levels.cost(self.natural, self.spare)
+            worse = self._worse(now, levels)
+            if cost < best_cost - 0.1 and not worse:
+                best, best_levels, best_cost = solution.weight, levels, cost
+            if not direct:
+                break
+            for c, m in zip(natural, solution.multipliers, strict=True):
+                over = levels.power[c] / natural[c]
+                if m > 0 or over > 1:
+                    correction[c] = min(correction[c] * min(max(over, 0.3), 3.0) ** -0.8, 1.1)
+        self.bar.remove_task(task)
+        if best is None:
+            return None, "no refit was better at one frequency and worse at none"
+        replace_module(self.model, name, with_weight(plain, best))
+        return best_levels, ""
+
+    def _sums(
+        self, plain: nn.ConvTranspose2d, layer: nn.ConvTranspose2d, direct: bool, period: int, task: Any
+    ) -> tuple[Refit, dict[tuple[str, Frequency], float], dict[tuple[str, Frequency], float]]:
+        """The normal equations over all data that is not held back; the levels to reach, and those there
+        are."""
+        samples = [pass_through(self.model, layer, inputs) for inputs in self.held]
+        made = [(p.picture if direct else p.made).float().cpu() for p in samples]
+        windows = window_sizes(*made[0].shape[-2:], period)
+        scale = (
+            None
+            if direct
+            else torch.cat([m.transpose(0, 1).flatten(1) for m in made], 1).std(1).clamp_min(1e-6)
+        )
+        levels = measure(made, windows, period, scale)
+        spectrum = Spectrum(windows[LOCAL], LOCAL, scale)
+        for m in made:
+            spectrum.add(m)
+        value = (spectrum.power / spectrum.power.max()).clamp_min(1e-6) ** -0.5
+        weights = None if scale is None else scale**-2
+        sums = Refit(plain, period, windows, value, sloped=direct, weights=weights)
+        for n, chunk in enumerate(self.data):
+            if n % 4 or n // 4 >= len(self.held):
+                p = pass_through(self.model, layer, chunk, sloped=direct)
+                y = p.picture if direct else p.made
+                sums.add(
+                    p.x.float().cpu(), y.float().cpu(), None if p.slope is None else p.slope.float().cpu()
+                )
+            self.bar.advance(task)
+        return sums, levels.natural, levels.power
+
+    def _worse(self, now: Levels, then: Levels) -> bool:
+        """Whether a frequency is further over the natural level than it was, and by more than is natural."""
+        return any(
+            decibels(then.power[c] / self.natural[c])
+            > max(self.spare, decibels(now.power[c] / self.natural[c]) + 0.1)
+            for c in now.power
+        )
+
+    def _report(
+        self, before: Levels | None, after: Levels | None, first: list[Tensor] | None = None, count: int = 0
+    ) -> RepairReport:
+        if before is None or after is None or first is None:
+            return RepairReport(self.sites, notes=self.notes)
+        error = total = 0.0
+        low, high = math.inf, -math.inf
+        for a, b in zip(first, self._pictures(), strict=True):
+            error += (a - b).double().square().sum().item()
+            total += a.numel()
+            low, high = min(low, a.min().item()), max(high, a.max().item())
+        psnr = math.inf if error == 0 else 10 * math.log10((high - low) ** 2 * total / error)
+        return RepairReport(
+            self.sites, self._named(before), self._named(after), psnr, samples=count, notes=self.notes
+        )
+
+    def _named(self, levels: Levels) -> dict[str, dict[str, float]]:
+        named: dict[str, dict[str, float]] = {}
+        for (kind, (j, i)), power in levels.power.items():
+            named.setdefault(kind, {})[f"{j}/{self.period},{i}/{self.period}"] = decibels(
+                power / self.natural[kind, (j, i)]
+            )
+        return named
+
+
+def _repair_without_data(model: nn.Module, example_inputs: Any) -> RepairReport:
+    layers = {
+        name: m
+        for name, m in model.named_modules()
+        if isinstance(m, nn.ConvTranspose2d) and max(m.stride) > 1
+    }
+    order = list(layers)
+    if example_inputs is not None and layers:
+        try:
+            order = calls(model, layers, example_inputs)[0]
+        except NoPicture:
+            return RepairReport(notes=["the model's output holds no picture"])
+    if not order:
+        return RepairReport(notes=["the model has no ConvTranspose2d with a stride"])
+    last = order[-1]
+    sites = [
+        RepairedSite(n, "left", "only the last up-sampler can be helped without data") for n in order[:-1]
+    ]
+    reason = refittable(layers[last])
+    if not reason:
+        weight, reason = equalised(layers[last])
+        if not reason:
+            replace_module(model, last, with_weight(layers[last], weight))
+    status = "skipped" if reason else "repaired"
+    return RepairReport([*sites, RepairedSite(last, status, reason)], notes=["no data: nothing was measured"])

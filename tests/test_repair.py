@@ -1,0 +1,215 @@
+"""Repair without training: the artifact goes, the pictures stay, and what is clean is not touched."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelize.checkerboard import checkerboard
+from pixelize.errors import ArgumentError
+from pixelize.refit import Constraint, Refit, taps_of
+from pixelize.repair import repair
+from pixelize.repair_report import repair_report
+from pixelize.spectrum import LOCAL, Spectrum, frequencies, window_sizes
+
+
+def smooth(n: int, channels: int, size: int, seed: int) -> Tensor:
+    """Pictures with falling spectra and a mean of their own."""
+    x = torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(seed))
+    spectrum = torch.fft.rfft2(x)
+    fy, fx = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)
+    return torch.fft.irfft2(spectrum / (0.05 + fy**2 + fx**2).sqrt() / 3, s=(size, size)) + 0.5
+
+
+class Decoder(nn.Module):
+    """Features, an up-sampler with uneven phases, tanh."""
+
+    def __init__(self, kernel: int = 4, stride: int = 2, padding: int = 1, output_padding: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.up = nn.ConvTranspose2d(8, 3, kernel, stride, padding, output_padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.up(F.relu(self.stem(x))))
+
+
+@dataclass
+class Prediction:
+    depth: Tensor
+    hidden: Tensor
+
+
+class DepthHead(nn.Module):
+    """Two up-samplers in a row, a convolution after them, a dataclass out; depth has no channel axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.ConvTranspose2d(3, 8, 2, 2)
+        self.second = nn.ConvTranspose2d(8, 8, 4, 2, 1)
+        self.head = nn.Conv2d(8, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Prediction:
+        hidden = F.relu(self.first(x))
+        return Prediction(self.head(F.relu(self.second(hidden)))[:, 0], hidden)
+
+
+class Identity(nn.Module):
+    """Bilinear up-sampling written as a transposed convolution, on smooth pictures: nothing to repair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 3, 4, 2, 1, groups=3, bias=False)
+        row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
+        self.up.weight.data = (row[:, None] * row).expand(3, 1, 4, 4).clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(x)
+
+
+def worst(model: nn.Module, x: Tensor, period: int = 2) -> float:
+    with torch.no_grad():
+        y = model(x)
+    y = y.depth[:, None] if isinstance(y, Prediction) else y
+    return checkerboard(y, period)["worst"]
+
+
+@pytest.mark.parametrize(
+    "geometry", [(4, 2, 1, 0), (3, 2, 1, 1), (2, 2, 0, 0), (5, 2, 2, 1), (6, 3, 2, 1)], ids=str
+)
+def test_the_artifact_goes_and_the_pictures_stay(geometry: tuple[int, int, int, int]) -> None:
+    model = Decoder(*geometry)
+    period = geometry[1]
+    data, fresh = smooth(256, 3, 24, 1), smooth(128, 3, 24, 2)
+    before = worst(model, fresh, period)
+    kept = copy.deepcopy(model.state_dict())
+    repaired = repair(model, data, progress=False)
+    after = worst(repaired, fresh, period)
+    assert after < 6 and before - after > 6
+    assert type(repaired) is Decoder and type(repaired.up) is nn.ConvTranspose2d
+    assert all(torch.equal(kept[k], v) for k, v in model.state_dict().items()), "the model given is as it was"
+    report = repair_report(repaired)
+    assert [site.name for site in report.repaired] == ["up"]
+    assert report.psnr > 15
+
+
+def test_the_spectrum_elsewhere_stays() -> None:
+    model, data, fresh = Decoder(), smooth(256, 3, 24, 1), smooth(128, 3, 24, 2)
+    repaired = repair(model, data, layer="wide", progress=False)
+    spectra = []
+    for m in (model, repaired):
+        spectrum = Spectrum((16, 16), LOCAL)
+        with torch.no_grad():
+            spectrum.add(m(fresh))
+        spectra.append(spectrum.power.log10() * 10)
+    low = (spectra[1] - spectra[0])[1:4, 1:4]
+    assert low.abs().max() < 0.5
+
+
+def test_identity_like_models_come_back_to_the_bit() -> None:
+    model = Identity()
+    repaired = repair(model, smooth(64, 3, 24, 3), progress=False)
+    assert torch.equal(repaired.up.weight, model.up.weight)
+    assert not repair_report(repaired).repaired
+
+
+def test_dense_predictions_in_a_dataclass_get_no_worse() -> None:
+    model, data, fresh = DepthHead(), smooth(128, 3, 16, 1), smooth(128, 3, 16, 2)
+    before = worst(model, fresh)
+    repaired = repair(model, data, progress=False)
+    assert worst(repaired, fresh) < before - 3
+    report = repair_report(repaired)
+    for kind, levels in report.before.items():
+        assert all(report.after[kind][f] <= max(level + 0.11, 2.0) for f, level in levels.items())
+
+
+def test_training_mode_random_state_and_dtype_stay() -> None:
+    model = Decoder().double().train()
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    repaired = repair(model, smooth(64, 3, 24, 1).double(), progress=False)
+    assert torch.equal(torch.rand(1), expected)
+    assert repaired.training and repaired.up.training and repaired.up.weight.dtype == torch.float64
+
+
+def test_without_data_phases_answer_a_constant_alike() -> None:
+    model = Decoder()
+    model.up.weight.data += 0.5 * torch.rand(8, 3, 1, 1)
+    repaired = repair(model, progress=False)
+    site = repair_report(repaired).sites[0]
+    assert site.status == "repaired"
+    sums = F.conv_transpose2d(torch.ones(1, 8, 9, 9), repaired.up.weight, stride=2, padding=1)[
+        ..., 4:12, 4:12
+    ]
+    assert (sums - sums[..., :1, :1]).abs().max() < 1e-5
+
+
+def test_without_data_it_refuses_to_do_harm() -> None:
+    model = Decoder(2, 2, 0)
+    repaired = repair(model, progress=False)
+    assert torch.equal(repaired.up.weight, model.up.weight)
+    assert "would change its weights" in repair_report(repaired).sites[0].reason
+
+
+def test_what_cannot_be_repaired_is_said() -> None:
+    with pytest.raises(ArgumentError, match="layer="):
+        repair(Decoder(), smooth(8, 3, 24, 1), layer="other", progress=False)
+    with pytest.raises(ArgumentError, match="two samples"):
+        repair(Decoder(), smooth(1, 3, 24, 1), progress=False)
+    plain = repair(nn.Sequential(nn.Conv2d(3, 3, 3)), smooth(8, 3, 24, 1), progress=False)
+    assert "no ConvTranspose2d" in repair_report(plain).notes[0]
+    with pytest.raises(ArgumentError, match="did not come"):
+        repair_report(Decoder())
+
+
+@pytest.mark.parametrize("period", [2, 4])
+def test_the_streamed_forms_are_the_power_of_the_picture(period: int) -> None:
+    """p + 2 b.D + D.G D is what the windows of the changed picture measure, at every frequency."""
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(4, 2, 4, 2, 1, bias=False).double()
+    x = torch.randn(6, 4, 16, 16).double()
+    with torch.no_grad():
+        y = layer(x)
+    windows = {"global": (32, 32), LOCAL: (16, 16)}
+    refit = Refit(layer, period, windows, torch.ones(16, 16), sloped=False)
+    refit.add(x.float(), y.float())
+    change = torch.randn(4, 2, 4, 4).double() * 0.1
+    changed = F.conv_transpose2d(x, layer.weight.data + change, stride=2, padding=1)
+    system = refit.systems[0]
+    for f in frequencies(period):
+        g, b, p = refit.form(system, "global", f)
+        columns = [torch.cat([change[:, o, t.ky, t.kx] for t in taps_of(layer)]) for o in range(2)]
+        d = torch.stack(columns, 1)
+        predicted = p + 2 * (b * d).sum(0) + (d * (g @ d)).sum(0)
+        hann = torch.hann_window(32, dtype=torch.float64)
+        hann = hann[:, None] * hann
+        power = torch.fft.fft2(changed * hann).abs().square() / hann.square().sum()
+        measured = power[..., f[0] * 32 // period, f[1] * 32 // period].mean(0)
+        torch.testing.assert_close(predicted, measured, rtol=1e-3, atol=1e-6)
+
+
+def test_the_solution_ends_at_the_level_asked_for() -> None:
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(6, 2, 4, 2, 1)
+    refit = Refit(layer, 2, {"global": (32, 32), LOCAL: (16, 16)}, torch.ones(16, 16), sloped=False)
+    x = smooth(64, 6, 16, 1)
+    with torch.no_grad():
+        refit.add(x, layer(x))
+    wanted = [(k, f) for k in ("global", LOCAL) for f in frequencies(2)]
+    powers = [refit.form(refit.systems[0], k, f)[2].mean().item() for k, f in wanted]
+    solution = refit.solve([Constraint(*c, p / 10) for c, p in zip(wanted, powers, strict=True)])
+    assert all(got <= p / 10 * 1.05 for got, p in zip(solution.power.tolist(), powers, strict=True))
+    same = refit.solve([Constraint(*c, p * 2) for c, p in zip(wanted, powers, strict=True)])
+    assert torch.equal(same.weight, layer.weight)
+
+
+def test_window_sizes_are_whole_periods() -> None:
+    assert window_sizes(65, 50, 4) == {LOCAL: (16, 16), "global": (64, 48)}
+    assert window_sizes(100, 100, 6)[LOCAL] == (24, 24)
