@@ -2,8 +2,9 @@
 
     python benchmarks/gan_repair.py --data faces64.zip --minutes 4 --arms control,ipixeldcl,ipixeldcl-dw
 
-Each arm's step is timed first (CPU time of this process, so that other processes do not matter much); its number of steps is then the time
-divided by that. The loss, the data, the rate's course and all else are the same. Writes benchmarks/results/gan_repair.json and .md.
+Each arm's step is timed first (CPU time of this process, so that other processes do not matter much); its
+number of steps is then the time divided by that. The loss, the data, the rate's course and all else are the
+same. Writes benchmarks/results/gan_repair.json and .md.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ AIMS = {
 
 
 def seconds_per_step(settings: RepairSettings, arm: str, steps: int = 6) -> float:
-    """CPU seconds of one training step of an arm: the difference of two short runs, without what comes before and after."""
+    """CPU seconds of one training step of an arm: the difference of two short runs, without what comes before
+    and after.
+    """
     taken = []
     for n in (2, 2 + steps):
         with tempfile.TemporaryDirectory() as folder:
@@ -56,9 +59,15 @@ def main() -> None:
     args = parser.parse_args()
 
     settings = RepairSettings(
-        model=args.model, data=args.data, batch=args.batch, lr=args.lr, fidelity=args.fidelity, threads=args.threads, cpu=True,
+        model=args.model,
+        data=args.data,
+        batch=args.batch,
+        lr=args.lr,
+        fidelity=args.fidelity,
+        threads=args.threads,
+        cpu=True,
         save_every=10,
-    )  # fmt: skip
+    )
     path = args.out / "gan_repair.json"
     found = json.loads(path.read_text()) if path.exists() else {"arms": {}}
     for arm in args.arms.split(","):
@@ -81,10 +90,18 @@ def main() -> None:
             "history": data["histories"][0],
         }
     found |= {
-        "model": args.model, "real pictures": Path(args.data).name, "CPU minutes for each arm": args.minutes, "batch": args.batch,
-        "lr": args.lr, "fidelity": args.fidelity, "threads": args.threads, "torch": torch.__version__, "machine": platform.machine(),
-        "pixelize": pixelize.__version__, "finished": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
+        "model": args.model,
+        "real pictures": Path(args.data).name,
+        "CPU minutes for each arm": args.minutes,
+        "batch": args.batch,
+        "lr": args.lr,
+        "fidelity": args.fidelity,
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "pixelize": pixelize.__version__,
+        "finished": time.strftime("%Y-%m-%d"),
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
     names = [n for n in next(iter(found["arms"].values()))["result"] if n != "train minutes"]

@@ -13,7 +13,13 @@ from torch import nn
 
 from pixelize.errors import LoadError, PixelizeError
 from pixelize.recipes import checkpoint
-from pixelize.recipes.checkpoint import check_room, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from pixelize.recipes.checkpoint import (
+    check_room,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
 
 
 def test_tensors_and_plain_data_come_back(tmp_path: Path) -> None:
@@ -33,7 +39,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(PixelizeError, match="No space left on device.*is untouched"):
+    with pytest.raises(PixelizeError, match=r"No space left on device.*is untouched"):
         save_checkpoint(path, {"a": torch.ones(2)}, {"step": 2})
     assert load_checkpoint(path)[1] == {"step": 1} and list(tmp_path.iterdir()) == [path]
 

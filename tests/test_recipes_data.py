@@ -40,7 +40,9 @@ def pairs(root: Path, count: int = 12, images: str = "images", masks: str = "mas
 def test_scenes_are_always_the_same_and_have_all_classes() -> None:
     one, again = load_segmentation("scenes", 48), load_segmentation("scenes", 48)
     x, y = one.train[3]
-    assert x.shape == (3, 48, 48) and y.shape == (48, 48) and x.dtype == torch.float32 and y.dtype == torch.int64
+    assert (
+        x.shape == (3, 48, 48) and y.shape == (48, 48) and x.dtype == torch.float32 and y.dtype == torch.int64
+    )
     assert torch.equal(x, again.train[3][0]) and torch.equal(y, again.train[3][1])
     assert not torch.equal(x, one.train[4][0]) and not torch.equal(x, one.test[3][0])
     seen = torch.stack([one.train[i][1] for i in range(20)]).unique().tolist()
@@ -86,7 +88,12 @@ def test_split_layouts(tmp_path: Path, images: str, masks: str) -> None:
 
 def test_camvid_as_it_came_from_cambridge(tmp_path: Path) -> None:
     (tmp_path / "label_colors.txt").write_text("128 128 128\t\tSky\n64 0 128\t\tCar\n0 0 0\t\tVoid\n")
-    frames = {"0001TP_006690": "train", "0016E5_07959": "val", "0016E5_00390": "train", "Seq05VD_f00000": "test"}
+    frames = {
+        "0001TP_006690": "train",
+        "0016E5_07959": "val",
+        "0016E5_00390": "train",
+        "Seq05VD_f00000": "test",
+    }
     for i, stem in enumerate(frames):
         picture(tmp_path / "701_StillsRaw_full" / f"{stem}.png")
         colours = np.zeros((16, 20, 3), np.uint8)
@@ -110,7 +117,9 @@ def test_bad_pairs_are_named_before_training(tmp_path: Path) -> None:
     refused("size", r"masks/5\.png: the mask is 20x15 and its picture 20x16")
     mask(pairs(tmp_path / "class") / "masks" / "6.png", 7)
     refused("class", r"masks/6\.png: class 7 in the mask, but there are 3 classes")
-    (pairs(tmp_path / "torn") / "images" / "2.jpg").write_bytes((tmp_path / "torn/images/2.jpg").read_bytes()[:200])
+    (pairs(tmp_path / "torn") / "images" / "2.jpg").write_bytes(
+        (tmp_path / "torn/images/2.jpg").read_bytes()[:200]
+    )
     refused("torn", r"images/2\.jpg: not a readable picture")
     (pairs(tmp_path / "text") / "images" / "3.jpg").write_text("no picture")
     refused("text", r"images/3\.jpg: not a readable picture")

@@ -24,21 +24,57 @@ from pixelize.recipes.checkpoint import load_checkpoint
 from pixelize.recipes.recipe_settings import GanSettings, SegmentationSettings, VaeSettings
 
 SEGMENTATION = SegmentationSettings(
-    size=32, width=4, limit=16, batch=4, steps=40, eval_every=10, save_every=3, warmup=4, arms="annealed", ema=0.9, cpu=True
-)  # fmt: skip
-GAN = GanSettings(size=16, width=4, limit=40, batch=4, steps=40, eval_every=20, save_every=2, arms="pixeldcl", samples=8, cpu=True)
+    size=32,
+    width=4,
+    limit=16,
+    batch=4,
+    steps=40,
+    eval_every=10,
+    save_every=3,
+    warmup=4,
+    arms="annealed",
+    ema=0.9,
+    cpu=True,
+)
+GAN = GanSettings(
+    size=16,
+    width=4,
+    limit=40,
+    batch=4,
+    steps=40,
+    eval_every=20,
+    save_every=2,
+    arms="pixeldcl",
+    samples=8,
+    cpu=True,
+)
 VAE = VaeSettings(
-    size=16, width=4, limit=40, batch=4, steps=12, eval_every=6, accumulate=2, arms="dcl-k4", samples=8, lr=1e-3, cpu=True
-)  # fmt: skip
+    size=16,
+    width=4,
+    limit=40,
+    batch=4,
+    steps=12,
+    eval_every=6,
+    accumulate=2,
+    arms="dcl-k4",
+    samples=8,
+    lr=1e-3,
+    cpu=True,
+)
 
 
 def _run(settings: Any, out: str, rank: int = 0, processes: int = 1, port: int = 0) -> None:
     """One process of a run; a process of its own, since accelerate's state is a process's."""
     if processes > 1:
         os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-        }  # fmt: skip
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "ACCELERATE_USE_CPU": "true",
+        }
     import importlib
     from dataclasses import replace
 
@@ -50,7 +86,9 @@ def _run(settings: Any, out: str, rank: int = 0, processes: int = 1, port: int =
 @pytest.fixture(scope="module")
 def processes() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pixelize.recipes.segmentation", "pixelize.recipes.gan", "pixelize.recipes.vae"])
+    context.set_forkserver_preload(
+        ["pixelize.recipes.segmentation", "pixelize.recipes.gan", "pixelize.recipes.vae"]
+    )
     return context
 
 
@@ -64,7 +102,11 @@ def final(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("settings", "run"), [(SEGMENTATION, "annealed-seed0"), (GAN, "pixeldcl-seed0")], ids=["segmentation", "gan"])
+@pytest.mark.parametrize(
+    ("settings", "run"),
+    [(SEGMENTATION, "annealed-seed0"), (GAN, "pixeldcl-seed0")],
+    ids=["segmentation", "gan"],
+)
 def test_killed_runs_end_as_undisturbed_ones(tmp_path: Path, processes: Any, settings: Any, run: str) -> None:
     undisturbed = processes.Process(target=_run, args=(settings, str(tmp_path / "undisturbed")))
     undisturbed.start()
@@ -101,7 +143,11 @@ def test_killed_runs_end_as_undisturbed_ones(tmp_path: Path, processes: Any, set
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("settings", "run"), [(SEGMENTATION, "annealed-seed0"), (VAE, "dcl-k4-seed0"), (GAN, "pixeldcl-seed0")], ids=["segmentation", "vae", "gan"])
+@pytest.mark.parametrize(
+    ("settings", "run"),
+    [(SEGMENTATION, "annealed-seed0"), (VAE, "dcl-k4-seed0"), (GAN, "pixeldcl-seed0")],
+    ids=["segmentation", "vae", "gan"],
+)
 def test_two_processes_compute_what_one_does(tmp_path: Path, processes: Any, settings: Any, run: str) -> None:
     from dataclasses import replace
 
@@ -110,7 +156,9 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, processes: Any, set
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     alone = processes.Process(target=_run, args=(settings, str(tmp_path / "one")))
-    both = [processes.Process(target=_run, args=(settings, str(tmp_path / "two"), r, 2, port)) for r in (0, 1)]
+    both = [
+        processes.Process(target=_run, args=(settings, str(tmp_path / "two"), r, 2, port)) for r in (0, 1)
+    ]
     for process in (alone, *both):
         process.start()
     for process in (alone, *both):
@@ -137,4 +185,7 @@ def test_a_checkpoint_goes_on_only_under_its_own_settings(tmp_path: Path) -> Non
     assert run(tiny)["arms"] == first["arms"]  # finished: nothing is trained again
     with pytest.raises(ArgumentError, match=r"made with other settings \(lr was 0.001 and is 0.1\)"):
         run(replace(tiny, lr=0.1))
-    assert run(replace(tiny, lr=0.1, fresh=True))["arms"]["dcl-k2"]["histories"] != first["arms"]["dcl-k2"]["histories"]
+    assert (
+        run(replace(tiny, lr=0.1, fresh=True))["arms"]["dcl-k2"]["histories"]
+        != first["arms"]["dcl-k2"]["histories"]
+    )

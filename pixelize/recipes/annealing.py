@@ -1,4 +1,4 @@
-"""The arm that starts as iPixelDCL and ends as PixelDCL: how its input gate goes in the course of training."""
+"""The arm that starts as iPixelDCL and ends as PixelDCL: the course of its input gate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ ANNEALED = "annealed"
 
 
 def gate_schedule(steps: int, start: float = 0.1, end: float = 0.6) -> Callable[[int], float]:
-    """The gate in each of ``steps`` steps: 1 for the share ``start`` of them, then a half cosine down to 0 at ``end``, then 0.
+    """The gate in each of ``steps`` steps: 1 for the share ``start`` of them, then a half cosine down to 0 at
+    ``end``, then 0.
 
     >>> gate = gate_schedule(100)
     >>> [round(gate(t), 2) for t in (0, 10, 35, 60, 99)]

@@ -12,9 +12,17 @@ import pixelize
 from pixelize.errors import ArgumentError
 
 SCRATCH_ARMS = (
-    "dcl-k2", "dcl-k3", "dcl-k4", "dcl-k6", "ipixeldcl", "pixeldcl", "ipixeldcl-k4", "pixeldcl-k4",
-    "resize-conv", "pixelshuffle-icnr",
-)  # fmt: skip
+    "dcl-k2",
+    "dcl-k3",
+    "dcl-k4",
+    "dcl-k6",
+    "ipixeldcl",
+    "pixeldcl",
+    "ipixeldcl-k4",
+    "pixeldcl-k4",
+    "resize-conv",
+    "pixelshuffle-icnr",
+)
 CONVERTED_ARMS = ("control", "ipixeldcl", "pixeldcl", "ipixeldcl-dw", "pixeldcl-dw", "dcl")
 
 _NAMED = re.compile(r"(dcl|ipixeldcl|pixeldcl)(?:-k([2-6]))?")
@@ -23,9 +31,10 @@ _NAMED = re.compile(r"(dcl|ipixeldcl|pixeldcl)(?:-k([2-6]))?")
 def upsampler(arm: str, in_channels: int, out_channels: int) -> nn.Module:
     """A layer that doubles height and width: ``(N, in_channels, H, W)`` to ``(N, out_channels, 2H, 2W)``.
 
-    Arms: ``dcl-k2`` to ``dcl-k6`` (ConvTranspose2d, stride 2); ``ipixeldcl``, ``pixeldcl`` (eq. 2 and 3 of Gao et al., every kernel 3x3 as in
-    the authors' code, which is kernel size 6 in a transposed convolution's terms; ``-k4`` for 2x2 input kernels); ``resize-conv``
-    (nearest, then 3x3; Odena et al. 2016); ``pixelshuffle-icnr`` (3x3 and PixelShuffle, initialised by Aitken et al. 2017).
+    Arms: ``dcl-k2`` to ``dcl-k6`` (ConvTranspose2d, stride 2); ``ipixeldcl``, ``pixeldcl`` (eq. 2 and 3 of
+    Gao et al., every kernel 3x3 as in the authors' code, which is kernel size 6 in a transposed convolution's
+    terms; ``-k4`` for 2x2 input kernels); ``resize-conv`` (nearest, then 3x3; Odena et al. 2016);
+    ``pixelshuffle-icnr`` (3x3 and PixelShuffle, initialised by Aitken et al. 2017).
 
     Raises ArgumentError for any other name.
     """
@@ -70,7 +79,9 @@ def convert_arm(arm: str, model: nn.Module, example_inputs: Any = None, data: An
 
 
 def share_weights(model: nn.Module, reference: nn.Module) -> None:
-    """Gives ``model`` the weights of ``reference`` wherever name and shape agree, so that arms differ in nothing but their up-samplers."""
+    """Gives ``model`` the weights of ``reference`` wherever name and shape agree, so that arms differ in
+    nothing but their up-samplers.
+    """
     theirs = reference.state_dict()
     own = model.state_dict()
     model.load_state_dict(
@@ -83,7 +94,6 @@ def split_arms(text: str, allowed: tuple[str, ...]) -> list[str]:
     arms = [a.strip() for a in text.split(",") if a.strip()]
     wrong = [a for a in arms if a not in allowed]
     if wrong or not arms:
-        raise ArgumentError(
-            f"--arms {text}: {'no arm ' + repr(wrong[0]) if wrong else 'none named'}; there are {', '.join(allowed)}"
-        )
+        problem = f"no arm {wrong[0]!r}" if wrong else "none named"
+        raise ArgumentError(f"--arms {text}: {problem}; there are {', '.join(allowed)}")
     return list(dict.fromkeys(arms))

@@ -1,4 +1,6 @@
-"""The checkerboard as a loss: the measure of :func:`pixelize.checkerboard`, differentiable, and how far it is from natural."""
+"""The checkerboard as a loss: the measure of :func:`pixelize.checkerboard`, differentiable, and how far it is
+from natural.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,11 @@ TYPICAL: dict[str, float] = {"global": 0.0, "windowed": -4.0}
 
 @dataclass(frozen=True)
 class ArtifactLoss:
-    """Squared distance, in units of 10 dB, of a batch's artifact figures from the ``natural`` ones, summed over forms and frequencies.
+    """Squared distance, in units of 10 dB, of a batch's artifact figures from the ``natural`` ones, summed
+    over forms and frequencies.
 
-    Distances within ``tolerance`` (dB) are none, on either side: a hole in the spectrum is as unnatural as a peak.
+    Distances within ``tolerance`` (dB) are none, on either side: a hole in the spectrum is as unnatural as a
+    peak.
     """
 
     natural: Level
@@ -47,9 +51,11 @@ class ArtifactLoss:
 
 
 def decibels(pictures: Tensor, period: int = 2) -> dict[tuple[str, Frequency], Tensor]:
-    """The figures of one batch ``(N, C, H, W)`` by form and frequency, as :func:`pixelize.checkerboard` gives them.
+    """The figures of one batch ``(N, C, H, W)`` by form and frequency, as :func:`pixelize.checkerboard` gives
+    them.
 
-    Differentiable in the power at the frequency alone: a picture is not to be mended by raising what lies around it.
+    Differentiable in the power at the frequency alone: a picture is not to be mended by raising what lies
+    around it.
     """
     periods = as_periods(period)
     power = artifact_power(pictures.flatten(0, 1).double(), periods)
@@ -76,12 +82,14 @@ def natural_level(pictures: Tensor | None, period: int = 2) -> Level:
     return {(form, f): measured[form][f] for form in TYPICAL for f in frequencies(period)}
 
 
-def without_artifact(pictures: Tensor, period: int = 2, sigma: float = 1.5) -> Tensor:
+def without_artifact(pictures: Tensor, period: int = 2) -> Tensor:
     """Pictures ``(N, C, H, W)`` with all that lies near the artifact's frequencies taken out.
 
-    For each frequency f: modulated by exp(-2 pi i f.n), blurred (Gaussian, ``sigma`` pixels, which keeps what is within about
-    1 / (2 pi sigma) cycles per pixel), modulated back, subtracted; frequencies are counted with their negatives.
+    For each frequency f: modulated by exp(-2 pi i f.n), blurred (Gaussian, sigma of 0.75 periods, which keeps
+    what is within about 0.2 / period cycles per pixel), modulated back, subtracted. A frequency that is not
+    its own negative is counted with it.
     """
+    sigma = 0.75 * period
     rest = pictures
     n = [torch.arange(size, device=pictures.device, dtype=pictures.dtype) for size in pictures.shape[-2:]]
     for f in frequencies(period):
@@ -93,7 +101,9 @@ def without_artifact(pictures: Tensor, period: int = 2, sigma: float = 1.5) -> T
 
 
 def low_pass(pictures: Tensor, sigma: float = 1.5) -> Tensor:
-    """Gaussian blur of ``(N, C, H, W)``, reflected at the borders (circular where they are too small to reflect)."""
+    """Gaussian blur of ``(N, C, H, W)`` over 3 ``sigma`` pixels (or the whole picture), reflected at the
+    borders.
+    """
     radius = min(math.ceil(3 * sigma), min(pictures.shape[-2:]) - 1)
     x = torch.arange(-radius, radius + 1, device=pictures.device, dtype=pictures.dtype)
     kernel = (-x.square() / (2 * sigma**2)).exp()

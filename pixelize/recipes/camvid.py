@@ -15,8 +15,18 @@ from pixelize.errors import ArgumentError
 from pixelize.recipes.files import Files, as_array
 
 CAMVID_CLASSES = (
-    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
-)  # fmt: skip
+    "sky",
+    "building",
+    "pole",
+    "road",
+    "pavement",
+    "tree",
+    "sign",
+    "fence",
+    "car",
+    "pedestrian",
+    "bicyclist",
+)
 
 _MEMBERS = {  # the 32 classes of the original in the eleven of Badrinarayanan et al. (SegNet)
     "sky": ("Sky",),
@@ -54,7 +64,9 @@ def split_of(stem: str) -> str:
 
 
 def cambridge_pairs(files: Files, pair: Callable[..., Any]) -> dict[str, list[Any]]:
-    """The pairs of each set, with ``pair(files, picture, mask, decode)``; ``decode`` turns colours into class indices."""
+    """The pairs of each set, with ``pair(files, picture, mask, decode)``; ``decode`` turns colours into class
+    indices.
+    """
     colours = next(n for n in files.names if n.endswith("label_colors.txt"))
     table = np.full(1 << 24, len(CAMVID_CLASSES), np.uint8)
     group = {member: i for i, name in enumerate(CAMVID_CLASSES) for member in _MEMBERS[name]}

@@ -1,4 +1,6 @@
-"""Checkpoints: one safetensors file with the plain data as JSON in its header, replaced atomically. Nothing is pickled."""
+"""Checkpoints: one safetensors file with the plain data as JSON in its header, replaced atomically. Nothing
+is pickled.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from pixelize.errors import LoadError, PixelizeError
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Writes ``tensors`` and ``state`` (plain data) to ``path``: whoever is interrupted, the file is the old one or the new one, whole.
+    """Writes ``tensors`` and ``state`` (plain data) to ``path``: whoever is interrupted, the file is the old
+    one or the new one, whole.
 
     Raises PixelizeError if the disk refuses; the old file is then untouched.
     """
@@ -46,14 +49,17 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def check_room(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Raises PixelizeError if ``folder``'s disk cannot hold two files of these tensors, plus three of them for an optimizer's state."""
+    """Raises PixelizeError if ``folder``'s disk cannot hold two files of these tensors, plus three of them
+    for an optimizer's state.
+    """
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     needed = 2 * 4 * size + 2**20
     if free < needed:
         raise PixelizeError(
-            f"{folder}: {free / 2**20:.0f} MiB free, and checkpoints need about {needed / 2**20:.0f} MiB; make room, or choose another --out"
+            f"{folder}: {free / 2**20:.0f} MiB free, and checkpoints need about "
+            f"{needed / 2**20:.0f} MiB; make room, or choose another --out"
         )
 
 
@@ -68,7 +74,9 @@ def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An Adam-like optimizer's state (tensors only) as ``<parameter>/<name>``; rates follow from the step and are not kept."""
+    """An Adam-like optimizer's state (tensors only) as ``<parameter>/<name>``; rates follow from the step and
+    are not kept.
+    """
     state = optimizer.state_dict()["state"]
     return {
         f"{i}/{key}": torch.as_tensor(value) for i, values in state.items() for key, value in values.items()

@@ -16,8 +16,8 @@ from pixelize.recipes.settings import Settings, names_of, read_yaml
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Train and fine-tune models with pixel deconvolutions, each arm beside its control. Every recipe runs without any data given; "
-    "the same command goes on after an interruption.",
+    help="Train and fine-tune models with pixel deconvolutions, each arm beside its control. "
+    "Every recipe runs without any data given; the same command goes on after an interruption.",
 )
 
 RECIPES: dict[str, type[Settings]] = {

@@ -28,9 +28,11 @@ Draw = Callable[[Path, dict[str, nn.Module]], dict[str, Path]]
 def compare(
     s: Settings, accelerator: Accelerator, title: str, arms: list[str], make: Make, draw: Draw | None = None
 ) -> dict[str, Any]:
-    """Trains ``arms`` with all seeds under ``s.out/<arm>-seed<seed>``; finished runs there are taken as they are, others go on.
+    """Trains ``arms`` with all seeds under ``s.out/<arm>-seed<seed>``; finished runs there are taken as they
+    are, others go on.
 
-    A converted model is also saved by ``pixelize.save`` in ``.../model``. Returns what ``results.json`` holds (on the main process).
+    A converted model is also saved by ``pixelize.save`` in ``.../model``. Returns what ``results.json`` holds
+    (on the main process).
     """
     found = {arm: ArmResult(arm) for arm in arms}
     models: dict[str, nn.Module] = {}

@@ -1,6 +1,10 @@
-"""DCGAN (Radford et al., arXiv 1511.06434) with a choice of up-samplers; every layer starts as torch starts it."""
+"""DCGAN (Radford et al., arXiv 1511.06434) with a choice of up-samplers; every layer starts as torch starts
+it.
+"""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -8,7 +12,8 @@ from pixelize.recipes.vae_model import decoder_blocks, doublings
 
 
 class Generator(nn.Module):
-    """Latent vectors ``(N, latents)`` to pictures ``(N, channels, size, size)`` in [-1, 1], ``size`` = 4 * 2^n.
+    """Latent vectors ``(N, latents)`` to pictures ``(N, channels, size, size)`` in [-1, 1], ``size`` = 4 *
+    2^n.
 
     Raises ArgumentError for another size.
     """
@@ -34,7 +39,7 @@ class Critic(nn.Module):
         super().__init__()
         widths = [width * 2**i for i in range(doublings(size))]
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [
                 nn.Conv2d(before, after, 4, 2, 1, bias=False),
                 nn.BatchNorm2d(after),

@@ -63,7 +63,9 @@ class Files:
             raise ArgumentError(f"{self.root}/{name}: not a readable picture ({error})") from error
 
     def decode(self, name: str, mode: str | None = None) -> Image.Image:
-        """The picture, decoded, in PIL's ``mode`` where one is given. Raises ArgumentError, naming it, if it cannot be."""
+        """The picture, decoded, in PIL's ``mode`` where one is given. Raises ArgumentError, naming it, if it
+        cannot be.
+        """
         picture = self.open(name)
         try:
             picture.load()

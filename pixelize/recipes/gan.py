@@ -17,13 +17,13 @@ from pixelize.recipes.arms import CONVERTED_ARMS, SCRATCH_ARMS, convert_arm, sha
 from pixelize.recipes.compare import compare
 from pixelize.recipes.dcgan import Critic, Generator
 from pixelize.recipes.loop import Trial
-from pixelize.recipes.models import load_weights
 from pixelize.recipes.order import generator, noise
 from pixelize.recipes.picture_data import Pictures, load_pictures
 from pixelize.recipes.processes import adam, bare, descend, prepare, start
 from pixelize.recipes.recipe_settings import GanSettings
 from pixelize.recipes.run_state import Metrics
 from pixelize.recipes.sampled import pattern, save_sheet, spectral_distance
+from pixelize.recipes.weights import load_weights
 
 
 def run(s: GanSettings) -> dict[str, Any]:
@@ -63,10 +63,19 @@ def run(s: GanSettings) -> dict[str, Any]:
 
 
 def make_trial(
-    model: nn.Module, critic: nn.Module, s: GanSettings, seed: int, data: Pictures, held: Pictures, accelerator: Accelerator,
-    scratch: bool, anneal: bool,
-) -> Trial:  # fmt: skip
-    """The trial of one generator, with the non-saturating loss. The last weights are kept: no figure tells the best ones."""
+    model: nn.Module,
+    critic: nn.Module,
+    s: GanSettings,
+    seed: int,
+    data: Pictures,
+    held: Pictures,
+    accelerator: Accelerator,
+    scratch: bool,
+    anneal: bool,
+) -> Trial:
+    """The trial of one generator, with the non-saturating loss. The last weights are kept: no figure tells
+    the best ones.
+    """
     network, opponent = prepare(accelerator, s, model), prepare(accelerator, s, critic)
     own = adam(accelerator, s, model, scratch=scratch, betas=(0.5, 0.999))
     theirs = adam(accelerator, s, critic, scratch=True, betas=(0.5, 0.999))
@@ -90,8 +99,15 @@ def make_trial(
 
     gate = gate_schedule(s.steps) if anneal else None
     return Trial(
-        {"generator": network, "critic": opponent}, {"generator": own, "critic": theirs}, data, update, measure, measure, "step", gate
-    )  # fmt: skip
+        {"generator": network, "critic": opponent},
+        {"generator": own, "critic": theirs},
+        data,
+        update,
+        measure,
+        measure,
+        "step",
+        gate,
+    )
 
 
 def sampled(model: nn.Module, latents: int, count: int, batch: int = 64) -> Tensor:

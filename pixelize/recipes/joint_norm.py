@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum over all processes; what one process's part does to the losses of all is summed on the way back."""
+    """The sum over all processes; what one process's part does to the losses of all is summed on the way
+    back.
+    """
 
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:
@@ -26,7 +28,9 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class JointBatchNorm2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` with the statistics of all processes' batches (of one size), on any backend: ``nn.SyncBatchNorm`` knows no CPU."""
+    """``nn.BatchNorm2d`` with the statistics of all processes' batches (of one size), on any backend:
+    ``nn.SyncBatchNorm`` knows no CPU.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and torch.distributed.is_initialized()):
@@ -54,7 +58,9 @@ class JointBatchNorm2d(nn.BatchNorm2d):
 
 
 def join_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """Makes every batch norm of ``model`` one over all processes (``nn.SyncBatchNorm`` on a GPU). Returns the model."""
+    """Makes every batch norm of ``model`` one over all processes (``nn.SyncBatchNorm`` on a GPU). Returns the
+    model.
+    """
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():

@@ -1,7 +1,8 @@
-"""The loop that all recipes share: rates, gate, running mean, evaluation, checkpoints, early stopping, progress.
+"""The loop that all recipes share: rates, gate, running mean, evaluation, checkpoints, early stopping,
+progress.
 
-All randomness in a step follows from (seed, step, process), and the rest of the state is in the checkpoint: a run that was killed at any
-moment and started again ends with the weights of one that was not.
+All randomness in a step follows from (seed, step, process), and the rest of the state is in the checkpoint: a
+run that was killed at any moment and started again ends with the weights of one that was not.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import pixelize
 from pixelize.recipes.checkpoint import check_room
@@ -38,16 +39,18 @@ class Trial:
         networks: all that is trained, prepared by accelerate; the first is what is evaluated and kept.
         optimizers: their optimizers, prepared.
         data: what the batches are made of; asked for :data:`pixelize.recipes.order.Sample`.
-        update: ``update(batch, number) -> losses to show``: forward, backward and optimizer steps for micro-batch ``number``.
+        update: ``update(batch, number) -> losses to show``: forward, backward and optimizer steps for
+            micro-batch ``number``.
         evaluate, test: metrics of a bare model on validation and on test data.
-        watch: the metric that tells the best weights: the highest, or for ``-name`` the lowest; ``step`` for the last.
+        watch: the metric that tells the best weights: the highest, or for ``-name`` the lowest; ``step`` for
+            the last.
         gate: the input gate in each step, for an arm that goes from iPixelDCL to PixelDCL.
         training: whether updates run in training mode; False keeps batch norm's statistics.
     """
 
     networks: dict[str, nn.Module]
     optimizers: dict[str, Any]
-    data: Dataset
+    data: Any
     update: Callable[[Any, int], dict[str, Tensor]]
     evaluate: Callable[[nn.Module], Metrics]
     test: Callable[[nn.Module], Metrics]
@@ -57,7 +60,8 @@ class Trial:
 
 
 def rate_at(step: int, warmup: int, steps: int) -> float:
-    """The rate's share of its highest: rising linearly over ``warmup`` steps, then falling by a cosine, to 0 at ``steps``.
+    """The rate's share of its highest: rising linearly over ``warmup`` steps, then falling by a cosine, to 0
+    at ``steps``.
 
     >>> [round(rate_at(t, 2, 10), 3) for t in (0, 1, 2, 6, 10)]
     [0.5, 1.0, 1.0, 0.5, 0.0]
@@ -85,9 +89,11 @@ def fit(
 ) -> Progress:
     """Trains and tests one trial, going on from ``folder/checkpoint.safetensors`` if there is one.
 
-    The first network ends with its best weights, which are in ``folder/best.safetensors`` too; ``folder/tensorboard`` has the curves.
+    The first network ends with its best weights, which are in ``folder/best.safetensors`` too;
+    ``folder/tensorboard`` has the curves.
 
-    Raises ArgumentError if the checkpoint was made with other settings, PixelizeError if the disk is full (what was saved stays).
+    Raises ArgumentError if the checkpoint was made with other settings, PixelizeError if the disk is full
+    (what was saved stays).
     """
     main, path = accelerator.is_main_process, folder / "checkpoint.safetensors"
     networks = {name: bare(accelerator, network) for name, network in trial.networks.items()}
@@ -110,9 +116,14 @@ def fit(
     bar = shown.add_task(folder.name, total=s.steps, completed=at.step, shown="")
 
     batches = StepBatches(
-        len(trial.data), s.batch // s.accumulate, at.step * s.accumulate, s.steps * s.accumulate, seed,  # type: ignore[arg-type]
-        accelerator.process_index, accelerator.num_processes,
-    )  # fmt: skip
+        len(trial.data),
+        s.batch // s.accumulate,
+        at.step * s.accumulate,
+        s.steps * s.accumulate,
+        seed,  # type: ignore[arg-type]
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
     loader = iter(
         DataLoader(
             trial.data,

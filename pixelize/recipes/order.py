@@ -1,7 +1,9 @@
-"""Data order and randomness as pure functions of (seed, step): resuming needs no state, and processes need not talk.
+"""Data order and randomness as pure functions of (seed, step): resuming needs no state, and processes need
+not talk.
 
-Sample number p of the whole training is sample ``permutation(seed, epoch)[p mod n]`` of epoch ``p // n``. Micro-batch m of the run holds the
-numbers ``m G .. (m + 1) G - 1``, G being the samples of all processes together, and process r takes the r-th equal slice.
+Sample number p of the whole training is sample ``permutation(seed, epoch)[p mod n]`` of epoch ``p // n``.
+Micro-batch m of the run holds the numbers ``m G .. (m + 1) G - 1``, G being the samples of all processes
+together, and process r takes the r-th equal slice.
 """
 
 from __future__ import annotations
@@ -15,11 +17,15 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 Sample = tuple[int, int]
-"""(epoch, index): a dataset of :mod:`pixelize.recipes` is asked for this, so that its augmentation is a function of both."""
+"""(epoch, index): a dataset of :mod:`pixelize.recipes` is asked for this, so that its augmentation is a
+function of both.
+"""
 
 
 def mixed(*numbers: int) -> int:
-    """A 63-bit number drawn from ``numbers`` (not negative): neighbours give unrelated ones, as seeds should be."""
+    """A 63-bit number drawn from ``numbers`` (not negative): neighbours give unrelated ones, as seeds should
+    be.
+    """
     return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -35,7 +41,9 @@ def permutation(seed: int, epoch: int, n: int) -> list[int]:
 
 
 def samples(seed: int, first: int, count: int, n: int) -> list[Sample]:
-    """Samples number ``first`` to ``first + count - 1`` of a run over ``n`` samples; an epoch's end may fall inside."""
+    """Samples number ``first`` to ``first + count - 1`` of a run over ``n`` samples; an epoch's end may fall
+    inside.
+    """
     found = []
     for p in range(first, first + count):
         epoch = p // n
@@ -67,6 +75,8 @@ class StepBatches(Sampler[list[Sample]]):
 
 
 def noise(shape: tuple[int, ...], seed: int, step: int, rank: int = 0, processes: int = 1) -> Tensor:
-    """This process's slice of a standard normal ``(processes * shape[0], *shape[1:])`` that belongs to (seed, step): CPU, float32."""
+    """This process's slice of a standard normal ``(processes * shape[0], *shape[1:])`` that belongs to (seed,
+    step): CPU, float32.
+    """
     whole = torch.randn(processes * shape[0], *shape[1:], generator=generator(seed, 2, step))
     return whole[rank * shape[0] : (rank + 1) * shape[0]]

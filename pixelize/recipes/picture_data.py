@@ -1,4 +1,6 @@
-"""Pictures without labels, for the vae, gan and repair recipes: drawn portraits, folders and zips, CelebA through torchvision."""
+"""Pictures without labels, for the vae, gan and repair recipes: drawn portraits, folders and zips, CelebA
+through torchvision.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ _CACHE_BYTES = 2**30
 class Pictures(Dataset):
     """Float pictures ``(channels, size, size)`` in [-1, 1]: the middle square, resized.
 
-    Asked for ``(epoch, index)`` it may flip the picture, by a coin that depends on (seed, epoch, index) alone; for a plain ``index`` never.
+    Asked for ``(epoch, index)`` it may flip the picture, by a coin that depends on (seed, epoch, index)
+    alone; for a plain ``index`` never.
     """
 
     loaders: list[Callable[[], Image.Image]]
@@ -60,7 +63,9 @@ class Pictures(Dataset):
         return array[None] if array.ndim == 2 else array.permute(2, 0, 1).contiguous()
 
     def batch(self, first: int, count: int) -> Tensor:
-        """The pictures ``first`` to ``first + count - 1``, as far as there are so many, unflipped: ``(n, channels, size, size)``."""
+        """The pictures ``first`` to ``first + count - 1``, as far as there are so many, unflipped: ``(n,
+        channels, size, size)``.
+        """
         return torch.stack([self[i] for i in range(first, min(first + count, len(self)))])
 
 
@@ -70,11 +75,12 @@ def load_pictures(
     """Training and held-out pictures (nine tenths and one tenth, drawn by ``seed``).
 
     Args:
-        source: ``portraits`` (drawn), ``celeba:ROOT`` (torchvision's layout; faces without background, as the paper crops them), or a
-            folder or zip of pictures.
+        source: ``portraits`` (drawn), ``celeba:ROOT`` (torchvision's layout; faces without background, as the
+            paper crops them), or a folder or zip of pictures.
         limit: of both together so many; 0 for all.
 
-    Raises ArgumentError if there is no such data, there are fewer than ten pictures, or one cannot be read (named).
+    Raises ArgumentError if there is no such data, there are fewer than ten pictures, or one cannot be read
+    (named).
     """
     kind, _, root = source.partition(":")
     loaders: list[Callable[[], Any]]

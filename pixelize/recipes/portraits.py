@@ -8,7 +8,8 @@ import numpy as np
 def draw_portrait(index: int, size: int = 64, seed: int = 0) -> np.ndarray:
     """Portrait number ``index``: uint8 ``(size, size, 3)``.
 
-    Skin, hair, eyes, brows, nose and mouth as soft-edged ellipses of random colour, shape and place, lit from a random side.
+    Skin, hair, eyes, brows, nose and mouth as soft-edged ellipses of random colour, shape and place, lit from
+    a random side.
     """
     rng = np.random.default_rng([seed, index])
     y, x = (np.mgrid[0:size, 0:size] + 0.5) / size * 2 - 1

@@ -16,20 +16,27 @@ from pixelize.recipes.settings import Settings
 
 
 def start(s: Settings) -> Accelerator:
-    """The processes and devices of this run. Raises ArgumentError if the batch cannot be shared out among them."""
+    """The processes and devices of this run. Raises ArgumentError if the batch cannot be shared out among
+    them.
+    """
     s.check()
     if s.threads:
         torch.set_num_threads(s.threads)
-    accelerator = Accelerator(cpu=s.cpu, mixed_precision=s.precision, gradient_accumulation_steps=s.accumulate)
+    accelerator = Accelerator(
+        cpu=s.cpu, mixed_precision=s.precision, gradient_accumulation_steps=s.accumulate
+    )
     if s.batch % (accelerator.num_processes * s.accumulate):
         raise ArgumentError(
-            f"--batch {s.batch} cannot be divided among {accelerator.num_processes} processes and {s.accumulate} micro-batches"
+            f"--batch {s.batch} cannot be divided among {accelerator.num_processes} processes "
+            f"and {s.accumulate} micro-batches"
         )
     return accelerator
 
 
 def freeze(model: nn.Module, patterns: list[str]) -> None:
-    """Leaves the parameters whose names match untrained. Raises ArgumentError for a pattern that matches none."""
+    """Leaves the parameters whose names match untrained. Raises ArgumentError for a pattern that matches
+    none.
+    """
     for pattern in patterns:
         matched = [p for name, p in model.named_parameters() if fnmatchcase(name, pattern)]
         if not matched:
@@ -39,7 +46,9 @@ def freeze(model: nn.Module, patterns: list[str]) -> None:
 
 
 def prepare(accelerator: Accelerator, s: Settings, model: nn.Module) -> nn.Module:
-    """The model on its device as every process trains it, with the options of ``s`` and batch norms over all processes."""
+    """The model on its device as every process trains it, with the options of ``s`` and batch norms over all
+    processes.
+    """
     freeze(model, s.frozen())
     if accelerator.num_processes > 1:
         model = join_norms(model, accelerator.device)
@@ -69,7 +78,9 @@ def bare(accelerator: Accelerator, model: nn.Module) -> nn.Module:
 def descend(
     accelerator: Accelerator, s: Settings, loss: torch.Tensor, model: nn.Module, optimizer: Any
 ) -> None:
-    """Backward, clipping, optimizer step; on all but the last micro-batch of a step the gradient is only added up."""
+    """Backward, clipping, optimizer step; on all but the last micro-batch of a step the gradient is only
+    added up.
+    """
     accelerator.backward(loss)
     if s.clip and accelerator.sync_gradients:
         accelerator.clip_grad_norm_(model.parameters(), s.clip)

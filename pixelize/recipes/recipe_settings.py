@@ -1,4 +1,6 @@
-"""The settings of each recipe: plain data, so that ``pixelize finetune --help`` needs none of the recipes' libraries."""
+"""The settings of each recipe: plain data, so that ``pixelize finetune --help`` needs none of the recipes'
+libraries.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ _PICTURES = "portraits (drawn), celeba:ROOT, or a folder or zip of pictures."
 
 @dataclass(frozen=True)
 class SegmentationSettings(Settings):
-    """Segmentation: the paper's U-Net from scratch with different up-samplers, or a trained model, converted or not."""
+    """Segmentation: the paper's U-Net from scratch with different up-samplers, or a trained model, converted
+    or not.
+    """
 
     out: str = option("runs/segmentation", "Folder for checkpoints, curves, tables and models.")
     data: str = option(
@@ -32,7 +36,9 @@ class SegmentationSettings(Settings):
 
 @dataclass(frozen=True)
 class VaeSettings(Settings):
-    """Variational auto-encoder: the paper's, from scratch with different up-samplers, or a trained one of diffusers, converted or not."""
+    """Variational auto-encoder: the paper's, from scratch with different up-samplers, or a trained one of
+    diffusers, converted or not.
+    """
 
     out: str = option("runs/vae", "Folder for checkpoints, curves, tables and models.")
     data: str = option("portraits", _PICTURES)

@@ -1,10 +1,9 @@
-"""Recipe: repair a trained generator without labels. The original is the teacher, the artifact is the loss."""
+"""Recipe: repair a trained generator without labels: the original is the teacher, the artifact the loss."""
 
 from __future__ import annotations
 
 import copy
 import os
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,18 @@ from torch.utils.data import Dataset
 import pixelize
 from pixelize.checkerboard import checkerboard, frequency_name
 from pixelize.errors import ArgumentError
+from pixelize.model_names import build_model
 from pixelize.recipes.arms import CONVERTED_ARMS, convert_arm, split_arms
 from pixelize.recipes.artifact_loss import ArtifactLoss, Level, low_pass, natural_level, without_artifact
 from pixelize.recipes.compare import compare
 from pixelize.recipes.loop import Trial
-from pixelize.recipes.models import build_model, load_weights
 from pixelize.recipes.order import Sample, generator
 from pixelize.recipes.picture_data import load_pictures
 from pixelize.recipes.processes import adam, descend, prepare, start
 from pixelize.recipes.recipe_settings import RepairSettings
 from pixelize.recipes.run_state import Metrics
 from pixelize.recipes.sampled import save_sheet
+from pixelize.recipes.weights import load_weights
 from pixelize.running import tensors
 
 CLOSED = "-closed"
@@ -37,7 +37,9 @@ _WHOLE = 0.05  # share of the plain squared error in the fidelity: nothing may d
 
 @dataclass(frozen=True)
 class Latents(Dataset):
-    """Standard normal inputs of one shape, each a function of its index; the last ones are kept for measuring."""
+    """Standard normal inputs of one shape, each a function of its index; the last ones are kept for
+    measuring.
+    """
 
     shape: tuple[int, ...]
     count: int = 2**20
@@ -94,7 +96,9 @@ def run(s: RepairSettings) -> dict[str, Any]:
 
 
 def load_teacher(s: RepairSettings) -> tuple[nn.Module, Dataset, Dataset]:
-    """The model to repair, what to feed it, and what to measure it on. Raises ArgumentError if one of them is not to be had."""
+    """The model to repair, what to feed it, and what to measure it on. Raises ArgumentError if one of them is
+    not to be had.
+    """
     shape = s.inputs
     if s.model == "demo":
         from pixelize.demo_model import LATENT_CHANNELS, load_demo_model
@@ -124,7 +128,9 @@ def load_teacher(s: RepairSettings) -> tuple[nn.Module, Dataset, Dataset]:
 
 
 def load_gan_face_generate() -> nn.Module:
-    """The generator of the PyPI package ``gan-face-generate`` (MIT): a DCGAN of 64x64 faces. Raises ArgumentError if it is not there."""
+    """The generator of the PyPI package ``gan-face-generate`` (MIT): a DCGAN of 64x64 faces. Raises
+    ArgumentError if it is not there.
+    """
     try:
         import gan_face_generate
         from gan_face_generate.models import Generator
@@ -137,10 +143,18 @@ def load_gan_face_generate() -> nn.Module:
 
 
 def make_trial(
-    model: nn.Module, s: RepairSettings, teacher: nn.Module, data: Dataset, natural: Level, fresh: Tensor, original: Tensor,
+    model: nn.Module,
+    s: RepairSettings,
+    teacher: nn.Module,
+    data: Dataset,
+    natural: Level,
+    fresh: Tensor,
+    original: Tensor,
     accelerator: Accelerator,
-) -> Trial:  # fmt: skip
-    """The trial of one arm: ``fidelity`` times the squared error outside the artifact's bands, and the artifact's distance from natural."""
+) -> Trial:
+    """The trial of one arm: ``fidelity`` times the squared error outside the artifact's bands, and the
+    artifact's distance from natural.
+    """
     network = prepare(accelerator, s, model)
     optimizer = adam(accelerator, s, model)
     artifact_of = ArtifactLoss(natural, s.period)
@@ -171,7 +185,8 @@ def make_trial(
 
 
 def judge(pictures: Tensor, original: Tensor, natural: Level, period: int = 2) -> Metrics:
-    """All figures of :func:`pixelize.checkerboard`, the farthest of them from natural, and PSNR (dB) to the original: whole and low-passed.
+    """All figures of :func:`pixelize.checkerboard`, the farthest of them from natural, and PSNR (dB) to the
+    original: whole and low-passed.
 
     The peak of the PSNR is the range of the original's values.
     """

@@ -1,4 +1,6 @@
-"""What is left at the end: a table of arms with mean and spread over seeds, curves, a page, and the numbers as JSON."""
+"""What is left at the end: a table of arms with mean and spread over seeds, curves, a page, and the numbers
+as JSON.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,15 @@ import json
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from pixelize.atomic import write_text
+from pixelize.pictures import Curves, curves_figure, save_png
 from pixelize.recipes.run_state import Metrics
-
-matplotlib.use("Agg")
 
 
 @dataclass
@@ -43,7 +44,9 @@ def write_results(
     settings: dict[str, Any],
     pictures: dict[str, Path] | None = None,
 ) -> dict[str, Any]:
-    """Prints the table and writes ``results.json``, ``table.md``, ``curves.png`` and ``report.html``. Returns the JSON's data."""
+    """Prints the table and writes ``results.json``, ``table.md``, ``curves.png`` and ``report.html``. Returns
+    the JSON's data.
+    """
     columns = list(arms[0].results[0])
     facts = list(arms[0].facts)
     rows = [
@@ -65,30 +68,24 @@ def write_results(
             for a in arms
         },
     }
-    (folder / "results.json").write_text(json.dumps(data, indent=1) + "\n")
-    (folder / "table.md").write_text(markdown)
-    draw_curves(folder / "curves.png", arms)
-    (folder / "report.html").write_text(
-        _page(title, header, rows, settings, {"curves": folder / "curves.png", **(pictures or {})})
-    )
+    write_text(folder / "results.json", json.dumps(data, indent=1) + "\n")
+    write_text(folder / "table.md", markdown)
+    save_png(curves_figure(curves(arms)), folder / "curves.png")
+    shown = {"curves": folder / "curves.png", **(pictures or {})}
+    write_text(folder / "report.html", _page(title, header, rows, settings, shown))
     return data
 
 
-def draw_curves(path: Path, arms: list[ArmResult]) -> None:
-    """One panel for each metric over the steps, one line for each run, one colour for each arm."""
+def curves(arms: list[ArmResult]) -> Curves:
+    """Every metric over the steps: its mean over the seeds, a line for each arm."""
     names = [n for n in arms[0].histories[0][-1] if n not in ("step", "seconds")]
-    figure = Figure(figsize=(4.2 * len(names), 3.4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for number, arm in enumerate(arms):
-            for i, history in enumerate(arm.histories):
-                axes.plot(
-                    [r["step"] for r in history], [r[name] for r in history], color=f"C{number % 10}", lw=1.2,
-                    label=arm.arm if i == 0 else None,
-                )  # fmt: skip
-        axes.set(title=name, xlabel="step")
-        axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in names}
+    for arm in arms:
+        for rows in zip(*arm.histories, strict=False):
+            for name in names:
+                mean = statistics.fmean(row[name] for row in rows)
+                found[name].setdefault(arm.arm, []).append((rows[0]["step"], mean))
+    return found
 
 
 def _cell(arm: ArmResult, metric: str) -> str:
@@ -102,18 +99,28 @@ def _page(
     def line(cells: list[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
 
-    images = "".join(
-        f"<h2>{html.escape(name)}</h2><img alt='{html.escape(name)}' src='data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}'>"
-        for name, path in pictures.items()
-        if path.exists()
+    def image(name: str, path: Path) -> str:
+        data, name = base64.b64encode(path.read_bytes()).decode(), html.escape(name)
+        return f'<h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{data}">'
+
+    return _TEMPLATE.substitute(
+        title=html.escape(title),
+        table=line(header, "th") + "".join(line(r, "td") for r in rows),
+        images="".join(image(name, path) for name, path in pictures.items()),
+        settings="".join(line([k, str(v)], "td") for k, v in settings.items()),
     )
-    told = "".join(line([k, str(v)], "td") for k, v in settings.items())
-    return (
-        "<!doctype html><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{html.escape(title)}</title><style>:root{{color-scheme:light dark}}body{{font:15px system-ui;margin:2em auto;"
-        "max-width:70em;padding:0 1em}table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.3em .8em;"
-        "border-bottom:1px solid #8884;text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%;"
-        "background:#fff}</style>"
-        f"<h1>{html.escape(title)}</h1><table>{line(header, 'th')}{''.join(line(r, 'td') for r in rows)}</table>{images}"
-        f"<h2>settings</h2><table>{told}</table>\n"
-    )
+
+
+_TEMPLATE = Template("""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark }
+body { font: 15px system-ui; margin: 2em auto; max-width: 70em; padding: 0 1em }
+table { border-collapse: collapse; display: block; overflow-x: auto }
+td, th { padding: .3em .8em; border-bottom: 1px solid #8884; text-align: right }
+td:first-child, th:first-child { text-align: left }
+img { max-width: 100%; background: #fff }
+</style>
+<h1>$title</h1><table>$table</table>$images<h2>settings</h2><table>$settings</table>
+""")

@@ -26,8 +26,9 @@ Metrics = dict[str, float]
 class Progress:
     """How far a run is: plain data.
 
-    ``seconds`` of training alone; ``history``: one row for each evaluation; ``best`` value of the watched metric, at ``best_step``, and
-    ``stale`` evaluations since; ``sums`` of the losses since the last evaluation; ``result``: the metrics of the best weights on test data.
+    ``seconds`` of training alone; ``history``: one row for each evaluation; ``best`` value of the watched
+    metric, at ``best_step``, and ``stale`` evaluations since; ``sums`` of the losses since the last
+    evaluation; ``result``: the metrics of the best weights on test data.
     """
 
     settings: dict[str, Any]
@@ -45,7 +46,9 @@ class Progress:
 
 @dataclass
 class RunState:
-    """All that a run changes. ``networks`` are bare modules; ``average`` their first one's running mean, if there is one."""
+    """All that a run changes. ``networks`` are bare modules; ``average`` their first one's running mean, if
+    there is one.
+    """
 
     networks: dict[str, nn.Module]
     optimizers: dict[str, Any]
@@ -67,7 +70,9 @@ class RunState:
         save_checkpoint(path, tensors, vars(self.progress))
 
     def restore(self, path: Path) -> None:
-        """Takes up a checkpoint. Raises ArgumentError if it was made with other settings, LoadError if it is none of this run's."""
+        """Takes up a checkpoint. Raises ArgumentError if it was made with other settings, LoadError if it is
+        none of this run's.
+        """
         tensors, state = load_checkpoint(path)
         if state.keys() != {f.name for f in fields(Progress)}:
             raise LoadError(f"{path}: not a checkpoint of this version's recipes; --fresh begins anew")

@@ -1,4 +1,6 @@
-"""Pictures that a generative model samples: how strong their pattern is, how natural their spectrum, and a sheet of them."""
+"""Pictures that a generative model samples: how strong their pattern is, how natural their spectrum, and a
+sheet of them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from pixelize.recipes.run_state import Metrics
 
 
 def pattern(pictures: Tensor, prefix: str = "") -> Metrics:
-    """The worst of the global and of the windowed figures of :func:`pixelize.checkerboard`, and the global one of each frequency: dB."""
+    """The worst of the global and of the windowed figures of :func:`pixelize.checkerboard`, and the global
+    one of each frequency: dB.
+    """
     measured = checkerboard(pictures)
     each = {f"{prefix}{frequency_name(f)} dB": v for f, v in measured["global"].items()}
     return {**each, f"{prefix}windowed dB": max(measured["windowed"].values())}

@@ -1,4 +1,6 @@
-"""Scenes of textured shapes with their masks, drawn on the fly: the segmentation recipe's data where none is given."""
+"""Scenes of textured shapes with their masks, drawn on the fly: the segmentation recipe's data where none is
+given.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,11 @@ SCENE_CLASSES = ("ground", "disc", "box", "triangle", "ring", "cross")
 
 
 def draw_scene(index: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Scene number ``index``: uint8 picture ``(size, size, 3)`` and uint8 mask ``(size, size)`` of :data:`SCENE_CLASSES`.
+    """Scene number ``index``: uint8 picture ``(size, size, 3)`` and uint8 mask ``(size, size)`` of
+    :data:`SCENE_CLASSES`.
 
-    Three to six shapes at random places, sizes and angles cover each other. Shapes and ground have stripes of random colour, period and
-    direction, so that colour alone tells no class, and noise lies over all.
+    Three to six shapes at random places, sizes and angles cover each other. Shapes and ground have stripes of
+    random colour, period and direction, so that colour alone tells no class, and noise lies over all.
     """
     rng = np.random.default_rng([seed, index])
     y, x = np.mgrid[0:size, 0:size] / size

@@ -1,4 +1,6 @@
-"""Recipe: semantic segmentation. The paper's U-Net from scratch with different up-samplers, or a trained model, converted or not."""
+"""Recipe: semantic segmentation. The paper's U-Net from scratch with different up-samplers, or a trained
+model, converted or not.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,17 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from pixelize.errors import ArgumentError
+from pixelize.model_names import build_model
 from pixelize.recipes.annealing import ANNEALED, gate_schedule
 from pixelize.recipes.arms import CONVERTED_ARMS, SCRATCH_ARMS, convert_arm, share_weights, split_arms
 from pixelize.recipes.compare import compare
 from pixelize.recipes.loop import Trial, bars, fit
-from pixelize.recipes.models import build_model, load_weights
 from pixelize.recipes.processes import adam, descend, prepare, share, start
 from pixelize.recipes.recipe_settings import SegmentationSettings
 from pixelize.recipes.run_state import Metrics
 from pixelize.recipes.segmentation_data import IGNORE, Pairs, SegmentationData, load_segmentation
 from pixelize.recipes.unet import UNet
+from pixelize.recipes.weights import load_weights
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -61,9 +64,13 @@ def run(s: SegmentationSettings) -> dict[str, Any]:
 def trained_base(
     s: SegmentationSettings, data: SegmentationData, seed: int, accelerator: Accelerator
 ) -> nn.Module:
-    """The model from which the arms start: with ``--weights``, or trained for ``--base-steps``, or as it was built. On the CPU."""
+    """The model from which the arms start: with ``--weights``, or trained for ``--base-steps``, or as it was
+    built. On the CPU.
+    """
     classes = len(data.classes)
-    model = UNet(classes, "dcl-k4", s.width) if s.model == "unet" else build_model(s.model, classes=classes)
+    model = (
+        UNet(classes, "dcl-k4", s.width) if s.model == "unet" else build_model(with_classes(s.model, classes))
+    )
     if s.weights:
         load_weights(model, s.weights)
     if s.base_steps:
@@ -75,6 +82,13 @@ def trained_base(
     return model.cpu()
 
 
+def with_classes(name: str, classes: int) -> str:
+    """A model's name with the number of classes among its options, unless it has it."""
+    if "classes=" in name or not name.startswith("smp:"):
+        return name
+    return f"{name}{'&' if '?' in name else '?'}classes={classes}"
+
+
 def make_trial(
     model: nn.Module,
     s: SegmentationSettings,
@@ -83,7 +97,9 @@ def make_trial(
     scratch: bool,
     anneal: bool,
 ) -> Trial:
-    """The trial of one model: cross-entropy (or another loss), mean IoU and pixel accuracy without void pixels."""
+    """The trial of one model: cross-entropy (or another loss), mean IoU and pixel accuracy without void
+    pixels.
+    """
     loss_of = make_loss(s.loss, accelerator)
     network = prepare(accelerator, s, model)
     optimizer = adam(accelerator, s, model, scratch=scratch)
@@ -95,16 +111,22 @@ def make_trial(
         return {"loss": loss}
 
     return Trial(
-        {"model": network}, {"adam": optimizer}, data.train, update,
-        lambda m: measure(m, data.val, s.eval_batch, accelerator, "val "), lambda m: measure(m, data.test, s.eval_batch, accelerator),
-        "val mIoU", gate_schedule(s.steps) if anneal else None,
-    )  # fmt: skip
+        {"model": network},
+        {"adam": optimizer},
+        data.train,
+        update,
+        lambda m: measure(m, data.val, s.eval_batch, accelerator, "val "),
+        lambda m: measure(m, data.test, s.eval_batch, accelerator),
+        "val mIoU",
+        gate_schedule(s.steps) if anneal else None,
+    )
 
 
 def make_loss(name: str, accelerator: Accelerator) -> Loss:
     """The loss of logits ``(N, classes, H, W)`` and masks ``(N, H, W)``, void pixels left out.
 
-    ``ce`` is the mean over all pixels of all processes, so that their number does not matter; smp's losses are means of the processes' own.
+    ``ce`` is the mean over all pixels of all processes, so that their number does not matter; smp's losses
+    are means of the processes' own.
 
     Raises ArgumentError for an unknown name or a missing smp.
     """
@@ -134,7 +156,9 @@ def make_loss(name: str, accelerator: Accelerator) -> Loss:
 def measure(
     model: nn.Module, pairs: Pairs, batch: int, accelerator: Accelerator, prefix: str = ""
 ) -> Metrics:
-    """Mean IoU over the classes that occur and pixel accuracy, without void pixels, over all processes' shares together."""
+    """Mean IoU over the classes that occur and pixel accuracy, without void pixels, over all processes'
+    shares together.
+    """
     options: dict[str, Any] = {"num_classes": len(pairs.classes), "ignore_index": IGNORE}
     metrics = MetricCollection(
         {

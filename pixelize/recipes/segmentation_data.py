@@ -1,4 +1,6 @@
-"""Pictures with masks: drawn scenes, folders and zips, CamVid's original layouts, PASCAL VOC and COCO through torchvision."""
+"""Pictures with masks: drawn scenes, folders and zips, CamVid's original layouts, PASCAL VOC and COCO through
+torchvision.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ _CACHE_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture and its mask: ``load() -> (PIL RGB picture, PIL mask or (H, W) array)``, ``sizes() -> their (width, height)``."""
+    """One picture and its mask: ``load() -> (PIL RGB picture, PIL mask or (H, W) array)``, ``sizes() -> their
+    (width, height)``.
+    """
 
     name: str
     load: Callable[[], tuple[Image.Image, Any]]
@@ -40,8 +44,8 @@ class Pair:
 class Pairs(Dataset):
     """Pairs as tensors: float picture ``(3, size, size)`` in [0, 1] and int64 mask ``(size, size)``.
 
-    Asked for ``(epoch, index)`` it may flip the picture, by a coin that depends on (seed, epoch, index) alone; for a plain ``index`` never.
-    ``void``: class indices that become :data:`IGNORE`.
+    Asked for ``(epoch, index)`` it may flip the picture, by a coin that depends on (seed, epoch, index)
+    alone; for a plain ``index`` never. ``void``: class indices that become :data:`IGNORE`.
     """
 
     pairs: list[Pair]
@@ -67,7 +71,9 @@ class Pairs(Dataset):
         return picture.float() / 255, mask.long()
 
     def resized(self, index: int) -> tuple[Tensor, Tensor]:
-        """uint8 picture and mask at the set's size, the classes checked. Raises ArgumentError, naming the mask."""
+        """uint8 picture and mask at the set's size, the classes checked. Raises ArgumentError, naming the
+        mask.
+        """
         pair = self.pairs[index]
         picture, mask = pair.load()
         labels = self.labels(pair.name, mask, picture.size)
@@ -78,7 +84,9 @@ class Pairs(Dataset):
         )
 
     def labels(self, name: str, mask: Any, size: tuple[int, int]) -> np.ndarray:
-        """The mask as uint8 class indices, void ones as IGNORE. Raises ArgumentError for a wrong size, form or class."""
+        """The mask as uint8 class indices, void ones as IGNORE. Raises ArgumentError for a wrong size, form
+        or class.
+        """
         array = as_array(mask) if isinstance(mask, Image.Image) else mask
         if array.ndim != 2:
             raise ArgumentError(
@@ -98,7 +106,9 @@ class Pairs(Dataset):
         return array.astype(np.uint8)
 
     def check(self) -> None:
-        """Reads every header and decodes the first :data:`_CHECKED_MASKS` pairs. Raises ArgumentError naming the first bad file."""
+        """Reads every header and decodes the first :data:`_CHECKED_MASKS` pairs. Raises ArgumentError naming
+        the first bad file.
+        """
         for index, pair in enumerate(self.pairs):
             if index < _CHECKED_MASKS:
                 picture, mask = pair.load()
@@ -137,9 +147,9 @@ def load_segmentation(
     """The data that ``--data`` names.
 
     Args:
-        source: ``scenes`` (drawn), ``voc:ROOT``, ``coco:ROOT`` (torchvision's layouts), or a folder or zip: ``{train,val,test}/images`` and
-            ``/masks``, CamVid as ``train`` and ``trainannot``, CamVid as it came from Cambridge, or just ``images`` and ``masks``, which
-            are split 80/10/10.
+        source: ``scenes`` (drawn), ``voc:ROOT``, ``coco:ROOT`` (torchvision's layouts), or a folder or zip:
+            ``{train,val,test}/images`` and ``/masks``, CamVid as ``train`` and ``trainannot``, CamVid as it
+            came from Cambridge, or just ``images`` and ``masks``, which are split 80/10/10.
         size: side of the square that pictures are resized to.
         classes: how many classes a folder's masks hold; 0 for CamVid's eleven, with 11 and 255 as void.
         limit: of each set the first so many; 0 for all.
@@ -218,7 +228,8 @@ def _folder(files: Files, seed: int) -> dict[str, list[Pair]]:
     pairs = [pair for part in found.values() for pair in part]
     if not pairs:
         raise ArgumentError(
-            f"{files.root}: no images/ beside a masks/ in it; see the layouts in `pixelize finetune segmentation --help`"
+            f"{files.root}: no images/ beside a masks/ in it; the layouts are those of "
+            "`pixelize finetune segmentation --help`"
         )
     order = torch.randperm(len(pairs), generator=generator(seed, 4)).tolist()
     tenth = max(1, len(pairs) // 10)
@@ -230,9 +241,28 @@ def _voc(root: str, download: bool) -> tuple[dict[str, list[Pair]], tuple[str, .
     from torchvision.datasets import VOCSegmentation
 
     classes = (
-        "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-        "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-    )  # fmt: skip
+        "background",
+        "aeroplane",
+        "bicycle",
+        "bird",
+        "boat",
+        "bottle",
+        "bus",
+        "car",
+        "cat",
+        "chair",
+        "cow",
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    )
     found = {}
     for part in ("train", "val"):
         try:

@@ -1,4 +1,6 @@
-"""What every recipe can be told. A recipe's own settings extend this dataclass; the command line is made from its fields."""
+"""What every recipe can be told. A recipe's own settings extend this dataclass; the command line is made from
+its fields.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,8 @@ class Settings:
 def read_yaml(path: str, known: Iterable[str]) -> dict[str, Any]:
     """The settings of a YAML file, with ``-`` or ``_`` in their names.
 
-    Raises ArgumentError if there is no such file, it is no YAML mapping, or holds a name that is not ``known``.
+    Raises ArgumentError if there is no such file, it is no YAML mapping, or holds a name that is not
+    ``known``.
     """
     import yaml
 

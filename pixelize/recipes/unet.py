@@ -1,4 +1,6 @@
-"""The U-Net of *Pixel Deconvolutional Networks*, after the authors' code: the up-sampler is the only thing that varies."""
+"""The U-Net of *Pixel Deconvolutional Networks*, after the authors' code: the up-sampler is the only thing
+that varies.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ from pixelize.recipes.arms import upsampler
 class UNet(nn.Module):
     """Four blocks down and four up, every convolution 3x3 with batch norm and ReLU.
 
-    Channels double from ``width`` on the way down; the bottom doubles and halves; a block up is an up-sampler with as many channels out as
-    in, norm and ReLU, the skip concatenated, a convolution, and one that halves (the last goes to the classes).
+    Channels double from ``width`` on the way down; the bottom doubles and halves; a block up is an up-sampler
+    with as many channels out as in, norm and ReLU, the skip concatenated, a convolution, and one that halves
+    (the last goes to the classes).
 
     Shapes: ``(N, 3, H, W)`` to ``(N, classes, H, W)``, H and W multiples of 16.
     """

@@ -1,4 +1,6 @@
-"""Recipe: variational auto-encoder. The paper's from scratch with different up-samplers, or a trained one, converted or not."""
+"""Recipe: variational auto-encoder. The paper's from scratch with different up-samplers, or a trained one,
+converted or not.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
+from pixelize.model_names import build_model
 from pixelize.recipes.annealing import ANNEALED, gate_schedule
 from pixelize.recipes.arms import CONVERTED_ARMS, SCRATCH_ARMS, convert_arm, share_weights, split_arms
 from pixelize.recipes.compare import compare
 from pixelize.recipes.loop import Trial, bars, fit
-from pixelize.recipes.models import build_model, load_weights
 from pixelize.recipes.order import generator, noise
 from pixelize.recipes.picture_data import Pictures, load_pictures
 from pixelize.recipes.processes import adam, descend, prepare, share, start
@@ -24,6 +26,7 @@ from pixelize.recipes.recipe_settings import VaeSettings
 from pixelize.recipes.run_state import Metrics
 from pixelize.recipes.sampled import pattern, save_sheet
 from pixelize.recipes.vae_model import VAE, DiffusersVAE
+from pixelize.recipes.weights import load_weights
 
 
 def run(s: VaeSettings) -> dict[str, Any]:
@@ -50,7 +53,7 @@ def run(s: VaeSettings) -> dict[str, Any]:
                 for i in range(0, min(64, len(data)), 8)
             ]
             model = convert_arm("ipixeldcl" if arm == ANNEALED else arm, base, inputs[0], inputs)
-        return model, make_trial(model, s, data, held, accelerator, scratch, arm == ANNEALED)
+        return model, make_trial(model, s, seed, data, held, accelerator, scratch, arm == ANNEALED)
 
     def draw(folder: Path, models: dict[str, nn.Module]) -> dict[str, Path]:
         real = held.batch(0, 16)
@@ -68,7 +71,9 @@ def run(s: VaeSettings) -> dict[str, Any]:
 def trained_base(
     s: VaeSettings, data: Pictures, held: Pictures, seed: int, accelerator: Accelerator
 ) -> nn.Module:
-    """The model from which the arms start: with ``--weights``, or trained for ``--base-steps``, or as it was built. On the CPU."""
+    """The model from which the arms start: with ``--weights``, or trained for ``--base-steps``, or as it was
+    built. On the CPU.
+    """
     if s.model == "vae":
         model: nn.Module = VAE(s.size, s.channels, s.latents, "dcl-k4", s.width)
     else:
@@ -77,7 +82,7 @@ def trained_base(
         load_weights(getattr(model, "model", model), s.weights)
     if s.base_steps:
         settings = replace(s, steps=s.base_steps)
-        trial = make_trial(model, settings, data, held, accelerator, scratch=True, anneal=False)
+        trial = make_trial(model, settings, seed, data, held, accelerator, scratch=True, anneal=False)
         with bars(accelerator) as shown:
             fit(trial, settings, seed, Path(s.out) / f"base-seed{seed}", accelerator, shown)
         accelerator.free_memory()
@@ -87,19 +92,22 @@ def trained_base(
 def make_trial(
     model: Any,
     s: VaeSettings,
+    seed: int,
     data: Pictures,
     held: Pictures,
     accelerator: Accelerator,
     scratch: bool,
     anneal: bool,
 ) -> Trial:
-    """The trial of one model: squared error and ``kl`` times the Kullback-Leibler term, both summed over a picture, by its values' number."""
+    """The trial of one model: squared error and ``kl`` times the Kullback-Leibler term, both summed over a
+    picture, by its values' number.
+    """
     network = prepare(accelerator, s, model)
     optimizer = adam(accelerator, s, model, scratch=scratch)
 
     def update(batch: Tensor, number: int) -> dict[str, Tensor]:
         shape = (len(batch), *model.latent_shape)
-        z = noise(shape, 0, number, accelerator.process_index, accelerator.num_processes).to(batch)
+        z = noise(shape, seed, number, accelerator.process_index, accelerator.num_processes).to(batch)
         again, mean, log_variance = network(batch, z)
         error = (again - batch).square().mean()
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / batch.numel()
@@ -117,7 +125,7 @@ def make_trial(
 
 
 def measure(model: nn.Module, held: Pictures, accelerator: Accelerator, batch: int = 64) -> Metrics:
-    """PSNR (dB) and SSIM of reconstructions through the latents' means, over all processes' shares together."""
+    """PSNR (dB) and SSIM of reconstructions through the means, over all processes together."""
     psnr = PeakSignalNoiseRatio(data_range=(-1.0, 1.0)).to(accelerator.device)
     ssim = StructuralSimilarityIndexMeasure(data_range=(-1.0, 1.0)).to(accelerator.device)
     own = share(accelerator, len(held))
@@ -126,7 +134,7 @@ def measure(model: nn.Module, held: Pictures, accelerator: Accelerator, batch: i
         again = reconstructed(model, real)
         psnr.update(again, real)
         ssim.update(again, real)
-    return {"PSNR": float(psnr.compute()), "SSIM": float(ssim.compute())}  # type: ignore[arg-type]
+    return {"PSNR": psnr.compute().item(), "SSIM": ssim.compute().item()}  # type: ignore[union-attr]
 
 
 def reconstructed(model: Any, pictures: Tensor) -> Tensor:

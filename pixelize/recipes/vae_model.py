@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from pixelize.recipes.arms import upsampler
 class VAE(nn.Module):
     """Strided convolutions down to 4x4, a latent vector, and as many up-samplers up again.
 
-    Channels double from ``width`` on the way down and halve on the way up; batch norm and ReLU after each; the last up-sampler makes the
-    picture, through tanh.
+    Channels double from ``width`` on the way down and halve on the way up; batch norm and ReLU after each;
+    the last up-sampler makes the picture, through tanh.
 
     Shapes: pictures ``(N, channels, size, size)`` in [-1, 1], ``size`` = 4 * 2^n; latents ``(N, latents)``.
 
@@ -52,7 +53,9 @@ class VAE(nn.Module):
         return self.up(self.project(z))
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures through the latents with ``noise`` (standard normal), and the latents' mean and log variance."""
+        """Pictures through the latents with ``noise`` (standard normal), and the latents' mean and log
+        variance.
+        """
         mean, log_variance = self.encode(x)
         return self.decode(mean + (0.5 * log_variance).exp() * noise), mean, log_variance
 
@@ -92,7 +95,7 @@ def doublings(size: int) -> int:
 def decoder_blocks(arm: str, widths: list[int]) -> list[nn.Module]:
     """Up-samplers from each width to the next, with batch norm and ReLU between them and tanh at the end."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers.append(upsampler(arm, before, after))
         layers += [nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
     return [*layers[:-2], nn.Tanh()]

@@ -1,0 +1,221 @@
+"""Each recipe runs with the data it brings, as a person would call it, and leaves what it promises."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("accelerate")
+pytest.importorskip("torchmetrics")
+pytest.importorskip("torchvision")
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner
+
+import pixelize
+from pixelize.errors import ArgumentError
+from pixelize.recipes import gan, repair, segmentation, vae
+from pixelize.recipes.annealing import gate_schedule
+from pixelize.recipes.arms import SCRATCH_ARMS, share_weights, upsampler
+from pixelize.recipes.artifact_loss import ArtifactLoss, decibels, natural_level, without_artifact
+from pixelize.recipes.command import app
+from pixelize.recipes.dcgan import Generator
+from pixelize.recipes.recipe_settings import GanSettings, RepairSettings, SegmentationSettings, VaeSettings
+from pixelize.recipes.unet import UNet
+
+TINY = {
+    "size": 16,
+    "width": 4,
+    "steps": 4,
+    "batch": 4,
+    "limit": 20,
+    "eval_every": 2,
+    "warmup": 1,
+    "cpu": True,
+}
+
+
+@pytest.mark.parametrize("arm", SCRATCH_ARMS)
+def test_every_arm_doubles_the_side(arm: str) -> None:
+    assert upsampler(arm, 6, 4)(torch.randn(2, 6, 5, 7)).shape == (2, 4, 10, 14)
+
+
+def test_arms_share_all_weights_but_the_up_samplers() -> None:
+    reference, model = UNet(3, "dcl-k4", 4), UNet(3, "pixelshuffle-icnr", 4)
+    share_weights(model, reference)
+    theirs = reference.state_dict()
+    differing = [n for n, t in model.state_dict().items() if n not in theirs or not torch.equal(t, theirs[n])]
+    assert differing and all(n.startswith("up.") for n in differing)
+
+
+def test_icnr_starts_as_a_nearest_resize() -> None:
+    y = upsampler("pixelshuffle-icnr", 3, 2)(torch.randn(1, 3, 5, 5))
+    torch.testing.assert_close(y, y[..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2))
+
+
+def test_segmentation_trains_all_arms_with_all_seeds(tmp_path: Path) -> None:
+    s = SegmentationSettings(**TINY, out=str(tmp_path), arms="dcl-k3,annealed", seeds="0,1", ema=0.5)
+    data = segmentation.run(s)
+    for arm in ("dcl-k3", "annealed"):
+        assert data["arms"][arm]["seeds"] == [0, 1]
+        for result in data["arms"][arm]["results"]:
+            assert 0 <= result["mIoU"] <= 1 and 0 <= result["accuracy"] <= 1
+        assert [r["step"] for r in data["arms"][arm]["histories"][0]] == [2, 4]
+    assert {p.name for p in tmp_path.iterdir()} >= {"results.json", "table.md", "curves.png", "report.html"}
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["seeds"] == "0,1"
+    assert "±" in (tmp_path / "table.md").read_text()
+    assert list((tmp_path / "dcl-k3-seed0" / "tensorboard").iterdir())
+
+
+def test_a_trained_model_is_converted_beside_its_control(tmp_path: Path) -> None:
+    s = SegmentationSettings(
+        **TINY, out=str(tmp_path), base_steps=2, arms="control,ipixeldcl,pixeldcl,annealed", freeze="down.*"
+    )
+    segmentation.run(s)
+    fresh = UNet(6, "dcl-k4", 4)
+    loaded = pixelize.load(tmp_path / "annealed-seed0" / "model", into=fresh)
+    assert [type(m) for m in loaded.modules() if isinstance(m, nn.ConvTranspose2d)] == [
+        pixelize.PixelDCL2d
+    ] * 4
+    assert not (tmp_path / "control-seed0" / "model").exists()
+
+
+def test_smp_models_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    s = SegmentationSettings(
+        **TINY,
+        out=str(tmp_path),
+        model="smp:Linknet?encoder_name=mobilenet_v2",
+        loss="ce+dice",
+        arms="ipixeldcl",
+    )
+    s = replace(s, size=32, steps=1, eval_every=1, limit=8)
+    assert segmentation.run(s)["arms"]["ipixeldcl"]["results"][0]["mIoU"] <= 1
+    assert (tmp_path / "ipixeldcl-seed0" / "model" / "pixelize.json").is_file()
+
+
+def test_vae_from_scratch_and_converted(tmp_path: Path) -> None:
+    s = VaeSettings(**TINY, out=str(tmp_path / "a"), arms="pixeldcl", samples=8)
+    assert vae.run(s)["arms"]["pixeldcl"]["results"][0]["PSNR"] > 0
+    assert (tmp_path / "a" / "samples-pixeldcl.png").is_file()
+    s = replace(s, out=str(tmp_path / "b"), arms="control,pixeldcl", base_steps=2)
+    assert set(vae.run(s)["arms"]) == {"control", "pixeldcl"}
+
+
+def test_gan_from_scratch_and_from_a_trained_generator(tmp_path: Path) -> None:
+    s = GanSettings(**TINY, out=str(tmp_path / "a"), arms="resize-conv", samples=8)
+    assert "spectral distance dB" in gan.run(s)["arms"]["resize-conv"]["results"][0]
+    save_file(Generator(16, 3, 64, "dcl-k4", 4).state_dict(), tmp_path / "g.safetensors")
+    s = replace(s, out=str(tmp_path / "b"), arms="ipixeldcl", weights=str(tmp_path / "g.safetensors"))
+    gan.run(s)
+    assert (tmp_path / "b" / "ipixeldcl-seed0" / "model" / "pixelize.json").is_file()
+
+
+@pytest.mark.slow
+def test_repair_lowers_the_artifact_of_the_packages_generator(tmp_path: Path) -> None:
+    s = RepairSettings(
+        out=str(tmp_path),
+        arms="control,ipixeldcl",
+        steps=12,
+        warmup=2,
+        batch=8,
+        eval_every=12,
+        samples=32,
+        cpu=True,
+    )
+    data = repair.run(s)["arms"]
+    teacher, _, held = repair.load_teacher(s)
+    fresh = torch.stack([held[i] for i in range(32)])
+    before = pixelize.checkerboard(repair.pictures_of(teacher, fresh))["global"][0.5, 0.5]
+    for arm in ("control", "ipixeldcl"):
+        assert data[arm]["results"][0]["global (1/2,1/2)"] < before - 6
+        assert data[arm]["results"][0]["low-passed PSNR"] > 20
+
+
+def test_the_artifact_loss_is_the_measure() -> None:
+    torch.manual_seed(0)
+    pictures = torch.randn(6, 2, 32, 32) + 0.5 * torch.tensor([1.0, -1.0]).repeat(16)
+    measured = pixelize.checkerboard(pictures)
+    for (form, f), level in decibels(pictures).items():
+        assert float(level) == pytest.approx(measured[form][f], abs=1e-6)
+    assert ArtifactLoss(natural_level(pictures))(pictures) == 0
+    pictures.requires_grad_()
+    loss = ArtifactLoss(natural_level(None))(pictures)
+    loss.backward()
+    assert loss > 0.5
+    lower = (pictures - 0.05 * pictures.grad / pictures.grad.abs().max()).detach()
+    assert ArtifactLoss(natural_level(None))(lower) < loss
+
+
+def test_what_is_kept_has_no_artifact_and_low_frequencies_stay() -> None:
+    x = torch.arange(64.0)
+    wave = torch.cos(2 * torch.pi * x / 32).expand(1, 1, 64, 64)
+    pattern = (1 - 2 * (x % 2)).expand(1, 1, 64, 64)
+    inner = (..., slice(8, -8), slice(8, -8))
+    assert (without_artifact(wave + pattern) - wave)[inner].abs().max() < 0.02
+    assert (without_artifact(wave + pattern, period=4) - wave)[inner].abs().max() < 0.05
+
+
+def test_the_gate_goes_from_one_to_zero() -> None:
+    gates = [gate_schedule(50)(t) for t in range(50)]
+    assert gates[0] == 1 and gates[-1] == 0 and gates == sorted(gates, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"arms": "dcl-k9"}, "no arm 'dcl-k9'"),
+        ({"arms": "control"}, "no arm 'control'"),
+        ({"batch": 5, "accumulate": 2}, "cannot be divided"),
+        ({"steps": 0}, "--steps is 0"),
+        ({"seeds": "a"}, "--seeds a"),
+        ({"precision": "fp8"}, "--precision"),
+        ({"loss": "hinge"}, "no loss 'hinge'"),
+        ({"freeze": "nothing.*"}, "no parameter is called so"),
+        ({"data": "nowhere"}, "no such folder"),
+        ({"model": "smp:Nothing", "arms": "control"}, "Nothing"),
+    ],
+)  # fmt: skip
+def test_settings_that_mean_nothing_are_refused_before_training(
+    tmp_path: Path, change: dict, match: str
+) -> None:
+    s = replace(SegmentationSettings(**TINY, out=str(tmp_path / "out"), arms="dcl-k2"), **change)
+    with pytest.raises(ArgumentError, match=match):
+        segmentation.run(s)
+    assert not (tmp_path / "out").exists()
+
+
+def test_early_stopping(tmp_path: Path) -> None:
+    s = SegmentationSettings(**TINY, out=str(tmp_path), arms="dcl-k2", patience=1)
+    s = replace(s, steps=40, lr=0.0)  # batch norm alone moves
+    history = segmentation.run(s)["arms"]["dcl-k2"]["histories"][0]
+    assert history[-1]["step"] < 40
+
+
+def test_the_command_reads_a_file_and_options_win(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "size: 16\nwidth: 4\nsteps: 9\nbatch: 4\nlimit: 20\neval-every: 3\narms: [dcl-k2, dcl-k3]\n"
+    )
+    given = ["segmentation", "--config", str(config), "--steps", "3", "--cpu", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    data = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(data["arms"]) == ["dcl-k2", "dcl-k3"] and data["settings"]["steps"] == 3
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("stepps: 9\n")
+    wrong = CliRunner().invoke(app, ["vae", "--config", str(config)])
+    assert wrong.exit_code == 2 and "stepps" in wrong.output
+    refused = CliRunner().invoke(app, ["gan", "--data", str(tmp_path / "nowhere"), "--cpu"])
+    assert refused.exit_code == 1 and "no such folder" in refused.output and "Traceback" not in refused.output
+    for recipe in ("segmentation", "vae", "gan", "repair"):
+        told = CliRunner().invoke(app, [recipe, "--help"])
+        assert told.exit_code == 0 and "--arms" in told.output
