@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from pixelize.checkerboard import as_periods, checkerboard, frequency_name, minimum_size
 from pixelize.convert import inspect
 from pixelize.errors import ArgumentError
+from pixelize.input_files import shape_of
 from pixelize.phase_response import phase_response
 from pixelize.report import Report, SiteReport
 from pixelize.rewrites import Site, canonical, survey
-from pixelize.running import call, evaluation, relative_error
+from pixelize.running import call, evaluation, relative_error, tensors
 from pixelize.tail import pictures_of
 
 NATURAL = 3.0
@@ -27,8 +28,8 @@ NATURAL = 3.0
 class Variant:
     """One model's pictures. ``levels``: :func:`pixelize.checkerboard`'s, None where pictures are too small.
 
-    Against the first variant: ``error``, the largest change over the largest absolute value of its outputs, and
-    ``psnr`` in dB with its pictures' range as peak; None for the first.
+    Against the first variant: ``error``, the largest change over the largest absolute value of its outputs,
+    and ``psnr`` in dB with its pictures' range as peak; None for the first.
     """
 
     name: str
@@ -57,7 +58,10 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """Everything that a report shows. ``pictures``: ``(N, C, H, W)`` by variant, of one size, empty if outputs are none."""
+    """Everything that a report shows.
+
+    ``pictures``: ``(N, C, H, W)`` by variant, of one size; empty if the outputs hold none.
+    """
 
     title: str
     model: str
@@ -90,9 +94,8 @@ class Findings:
             else:
                 told.append(f"No checkerboard that keeps its place: at most {place}.")
             if level >= NATURAL and self.source is not None:
-                told.append(
-                    f"Its finest pattern can only come from the last up-sampler, {self.source.site.name or 'the model itself'}."
-                )
+                name = self.source.site.name or "the model itself"
+                told.append(f"Its finest pattern can only come from the last up-sampler, {name}.")
         for after in self.variants[1:]:
             if after.error is not None and after.error < 1e-5:
                 told.append(
@@ -215,20 +218,18 @@ def measure(
 
 
 def _output(model: nn.Module, inputs: Any, name: str) -> Any:
-    from pixelize.input_files import shape_of
-    from pixelize.running import tensors
-
     try:
         output = call(model, inputs)
     except Exception as error:
         text = " ".join(str(error).split())
         raise ArgumentError(
-            f"{name}: the model could not be run on an input of shape {shape_of(inputs)}: {type(error).__name__}: {text[:300]}"
+            f"{name}: the model could not be run on an input of shape {shape_of(inputs)}: "
+            f"{type(error).__name__}: {text[:300]}"
         ) from error
     if not all(bool(torch.isfinite(t).all()) for t in tensors(output)):
         raise ArgumentError(
-            f"{name}: the model's output holds NaN or inf for an input of shape {shape_of(inputs)}; find out which layer "
-            "makes them"
+            f"{name}: the model's output holds NaN or inf for an input of shape {shape_of(inputs)}; find out "
+            "which layer makes them"
         )
     return output
 
@@ -313,7 +314,7 @@ def _period(
     least = minimum_size(found)
     if found != (2, 2) and any(p.shape[-2] < least[0] or p.shape[-1] < least[1] for p in pictures):
         notes.append(
-            f"The pictures are too small to measure the last up-sampler's period {found[0]}x{found[1]}: 2 was measured."
+            f"The pictures are too small for the last up-sampler's period {found[0]}x{found[1]}: 2 was measured."
         )
         found = (2, 2)
     return found[0] if found[0] == found[1] else found

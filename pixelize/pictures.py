@@ -88,7 +88,7 @@ def spectra_figure(columns: Mapping[str, Tensor], period: Period = 2, *, dark: b
 def spectrum_figures(
     columns: Mapping[str, Tensor], period: Period = 2, *, dark: bool = False
 ) -> dict[str, Figure]:
-    """The same as :func:`spectra_figure` in small figures: one by each variant's name; ``""``, radial."""
+    """The same as :func:`spectra_figure` in small figures: one by each variant's name; ``""`` is radial."""
     spectra = _spectra(columns)
     found = {}
     for name, spectrum in spectra.items():

@@ -22,8 +22,9 @@ Status = Literal["found", "converted", "skipped"]
 class SiteReport:
     """One up-sampler: what it is, what became of it, and at what cost.
 
-    ``error`` is the relative error of the layer itself: 0 where inheritance is exact, the expected or measured error of a fit otherwise, None
-    where nothing was inherited. Multiply-adds are known only when example inputs were run.
+    ``error`` is the relative error of the layer itself: 0 where inheritance is exact, the expected or
+    measured error of a fit otherwise, None where nothing was inherited. Multiply-adds are known only when
+    example inputs were run.
     """
 
     name: str
@@ -56,8 +57,9 @@ class SiteReport:
 class Report:
     """Every up-sampling site of a model with its status, and the model's totals.
 
-    ``error``: the relative error of the model's outputs, max |after - before| / max |before|, on the example inputs; None if none were
-    given. ``capture``: how the model was seen. ``notes``: what could not be seen, or is worth knowing.
+    ``error``: the relative error of the model's outputs, max |after - before| / max |before|, on the example
+    inputs; None if none were given. ``capture``: how the model was seen. ``notes``: what could not be seen,
+    or is worth knowing.
     """
 
     sites: list[SiteReport] = field(default_factory=list)
@@ -115,9 +117,9 @@ class Report:
             row = [s.name or "(the model)", s.kind + (f"\n{s.geometry}" if s.geometry else "")]
             if done:
                 row += [s.layer or "", "" if s.error is None else f"{s.error:.2g}"]
-            row.append(_change(s.parameters_before, s.parameters_after, "\n> "))
+            row.append(change(s.parameters_before, s.parameters_after, "\n> "))
             if counted:
-                row.append(_change(s.multiply_adds_before, s.multiply_adds_after, "\n> "))
+                row.append(change(s.multiply_adds_before, s.multiply_adds_after, "\n> "))
             table.add_row(*(Text(cell) for cell in row))
         return table
 
@@ -137,10 +139,10 @@ class Report:
             f"(seen through: {self.capture})"
         ]
         if self.parameters_before is not None:
-            lines.append(f"parameters of the model: {_change(self.parameters_before, self.parameters_after)}")
+            lines.append(f"parameters of the model: {change(self.parameters_before, self.parameters_after)}")
         if self.multiply_adds_before is not None:
             lines.append(
-                f"multiply-adds of these sites: {_change(self.multiply_adds_before, self.multiply_adds_after)}"
+                "multiply-adds of these sites: " + change(self.multiply_adds_before, self.multiply_adds_after)
             )
         if self.error is not None:
             lines.append(f"relative error of the model's output: {self.error:.2g}")
@@ -174,8 +176,8 @@ def report(model: nn.Module) -> Report:
     found = inner.__dict__.get("_pixelize_report")
     if found is None:
         raise PixelizeError(
-            f"this {type(model).__name__} was not converted: call pixelize.convert(model) first, or pixelize.inspect(model) "
-            "to see what can be"
+            f"this {type(model).__name__} was not converted: call pixelize.convert(model) first, or "
+            "pixelize.inspect(model) to see what can be"
         )
     return found
 
@@ -196,7 +198,8 @@ def _count(n: int) -> str:
     return str(n)
 
 
-def _change(before: int | None, after: int | None, between: str = " > ") -> str:
+def change(before: int | None, after: int | None, between: str = " > ") -> str:
+    """Two counts in short, ``"524k > 1.26M"``; one where they agree or the second is not known."""
     if before is None:
         return ""
     return _count(before) if after is None or after == before else f"{_count(before)}{between}{_count(after)}"
