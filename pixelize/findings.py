@@ -314,7 +314,8 @@ def _period(
     least = minimum_size(found)
     if found != (2, 2) and any(p.shape[-2] < least[0] or p.shape[-1] < least[1] for p in pictures):
         notes.append(
-            f"The pictures are too small for the last up-sampler's period {found[0]}x{found[1]}: 2 was measured."
+            f"The pictures are too small for the last up-sampler's period {found[0]}x{found[1]}: "
+            "2 was measured."
         )
         found = (2, 2)
     return found[0] if found[0] == found[1] else found

@@ -89,8 +89,8 @@ def default_inputs(model: nn.Module, count: int = 64, seed: int = 0) -> tuple[li
         example = adapter.example_inputs(model) if adapter else None
     except ValueError as error:
         raise ArgumentError(
-            f"{error}; on the command line, --input with a shape such as 1x3x64x64, a picture, a folder or an "
-            ".npy file"
+            f"{error}; on the command line, --input with a shape such as 1x3x64x64, a picture, a folder or "
+            "an .npy file"
         ) from None
     if not isinstance(example, Tensor) or example.device.type == "meta":
         return [example], "one example made for its library"

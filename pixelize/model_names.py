@@ -192,7 +192,7 @@ def _diffusers(diffusers: Any, name: str, options: dict[str, Any]) -> nn.Module:
 def _transformers(transformers: Any, name: str, options: dict[str, Any]) -> nn.Module:
     told = f"transformers:{name}"
     if not Path(name).exists():
-        cls = getattr(transformers, name, None) if name.isidentifier() else None
+        cls: Any = getattr(transformers, name, None) if name.isidentifier() else None
         if _is_class(cls, nn.Module):
             return _make(told, lambda **given: cls(cls.config_class(**given)), options)
         if name.isidentifier() and name[0].isupper():

@@ -231,12 +231,10 @@ def _draw_full(
 ) -> Any:
     power, extent = spectrum_image(spectrum)
     image = axes.imshow(
-        power, extent=extent, cmap="magma", vmin=scale[0], vmax=scale[1], interpolation="nearest", aspect="equal"
-    )  # fmt: skip
+        power, extent=extent, cmap="magma", vmin=scale[0], vmax=scale[1], interpolation="nearest"
+    )
     vertical, horizontal = zip(*marked(period), strict=True)
-    axes.scatter(
-        horizontal, vertical, s=90, facecolors="none", edgecolors="#4dd8ff", linewidths=1.4, clip_on=False, zorder=3
-    )  # fmt: skip
+    axes.scatter(horizontal, vertical, s=90, facecolors="none", edgecolors="#4dd8ff", clip_on=False, zorder=3)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(FixedLocator([-0.5, 0, 0.5]))
         axis.set_major_formatter(FuncFormatter(lambda v, _: {-0.5: "-1/2", 0.0: "0", 0.5: "1/2"}[v]))

@@ -151,6 +151,8 @@ class Report:
     def __rich__(self) -> Group:
         """The table, the remarks and the totals, for a rich console of any width."""
         table = [self.table()] if self.converted or self.found else []
+        if table:
+            table.append(Text())  # type: ignore[arg-type]
         return Group(*table, *(Text(line) for line in self.remarks() + self.summary()))
 
     def __str__(self) -> str:
