@@ -43,7 +43,7 @@ data.check()
 
 
 def train(model: nn.Module, lr: float, steps: int, title: str) -> nn.Module:
-    """Trains by AdamW with warm-up and cosine; new weights of converted layers get a twentieth of the rate."""
+    """Trains by AdamW with warm-up and cosine; new weights at a twentieth of the rate."""
     model.train()
     optimizer = torch.optim.AdamW(pixelize.param_groups(model, lr))
     rate = torch.optim.lr_scheduler.LambdaLR(

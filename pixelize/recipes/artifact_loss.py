@@ -20,6 +20,7 @@ from pixelize.checkerboard import (
     frequencies,
     neighbours,
 )
+from pixelize.notch import notch
 
 Level = dict[tuple[str, Frequency], float]
 """dB for ``("global" or "windowed", frequency)``."""
@@ -83,21 +84,10 @@ def natural_level(pictures: Tensor | None, period: int = 2) -> Level:
 
 
 def without_artifact(pictures: Tensor, period: int = 2) -> Tensor:
-    """Pictures ``(N, C, H, W)`` with all that lies near the artifact's frequencies taken out.
-
-    For each frequency f: modulated by exp(-2 pi i f.n), blurred (Gaussian, sigma of 0.75 periods, which keeps
-    what is within about 0.2 / period cycles per pixel), modulated back, subtracted. A frequency that is not
-    its own negative is counted with it.
+    """Pictures ``(N, C, H, W)`` with all that lies near the artifact's frequencies taken out: within about
+    0.2 / period cycles per pixel of them (:func:`pixelize.notch.notch`).
     """
-    sigma = 0.75 * period
-    rest = pictures
-    n = [torch.arange(size, device=pictures.device, dtype=pictures.dtype) for size in pictures.shape[-2:]]
-    for f in frequencies(period):
-        turn = 2 * math.pi * (f[0] * n[0][:, None] + f[1] * n[1][None, :])
-        weight = 1.0 if all(2 * x == round(2 * x) for x in f) else 2.0
-        for wave in (turn.cos(), turn.sin()):
-            rest = rest - weight * wave * low_pass(pictures * wave, sigma)
-    return rest
+    return notch(pictures, period, depth=dict.fromkeys(frequencies(period), 1.0), sigma=0.75 * period)
 
 
 def low_pass(pictures: Tensor, sigma: float = 1.5) -> Tensor:

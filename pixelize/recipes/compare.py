@@ -26,13 +26,19 @@ Draw = Callable[[Path, dict[str, nn.Module]], dict[str, Path]]
 
 
 def compare(
-    s: Settings, accelerator: Accelerator, title: str, arms: list[str], make: Make, draw: Draw | None = None
+    s: Settings,
+    accelerator: Accelerator,
+    title: str,
+    arms: list[str],
+    make: Make,
+    draw: Draw | None = None,
+    notes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains ``arms`` with all seeds under ``s.out/<arm>-seed<seed>``; finished runs there are taken as they
     are, others go on.
 
-    A converted model is also saved by ``pixelize.save`` in ``.../model``. Returns what ``results.json`` holds
-    (on the main process).
+    A converted model is also saved by ``pixelize.save`` in ``.../model``. ``notes`` stand with the settings. Returns
+    what ``results.json`` holds (on the main process).
     """
     found = {arm: ArmResult(arm) for arm in arms}
     models: dict[str, nn.Module] = {}
@@ -58,4 +64,4 @@ def compare(
     folder = Path(s.out)
     with torch.no_grad():
         pictures = draw(folder, models) if draw is not None else {}
-    return write_results(folder, title, list(found.values()), asdict(s), pictures)
+    return write_results(folder, title, list(found.values()), {**asdict(s), **(notes or {})}, pictures)

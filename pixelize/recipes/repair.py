@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-import pixelize
 from pixelize.checkerboard import checkerboard, frequency_name
 from pixelize.errors import ArgumentError
 from pixelize.model_names import build_model
@@ -28,6 +27,7 @@ from pixelize.recipes.recipe_settings import RepairSettings
 from pixelize.recipes.run_state import Metrics
 from pixelize.recipes.sampled import save_sheet
 from pixelize.recipes.weights import load_weights
+from pixelize.repair import repair as closed_form_repair
 from pixelize.running import tensors
 
 CLOSED = "-closed"
@@ -62,7 +62,7 @@ def run(s: RepairSettings) -> dict[str, Any]:
     arms = split_arms(s.arms, ARMS)
     teacher, data, held = load_teacher(s)
     teacher = teacher.to(accelerator.device).eval().requires_grad_(False)
-    fresh = torch.stack([held[i] for i in range(min(s.samples, len(held)))])  # type: ignore[arg-type]
+    fresh = torch.stack([held[i] for i in range(min(s.samples, len(held)))])
     original = pictures_of(teacher, fresh)
     real = None
     if s.data:
@@ -70,14 +70,14 @@ def run(s: RepairSettings) -> dict[str, Any]:
         real = load_pictures(s.data, original.shape[-1], kind)[1].batch(0, 1024)
     natural = natural_level(real, s.period)
     closed: list[nn.Module] = []
+    inputs = torch.stack([data[i] for i in range(min(1024, len(data)))]).split(64)
 
     def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
         base = copy.deepcopy(teacher).cpu()
         if arm.endswith(CLOSED):
             if not closed:
-                closed.append(pixelize.repair(base, [data[i][None] for i in range(512)]))  # type: ignore[index]
+                closed.append(closed_form_repair(base, inputs))
             base = copy.deepcopy(closed[0])
-        inputs = [torch.stack([data[i] for i in range(j, j + 64)]) for j in range(0, 512, 64)]  # type: ignore[index]
         model = convert_arm(arm.removesuffix(CLOSED), base.eval(), inputs[0][:2], inputs)
         model.requires_grad_(True)
         return model, make_trial(model, s, teacher, data, natural, fresh, original, accelerator)
@@ -89,13 +89,12 @@ def run(s: RepairSettings) -> dict[str, Any]:
             name: save_sheet(x[:64] / scale, folder / f"samples-{name}.png") for name, x in sheets.items()
         }
 
-    before = {**judge(original, original, natural, s.period)}
-    if accelerator.is_main_process:
-        print("as it came: " + ", ".join(f"{name} {value:.1f}" for name, value in before.items()))
-    return compare(s, accelerator, f"repair of {s.model}", arms, make, draw)
+    before = judge(original, original, natural, s.period)
+    notes = {f"as it came: {name}": round(value, 2) for name, value in before.items() if "PSNR" not in name}
+    return compare(s, accelerator, f"repair of {s.model}", arms, make, draw, notes)
 
 
-def load_teacher(s: RepairSettings) -> tuple[nn.Module, Dataset, Dataset]:
+def load_teacher(s: RepairSettings) -> tuple[nn.Module, Any, Any]:
     """The model to repair, what to feed it, and what to measure it on. Raises ArgumentError if one of them is
     not to be had.
     """
