@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -61,9 +62,7 @@ def fit_model(model: nn.Module, data: Iterable[Any], *, progress: bool = True) -
         for name, times in calls.items():
             if name in students:
                 bar.update(task, description=f"calibrating {name}")
-                errors[name] = fit_layer(
-                    students[name], lambda n=name, t=times: lockstep.pairs(n, batches, t)
-                )  # type: ignore[misc]
+                errors[name] = fit_layer(students[name], partial(lockstep.pairs, name, batches, times))
                 _refresh(lockstep.modules[name])
             bar.advance(task)
     return errors

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pixelize.layers import PixelDCL2d, _PixelDeconvolution2d
+from pixelize.partial_layer import input_kernels_of
 from pixelize.polyphase import output_excess
 
 
 def count_parameters(module: nn.Module) -> int:
-    """The number of weights, shared ones counted once."""
-    return sum(p.numel() for p in module.parameters())
+    """The number of weights, shared ones counted once; lazy ones, which have no shape yet, not at all."""
+    return sum(p.numel() for p in module.parameters() if not is_lazy(p))
 
 
 def multiply_adds(module: nn.Module, input_size: torch.Size, output_size: torch.Size) -> int:
@@ -49,8 +51,7 @@ def _pixel_deconvolution(layer: _PixelDeconvolution2d, input_size: torch.Size) -
     ]
     grid = batch * (height + grown[0]) * (width + grown[1])
     if isinstance(layer, PixelDCL2d):
-        taps = layer.first_taps()
-        seen, window = grid, len(taps[0]) * len(taps[1])
+        seen, window = grid, sum(taps.shape[2] * taps.shape[3] for taps in input_kernels_of(layer).values())
     else:
         seen, window = batch * height * width, prod(layer.kernel_size)
     total = seen * layer.in_channels * layer.out_channels // layer.groups * window

@@ -12,7 +12,8 @@ from pixelize.errors import PixelizeError
 from pixelize.functional import gate_mask
 from pixelize.inherit import baked, effective_weight
 from pixelize.layers import PixelDCL2d, _PixelDeconvolution2d, iPixelDCL2d
-from pixelize.polyphase import Phase, PhaseFilter, add_filters, compose, phase_filters
+from pixelize.partial_layer import input_kernels_of
+from pixelize.polyphase import Phase, PhaseFilter, add_filters, axis_phases, compose, phase_filters
 from pixelize.rewrites import become, state_of
 
 
@@ -96,12 +97,17 @@ def phase_composites(layer: _PixelDeconvolution2d) -> dict[Phase, PhaseFilter]:
     channels = layer.out_channels
     geometry = (layer.stride, layer.padding, layer.dilation)
     if isinstance(layer, PixelDCL2d):
-        taps = layer.first_taps()
-        full = layer.weight.new_zeros(*layer.weight.shape[:2], *layer.kernel_size, dtype=torch.float64)
-        rows, columns = torch.tensor(taps[0])[:, None], torch.tensor(taps[1])
-        full[:, :, rows, columns] = layer.weight.detach().double()
-        own = phase_filters(full, *geometry, layer.groups)
-        own = {layer.anchor: own[layer.anchor]}
+        own = {}
+        for phase, taps in input_kernels_of(layer).items():
+            rows, columns = (
+                axis_phases(layer.kernel_size[i], layer.stride[i], layer.padding[i], layer.dilation[i])[
+                    phase[i]
+                ].taps
+                for i in (0, 1)
+            )
+            full = taps.new_zeros(*taps.shape[:2], *layer.kernel_size, dtype=torch.float64)
+            full[:, :, torch.tensor(sorted(rows))[:, None], sorted(columns)] = taps.detach().double()
+            own[phase] = phase_filters(full, *geometry, layer.groups)[phase]
     else:
         assert isinstance(layer, iPixelDCL2d)
         weight = effective_weight(layer).double()

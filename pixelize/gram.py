@@ -8,6 +8,8 @@ from torch import Tensor
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """The ridges tried, each times the mean of the Gram matrix's diagonal."""
 DEFAULT_RIDGE = 1e-3
+FAVOUR = 100.0
+"""How heavy rows are that a solution should satisfy."""
 
 
 class NormalEquations:
@@ -40,15 +42,28 @@ class NormalEquations:
 
     def solve(self) -> Tensor:
         """The solution (groups, n, m) with the ridge that is best on the held-back rows; ``DEFAULT_RIDGE`` where none were held back."""
+        return self._solve(self.gram, self.cross)
+
+    def solve_favouring(self, rows: Tensor, targets: Tensor, *, tax: float) -> Tensor:
+        """As :meth:`solve`, but satisfying rows (r, n) with targets (r, m) too, where that costs at most ``tax`` times the error.
+
+        The rows are as heavy as ``FAVOUR`` times the mean feature's whole sum, and the same in every group.
+        """
+        free = self.solve()
+        weight = FAVOUR * self.gram.diagonal(0, -2, -1).mean(-1)[:, None, None]
+        held = self._solve(self.gram + weight * (rows.T @ rows), self.cross + weight * (rows.T @ targets))
+        return held if self.held_rows and self.held_error(held) <= tax**2 * self.held_error(free) else free
+
+    def _solve(self, gram: Tensor, cross: Tensor) -> Tensor:
         if self.held_rows == 0:
-            solution = solve_ridge(self.gram, self.cross, DEFAULT_RIDGE)
-            return torch.zeros_like(self.cross) if solution is None else solution
-        best, least = torch.zeros_like(self.cross), float("inf")
+            solution = solve_ridge(gram, cross, DEFAULT_RIDGE)
+            return torch.zeros_like(cross) if solution is None else solution
+        best, least = torch.zeros_like(cross), float("inf")
         # errors fall, then rise with the ridge: walk from the middle, in the direction in which they fall
         start = RIDGES.index(DEFAULT_RIDGE)
         for direction in (RIDGES[start:], RIDGES[start - 1 :: -1]):
             for ridge in direction:
-                solution = solve_ridge(self.gram, self.cross, ridge)
+                solution = solve_ridge(gram, cross, ridge)
                 error = float("inf") if solution is None else self.held_error(solution)
                 if solution is None or not error < least:
                     break

@@ -23,6 +23,7 @@ from torch.nn.utils.spectral_norm import (
 from torch.nn.utils.weight_norm import WeightNorm
 
 from pixelize.layers import PixelDCL2d, _PixelDeconvolution2d, iPixelDCL2d
+from pixelize.partial_layer import PartialPixelDCL2d
 from pixelize.prior_fit import fit_from_prior
 from pixelize.rewrites import TransposedConv, geometry_of
 
@@ -33,11 +34,15 @@ _NORM_HOOKS = (WeightNorm, SpectralNorm, SpectralNormStateDictHook, SpectralNorm
 
 @dataclass(frozen=True)
 class Design:
-    """The dependency part of a layer: window, groups and schedule."""
+    """The dependency part of a layer: window, groups and schedule, and after how many stages a PixelDCL stops seeing the input.
+
+    ``input_stages``: 0 for PixelDCL itself; see :class:`pixelize.partial_layer.PartialPixelDCL2d`.
+    """
 
     kernel_size: tuple[int, int] = (3, 3)
     groups: int = 1
     schedule: str = "paired"
+    input_stages: int = 0
 
 
 def inherit(
@@ -58,7 +63,8 @@ def inherit(
     plain = baked(module)
     if plain is not module:
         note = "its norm or parametrization was worked into the weight"
-    new = _shell(plain, LAYERS[layer])
+    new = _shell(plain, PartialPixelDCL2d if design.input_stages else LAYERS[layer])
+    full = plain.weight
     frozen = not new.weight.requires_grad
     new.weight = nn.Parameter(
         new.weight.detach(), requires_grad=not frozen
@@ -68,7 +74,10 @@ def inherit(
     if init == "random":
         new.weight = nn.Parameter(new.weight.detach().clone(), requires_grad=not frozen)
         new.reset_parameters()
+        full = new.weight
     new.set_dependencies(design.kernel_size, design.groups, design.schedule)
+    if design.input_stages:
+        new.set_input_stages(design.input_stages, full)
     if init == "random":
         new.reset_dependencies()
         return new, None, note
@@ -78,7 +87,9 @@ def inherit(
         return new, None, "on the meta device: no weights to fit the dependency kernels to"
     bias = None if plain.bias is None else plain.bias.detach()
     teacher = TransposedConv(geometry_of(plain), plain.weight.detach(), bias)
-    kernels, error = fit_from_prior(teacher, new.plan, new.dependency_kernel_size, design.groups)
+    kernels, error = fit_from_prior(
+        teacher, new.plan, new.dependency_kernel_size, design.groups, design.input_stages
+    )
     with torch.no_grad():
         for parameter, kernel in zip(new.dependency_kernels, kernels, strict=True):
             parameter.copy_(kernel)
@@ -144,7 +155,7 @@ def _shell(module: nn.Module, layer: type, exactly: bool = False) -> Any:
     for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         state[registry] = copy.copy(state[registry])
     kind = layer if exactly or layer is type(module) else _class_for(type(module), layer)
-    new = kind.__new__(kind)
+    new: Any = object.__new__(kind)
     new.__dict__.update(state)
     return new
 

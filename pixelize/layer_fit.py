@@ -19,6 +19,7 @@ from pixelize.functional import dependency, first_phase, gate_mask
 from pixelize.gram import NormalEquations
 from pixelize.inherit import effective_weight
 from pixelize.layers import PixelDCL2d, _PixelDeconvolution2d, iPixelDCL2d
+from pixelize.partial_layer import PartialPixelDCL2d, input_kernels_of
 from pixelize.polyphase import AxisPhase, Phase, axis_phases, phase_weight
 from pixelize.schedule import Stage
 
@@ -31,6 +32,10 @@ HELD_BACK = 8
 """One sample in so many is held back: the ridge is chosen on it, and the error measured."""
 ROWS_PER_BATCH = 32768
 """Pixels of one batch that a fit looks at, at most; drawn at random where there are more."""
+PICTURE_CHANNELS = 4
+"""A layer with so many output channels or fewer makes pictures: its fit favours kernels that interpolate (see :func:`interpolation`),"""
+INTERPOLATION_TAX = 1.05
+"""as long as that costs no more than so many times the error of the fit that does not."""
 CHUNK = 2**25
 """Numbers in one block of rows."""
 
@@ -38,31 +43,42 @@ CHUNK = 2**25
 def fit_layer(layer: _PixelDeconvolution2d, pairs: Pairs, *, first: bool = True) -> float:
     """Fits ``layer`` to ``pairs``, in place, and returns its relative error on the held-back samples (on all if there is but one).
 
-    ``first``: whether a PixelDCL's first phase is fitted too, rather than left as it was inherited. The bias stays.
+    ``first``: whether what a PixelDCL sees of the input is fitted too, rather than left as it was inherited. The bias stays.
     """
     if first and isinstance(layer, PixelDCL2d):
-        fit_first_phase(layer, pairs)
+        fit_inputs(layer, pairs)
     for number, stage in enumerate(layer.plan.stages):
         fit_stage(layer, number, stage, pairs)
     return layer_error(layer, pairs)
 
 
-def fit_first_phase(layer: PixelDCL2d, pairs: Pairs) -> None:
-    """Refits a PixelDCL's weight to the teacher's first phase, in place."""
-    anchor = layer.anchor
-    rows, columns = (_axis(layer, i, anchor[i]) for i in (0, 1))
+def fit_inputs(layer: PixelDCL2d, pairs: Pairs) -> None:
+    """Refits a PixelDCL's weight to the teacher's first phase, in place, and likewise every other phase that sees the input."""
+    kernels = {phase: _fit_input(layer, phase, pairs) for phase in input_kernels_of(layer)}
+    fitted = {
+        phase: nn.Parameter(k, requires_grad=layer.weight.requires_grad)
+        for phase, k in kernels.items()
+        if k is not None
+    }
+    layer.weight = fitted.get(layer.anchor, layer.weight)
+    if isinstance(layer, PartialPixelDCL2d):
+        for i, phase in enumerate(layer.further_phases()):
+            layer.input_kernels[i] = fitted.get(phase, layer.input_kernels[i])
+
+
+def _fit_input(layer: PixelDCL2d, phase: Phase, pairs: Pairs) -> Tensor | None:
+    rows, columns = (_axis(layer, i, phase[i]) for i in (0, 1))
     reads = [(0, (y, x)) for y in rows.offsets for x in columns.offsets]
     equations = None
     for x, y, held in _numbered(pairs):
-        for block in _blocks([x], reads, {anchor: _phase(layer, y, anchor)}, held, layer.groups):
+        for block in _blocks([x], reads, {phase: _phase(layer, y, phase)}, held, layer.groups):
             equations = equations or block.equations(1)
-            equations.add(block.features, block.targets[anchor], held=block.held)
+            equations.add(block.features, block.targets[phase], held=block.held)
     if equations is None:
-        return
+        return None
     taps = equations.solve().unflatten(1, (len(rows.taps), len(columns.taps), -1))
     weight = taps.flip(1, 2).permute(0, 3, 4, 1, 2).flatten(0, 1)  # taps ascend as offsets fall
-    old = layer.weight
-    layer.weight = nn.Parameter(weight.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
+    return weight.to(layer.weight.dtype).contiguous()
 
 
 def fit_stage(layer: _PixelDeconvolution2d, number: int, stage: Stage, pairs: Pairs) -> None:
@@ -89,13 +105,40 @@ def fit_stage(layer: _PixelDeconvolution2d, number: int, stage: Stage, pairs: Pa
                 equations.add(block.features, right, held=block.held)
     if equations is None:
         return
-    solved = equations.solve().unflatten(1, (len(reads[targets[0]]), -1))
+    sees_input = isinstance(layer, iPixelDCL2d) or any(t in input_kernels_of(layer) for t in targets)  # type: ignore[arg-type]
+    if layer.out_channels > PICTURE_CHANNELS or sees_input or stage.shared:
+        solved = equations.solve()
+    else:
+        solved = equations.solve_favouring(*interpolation(layer, stage), tax=INTERPOLATION_TAX)
+    solved = solved.unflatten(1, (len(reads[targets[0]]), -1))
     parts = [solved] * len(targets) if stage.shared else solved.chunk(len(targets), -1)
     kernel = layer.dependency_kernels[number]
     new = torch.zeros(kernel.shape, dtype=torch.float64, device=kernel.device)
     stage.assemble(dict(zip(targets, parts, strict=True)), new, groups)
     with torch.no_grad():
         kernel.copy_(new)
+
+
+def interpolation(layer: _PixelDeconvolution2d, stage: Stage) -> tuple[Tensor, Tensor]:
+    """Rows that the kernel of a dense stage satisfies if it interpolates each channel.
+
+    Quadratic polynomials of the pixel's position, as they are at the pixels that are read, must give what
+    they are at the targets: a picture's slow parts then go through all phases alike, and leave no pattern.
+    Returns (6 C/groups, n) and (6 C/groups, targets C/groups).
+    """
+    stride = torch.tensor(layer.stride, dtype=torch.float64)
+    features = stage.features(stage.targets[0])
+    read = torch.tensor([f.source for f in features]) / stride + torch.tensor([f.offset for f in features])
+    made = torch.tensor(stage.targets) / stride
+    powers = [(a, b) for a in range(3) for b in range(3 - a)]
+    width = layer.out_channels // layer.dependency_groups
+    channels = torch.eye(width, dtype=torch.float64, device=layer.weight.device)
+
+    def rows(at: Tensor) -> Tensor:
+        values = torch.stack([at[:, 0] ** a * at[:, 1] ** b for a, b in powers]).to(channels)
+        return torch.kron(values, channels)
+
+    return rows(read), rows(made)
 
 
 def layer_error(layer: _PixelDeconvolution2d, pairs: Pairs) -> float:
@@ -130,7 +173,8 @@ def own_phases(layer: _PixelDeconvolution2d, x: Tensor, size: list[int]) -> dict
     geometry = layer.kernel_size, layer.stride, layer.padding, layer.dilation
     growth = (-(-size[0] // layer.stride[0]) - x.shape[-2], -(-size[1] // layer.stride[1]) - x.shape[-1])
     if isinstance(layer, PixelDCL2d):
-        return {layer.anchor: first_phase(x, layer.weight, *geometry, layer.groups, growth, layer.anchor)}
+        kernels = input_kernels_of(layer).items()
+        return {a: first_phase(x, taps, *geometry, layer.groups, growth, a) for a, taps in kernels}
     assert isinstance(layer, iPixelDCL2d)
     weight = effective_weight(layer)
     if layer.input_gate is not None:

@@ -38,7 +38,7 @@ class Lockstep:
 
     def layer(self, name: str) -> nn.ConvTranspose2d:
         """The up-sampling layer of a converted module as it is now: the module itself or the one inside it."""
-        return _inner(self.modules[name])
+        return inner_layer(self.modules[name])
 
     def students(self) -> dict[str, _PixelDeconvolution2d]:
         """The pixel deconvolutions by the name of the module that a conversion put there."""
@@ -125,18 +125,26 @@ def _teacher_state(name: str, module: nn.Module) -> State:
         raise PixelizeError(
             f"{name}: its original weights are not at hand (the model was loaded, or hardened); convert the original model again"
         )
-    kind, state = record.origin
-    original: nn.Module = object.__new__(kind)
-    original.__dict__ = dict(state)
-    plain, _, _ = build_layer(record.site, original, "dcl", record.design, "inherit")
-    if plain is original:
+    before = original(record)
+    plain, _, _ = build_layer(record.site, before, "dcl", record.design, "inherit")
+    if plain is before:
         plain.training = False
     else:
         plain.eval()
     return state_of(plain)
 
 
-def _inner(module: nn.Module) -> nn.ConvTranspose2d:
+def original(record: Record) -> nn.Module:
+    """The module that a conversion replaced, built again of its record: another object with the same parameters."""
+    assert record.origin is not None
+    kind, state = record.origin
+    module: nn.Module = object.__new__(kind)
+    module.__dict__ = dict(state)
+    return module
+
+
+def inner_layer(module: nn.Module) -> nn.ConvTranspose2d:
+    """The up-sampling layer of a converted module: itself, or the one that it holds."""
     return next(m for m in module.modules() if isinstance(m, nn.ConvTranspose2d))
 
 

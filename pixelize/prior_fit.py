@@ -22,7 +22,7 @@ RIDGE = 1e-6
 
 
 def fit_from_prior(
-    teacher: TransposedConv, plan: Schedule, kernel_size: tuple[int, int], groups: int
+    teacher: TransposedConv, plan: Schedule, kernel_size: tuple[int, int], groups: int, input_stages: int = 0
 ) -> tuple[list[Tensor], float]:
     """The dependency kernels that make a PixelDCL closest to ``teacher`` under the prior.
 
@@ -42,7 +42,12 @@ def fit_from_prior(
     energy = sum(float(_covariance(f, f, (0, 0), 1).diagonal(0, -2, -1).sum()) for f in targets.values())
     missed = 0.0
     kernels = []
-    for stage in plan.stages:
+    for number, stage in enumerate(plan.stages):
+        if number < input_stages:  # these phases see the input: exact with zero dependencies
+            shape = stage.kernel_shape(channels, groups, kernel_size)
+            kernels.append(torch.zeros(shape, dtype=torch.float64, device=teacher.weight.device))
+            student.update({t: targets[t] for t in stage.targets})
+            continue
         solutions, squared = _fit_stage(stage.features, stage.targets, stage.shared, student, targets, groups)
         missed += squared
         kernel = torch.zeros(

@@ -1,0 +1,135 @@
+"""``layer="auto"``: at each site the cheapest design whose measured error stays within a tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from pixelize.convert import Record, build_layer, fingerprint, remember
+from pixelize.cost import multiply_adds
+from pixelize.errors import ArgumentError
+from pixelize.inherit import LAYERS, Design
+from pixelize.layer_fit import fit_layer, layer_error
+from pixelize.layers import _PixelDeconvolution2d
+from pixelize.lockstep import Lockstep, inner_layer, original
+from pixelize.partial_layer import PartialPixelDCL2d
+from pixelize.rewrites import become, state_of
+from pixelize.rewrites.splice import State
+from pixelize.schedule import make_schedule
+
+SMALL_WINDOW = (2, 2)
+"""The window that is tried beside the one asked for: with it, a PixelDCL costs less than the transposed convolution."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One design tried at a site: its measured relative error, and its multiply-adds on the first pair of maps seen."""
+
+    layer: str
+    design: Design
+    error: float
+    multiply_adds: int
+
+    @property
+    def name(self) -> str:
+        """The class of the layer."""
+        kind = PartialPixelDCL2d if self.design.input_stages else LAYERS[self.layer]
+        return kind.__name__
+
+    def __str__(self) -> str:
+        h, w = self.design.kernel_size
+        return f"{self.name} {h}x{w}: error {self.error:.2g}, {self.multiply_adds:.3g} multiply-adds"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a site became: the last of the candidates that were tried."""
+
+    tried: tuple[Candidate, ...]
+
+    @property
+    def taken(self) -> Candidate:
+        """The candidate that the site became."""
+        return self.tried[-1]
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.tried))
+
+
+def choose_designs(
+    model: nn.Module, data: Iterable[Any], tolerance: float, *, progress: bool = True
+) -> dict[str, Choice]:
+    """Gives every converted site of ``model``, in place, the cheapest design whose error on ``data`` is at most ``tolerance``.
+
+    ``model`` was converted with ``layer="ipixeldcl"``, and not trained since. Sites are settled in the order of execution, each on its own
+    inputs as the sites before it leave them, against the original model's output there. Tried, cheapest first: PixelDCL and the designs in
+    which the phases of the first stages see the input too, each with 2x2 windows and with the model's; last, iPixelDCL, with
+    depthwise dependencies, which is exact and is taken whatever its error (that of its inputs, then).
+
+    Returns for each module what was tried. Raises ArgumentError and PixelizeError as :func:`pixelize.calibrate`.
+    """
+    batches = list(data) if iter(data) is data else data  # type: ignore[arg-type]
+    probe = next(iter(batches), None)
+    if probe is None:
+        raise ArgumentError("data is empty: layer='auto' needs at least one batch of inputs")
+    lockstep = Lockstep(model)
+    calls = lockstep.calls(probe)
+    choices = {}
+    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+        for name, times in bar.track(calls.items(), description="choosing"):
+            if isinstance(lockstep.layer(name), _PixelDeconvolution2d):
+                choices[name] = _choose(lockstep, name, batches, times, tolerance)
+    return choices
+
+
+def _choose(lockstep: Lockstep, name: str, batches: Iterable[Any], calls: int, tolerance: float) -> Choice:
+    pairs = partial(lockstep.pairs, name, batches, calls)
+    module = lockstep.modules[name]
+    record: Record = module.__dict__["_pixelize_record"]
+    x, y = next(iter(pairs()))
+    tried = []
+    for cost, layer, design in _by_cost(record, x, y):
+        become(module, _built(record, layer, design))
+        fitted = lockstep.layer(name)
+        assert isinstance(fitted, _PixelDeconvolution2d)
+        error = layer_error(fitted, pairs) if layer == "ipixeldcl" else fit_layer(fitted, pairs)
+        tried.append(Candidate(layer, design, error, cost))
+        if error <= tolerance:
+            break
+    remembered: Record = module.__dict__["_pixelize_record"]
+    remember(module, replace(remembered, fingerprint=fingerprint(module)))
+    return Choice(tuple(tried))
+
+
+def _by_cost(record: Record, x: Tensor, y: Tensor) -> list[tuple[int, str, Design]]:
+    """The designs worth trying with their multiply-adds, the cheapest first and the exact one last."""
+    wanted = record.design
+    sizes = {wanted.kernel_size, SMALL_WINDOW} if wanted.schedule != "masked" else {wanted.kernel_size}
+    stages = len(make_schedule(wanted.schedule, record.site.geometry.stride, wanted.kernel_size).stages)
+    designs = [
+        ("pixeldcl", replace(wanted, kernel_size=size, input_stages=n))
+        for size in sizes
+        for n in range(stages)
+    ]
+    found = [(_cost(record, layer, design, x, y), layer, design) for layer, design in designs]
+    exact = replace(wanted, groups=-1)
+    return [*sorted(found, key=lambda c: c[0]), (_cost(record, "ipixeldcl", exact, x, y), "ipixeldcl", exact)]
+
+
+def _cost(record: Record, layer: str, design: Design, x: Tensor, y: Tensor) -> int:
+    built: nn.Module = object.__new__(nn.Module)
+    become(built, _built(record, layer, design))
+    return multiply_adds(inner_layer(built), x.shape, y.shape)
+
+
+def _built(record: Record, layer: str, design: Design) -> State:
+    """The module of a site with zero dependency kernels, as a state to :func:`pixelize.rewrites.become`."""
+    new, _, _ = build_layer(record.site, original(record), layer, design, "zero")
+    remember(new, Record(record.site, layer, design, record.origin, ()))
+    return state_of(new)
