@@ -23,6 +23,7 @@ from pixelize.recipes import gan, repair, segmentation, vae
 from pixelize.recipes.annealing import gate_schedule
 from pixelize.recipes.arms import SCRATCH_ARMS, share_weights, upsampler
 from pixelize.recipes.artifact_loss import ArtifactLoss, decibels, natural_level, without_artifact
+from pixelize.recipes.checkpoint import load_checkpoint
 from pixelize.recipes.command import app
 from pixelize.recipes.dcgan import Generator
 from pixelize.recipes.recipe_settings import GanSettings, RepairSettings, SegmentationSettings, VaeSettings
@@ -195,6 +196,15 @@ def test_early_stopping(tmp_path: Path) -> None:
     s = replace(s, steps=40, lr=0.0)  # batch norm alone moves
     history = segmentation.run(s)["arms"]["dcl-k2"]["histories"][0]
     assert history[-1]["step"] < 40
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    s = SegmentationSettings(**TINY, out=str(tmp_path), arms="dcl-k2", save_every=1)
+    s = replace(s, steps=30, eval_every=30, lr=1e30, warmup=10)
+    with pytest.raises(pixelize.PixelizeError, match=r"(loss|weights) is -?(nan|inf) by step"):
+        segmentation.run(s)
+    tensors, state = load_checkpoint(tmp_path / "dcl-k2-seed0" / "checkpoint.safetensors")
+    assert 0 < state["step"] < 30 and all(t.isfinite().all() for n, t in tensors.items() if "num_" not in n)
 
 
 def test_the_command_reads_a_file_and_options_win(tmp_path: Path) -> None:

@@ -37,8 +37,9 @@ def compare(
     """Trains ``arms`` with all seeds under ``s.out/<arm>-seed<seed>``; finished runs there are taken as they
     are, others go on.
 
-    A converted model is also saved by ``pixelize.save`` in ``.../model``. ``notes`` stand with the settings. Returns
-    what ``results.json`` holds (on the main process).
+    A converted model is also saved by ``pixelize.save`` in ``.../model``. ``notes`` stand with the settings.
+
+    Returns what ``results.json`` holds (on the main process).
     """
     found = {arm: ArmResult(arm) for arm in arms}
     models: dict[str, nn.Module] = {}

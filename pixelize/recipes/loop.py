@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 import pixelize
+from pixelize.errors import PixelizeError
 from pixelize.recipes.checkpoint import check_room
 from pixelize.recipes.order import StepBatches, mixed
 from pixelize.recipes.processes import bare
@@ -165,7 +166,7 @@ def fit(
 
         last = at.step == s.steps
         if at.step % s.eval_every == 0 or last:
-            row = {n: v / at.summed for n, v in mean_over(accelerator, sums).items()}
+            row = {n: v / at.summed for n, v in finite(mean_over(accelerator, sums), at.step).items()}
             at.seconds += time.perf_counter() - began
             with torch.no_grad():
                 row |= trial.evaluate(judged.eval())
@@ -189,7 +190,8 @@ def fit(
             began = time.perf_counter()
         if at.step % s.save_every == 0 or last:
             at.seconds += time.perf_counter() - began
-            at.sums = mean_over(accelerator, sums)
+            finite(weights_sum(networks), at.step)
+            at.sums = finite(mean_over(accelerator, sums), at.step)
             sums = {name: torch.tensor(value, device=accelerator.device) for name, value in at.sums.items()}
             if main:
                 run.save(path)
@@ -208,6 +210,25 @@ def fit(
         writer.close()
     shown.update(bar, completed=at.step, shown=_text(at.result, []))
     return at
+
+
+def finite(sums: Metrics, step: int) -> Metrics:
+    """The same, if all are finite. Raises PixelizeError if not: such weights must not replace good ones."""
+    for name, value in sums.items():
+        if not math.isfinite(value):
+            raise PixelizeError(
+                f"{name} is {value} by step {step}; lower --lr, or use --clip or another --precision. The last "
+                "checkpoint is from before this"
+            )
+    return sums
+
+
+def weights_sum(networks: dict[str, nn.Module]) -> Metrics:
+    """The sum of each network's weights: finite if all are."""
+    return {
+        f"the {n}'s weights": sum(float(p.detach().sum()) for p in m.parameters())
+        for n, m in networks.items()
+    }
 
 
 def _mode(networks: dict[str, nn.Module], training: bool) -> None:

@@ -19,6 +19,9 @@ from pixelize.recipes.files import Files, as_array
 from pixelize.recipes.order import Sample, generator
 from pixelize.recipes.portraits import draw_portrait
 
+CHECKED = 2_000
+"""Pictures of a folder decoded before training; of the others the header is read."""
+
 _CACHE_BYTES = 2**30
 
 
@@ -100,8 +103,8 @@ def load_pictures(
         if not names:
             raise ArgumentError(f"{files.root}: no pictures in it")
         loaders = [partial(files.decode, name) for name in names]
-        for name in names:
-            files.open(name)
+        for i, name in enumerate(names):
+            (files.decode if i < CHECKED else files.open)(name)
     order = torch.randperm(len(loaders), generator=generator(seed, 5)).tolist()[: limit or None]
     if len(order) < 10:
         raise ArgumentError(f"{source}: {len(order)} pictures; at least ten are needed to hold one back")
