@@ -217,8 +217,8 @@ def finite(sums: Metrics, step: int) -> Metrics:
     for name, value in sums.items():
         if not math.isfinite(value):
             raise PixelizeError(
-                f"{name} is {value} by step {step}; lower --lr, or use --clip or another --precision. The last "
-                "checkpoint is from before this"
+                f"{name} is {value} by step {step}; lower --lr, or use --clip or another --precision. "
+                "The last checkpoint is from before this"
             )
     return sums
 
