@@ -6,8 +6,10 @@ Networks*) that inherit its weights.
 
 from __future__ import annotations
 
+from pixelize.adapters import connect as _connect
+from pixelize.calibrate import calibrate
 from pixelize.checkerboard import checkerboard
-from pixelize.convert import convert, inspect, revert
+from pixelize.convert import convert, converted_modules, inspect, revert
 from pixelize.errors import (
     ArgumentError,
     ConversionError,
@@ -21,6 +23,7 @@ from pixelize.functional import ipixel_dcl2d, pixel_dcl2d
 from pixelize.gate import harden, set_input_gate
 from pixelize.layers import PixelDCL2d, iPixelDCL2d
 from pixelize.parameters import param_groups
+from pixelize.repair import repair
 from pixelize.report import Report, report
 from pixelize.serialization import load, save
 
@@ -34,6 +37,7 @@ __all__ = [
     "PixelizeError",
     "PixelizeWarning",
     "Report",
+    "calibrate",
     "checkerboard",
     "convert",
     "fold",
@@ -44,8 +48,12 @@ __all__ = [
     "load",
     "param_groups",
     "pixel_dcl2d",
+    "repair",
     "report",
     "revert",
     "save",
     "set_input_gate",
 ]
+
+# save_pretrained and from_pretrained of converted models: at once, or when their library is imported
+_connect(save, load, lambda model: bool(converted_modules(model)))

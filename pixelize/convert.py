@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pixelize import adapters
 from pixelize.cost import count_parameters, measure_multiply_adds
 from pixelize.errors import (
     ArgumentError,
@@ -29,6 +31,7 @@ from pixelize.rewrites import (
     TransposedConv,
     become,
     canonical,
+    outline,
     replacement,
     state_of,
     survey,
@@ -68,9 +71,9 @@ def inspect(model: nn.Module, example_inputs: Any = None) -> Report:
     report = Report(capture=found.capture, notes=list(found.notes), parameters_before=count_parameters(inner))
     counts = {}
     if example_inputs is not None:
-        counts = _run(inner, example_inputs, [s.name for s in found.sites])[1]
+        counts = _run(inner, example_inputs, found.sites)[1]
     for site in found.sites:
-        row = _row(site, inner.get_submodule(site.name))
+        row = _row(site, inner)
         row.multiply_adds_before = counts.get(site.name)
         report.sites.append(row)
     report.sites += [
@@ -93,21 +96,24 @@ def convert(
     dependency_kernel_size: int | tuple[int, int] = 3,
     dependency_groups: int = 1,
     schedule: str = "paired",
+    tolerance: float = 0.01,
 ) -> nn.Module:
     """Replaces the up-sampling layers of a trained model by pixel deconvolutions that inherit its weights.
 
     Args:
         model: any module. The returned model is of the same class, with its methods and attributes.
         layer: ``"ipixeldcl"`` (eq. 2 of Gao et al.: computes what the model computed before), ``"pixeldcl"`` (eq. 3: only the first phase is
-            inherited exactly) or ``"dcl"`` (one plain ``nn.ConvTranspose2d``, exact).
+            inherited exactly), ``"auto"`` (at each site the cheapest design whose error on ``data`` stays within ``tolerance``, see
+            :func:`pixelize.auto.choose_designs`) or ``"dcl"`` (one plain ``nn.ConvTranspose2d``, exact).
         init: ``"inherit"`` (from the weights alone), ``"calibrate"`` (fitted on ``data``) or ``"random"``.
-        data: for ``init="calibrate"``: an iterable of inputs, a tensor, tuple or dict each.
+        data: for ``init="calibrate"`` and ``layer="auto"``: an iterable of inputs, a tensor, tuple or dict each.
         example_inputs: what the model takes: lets it be captured as a graph, and both models be run and compared.
         include, exclude: fnmatch patterns on qualified names, or a predicate on a :class:`pixelize.rewrites.Site`.
         sites: the kinds of sites to convert; ``"resize"`` (a bare resize) only on request.
         inplace: convert ``model`` itself instead of a copy.
         dependency_kernel_size, dependency_groups, schedule: the design of the new layers (:class:`pixelize.iPixelDCL2d`). ``dependency_groups``
             may be -1 for depthwise.
+        tolerance: for ``layer="auto"``: the relative error that a site's output may have on samples that were not fitted.
 
     Returns:
         The converted model; :func:`pixelize.report` tells what was done.
@@ -124,7 +130,7 @@ def convert(
         converted = convert(
             model._orig_mod, layer, init=init, data=data, example_inputs=example_inputs, include=include, exclude=exclude,  # type: ignore[arg-type]
             sites=sites, inplace=inplace, dependency_kernel_size=dependency_kernel_size,
-            dependency_groups=dependency_groups, schedule=schedule,
+            dependency_groups=dependency_groups, schedule=schedule, tolerance=tolerance,
         )  # fmt: skip
         return model if inplace else type(model)(converted, model.dynamo_ctx)
     found = _survey(model, example_inputs)
@@ -142,37 +148,51 @@ def convert(
         (size, size) if isinstance(size, int) else (size[0], size[1]), dependency_groups, schedule
     )
     report = Report(capture=found.capture, notes=list(found.notes), parameters_before=count_parameters(model))
-    names = [s.name for s in chosen]
-    before, counts_before = None, {}
+    before: Any = None
+    counts_before: dict[str, int] = {}
     if example_inputs is not None:
-        before, counts_before = _run(model, example_inputs, names)
+        before, counts_before = _run(model, example_inputs, chosen)
 
     rows: dict[str, SiteReport] = {}
-    swaps: list[tuple[nn.Module, State]] = []
-    for site in chosen:
-        module = target.get_submodule(site.name)
-        new, row = _build(site, module, layer, design, init)
-        row.multiply_adds_before = counts_before.get(site.name)
-        rows[site.name] = row
-        swaps.append((module, state_of(new)))
-    undo = [(module, state_of(module)) for module, _ in swaps]
+    unoutline = outline(target, chosen)
+    undo: list[tuple[nn.Module, State]] = []
     try:
+        swaps = []
+        for site in chosen:
+            module = target.get_submodule(site.name)
+            new, rows[site.name] = _build(
+                site, module, "ipixeldcl" if layer == "auto" else layer, design, init, target
+            )
+            rows[site.name].multiply_adds_before = counts_before.get(site.name)
+            swaps.append((module, state_of(new)))
+        undo = [(module, state_of(module)) for module, _ in swaps]
         for module, state in swaps:
             become(module, state)
         if init == "calibrate":
-            from pixelize.calibrate import calibrate
+            from pixelize.calibrate import fit_model
 
-            calibrate(target, data)  # type: ignore[arg-type]
+            errors = fit_model(target, data)  # type: ignore[arg-type]
+            for name, row in rows.items():
+                row.error = errors.get(name, row.error)
+        elif layer == "auto":
+            from pixelize.auto import choose_designs
+
+            choices = choose_designs(target, data, tolerance)  # type: ignore[arg-type]
+            for name, choice in choices.items():
+                rows[name].layer = choice.taken.name
+                rows[name].error, rows[name].note = choice.taken.error, str(choice)
+                rows[name].parameters_after = count_parameters(target.get_submodule(name))
         if example_inputs is not None:
-            after, counts_after = _run(target, example_inputs, names)
+            after, counts_after = _run(target, example_inputs, chosen)
             report.error = relative_error(before, after)
             for name, row in rows.items():
-                row.multiply_adds_after = counts_after[name]
+                row.multiply_adds_after = counts_after.get(name)
             if layer in ("ipixeldcl", "dcl") and init == "inherit":
                 _check_unchanged(model, report.error)
     except BaseException:
         for module, state in undo:
             become(module, state)
+        unoutline()
         raise
     for site in found.sites:
         report.sites.append(rows.get(site.name) or _left(site, target, layer, sites))
@@ -260,8 +280,8 @@ def fingerprint(module: nn.Module) -> tuple[float, ...]:
     for p in module.parameters():
         if p.device.type == "meta":
             continue
-        p = p.detach().float()
-        found += [float(p.sum()), float(p.abs().sum())]
+        values = p.detach().float()
+        found += [float(values.sum()), float(values.abs().sum())]
     return tuple(found)
 
 
@@ -280,7 +300,7 @@ def build_layer(
         note = None
     else:
         groups = site.geometry.out_channels if design.groups == -1 else design.groups
-        new, error, note = inherit(source, layer, Design(design.kernel_size, groups, design.schedule), init)
+        new, error, note = inherit(source, layer, replace(design, groups=groups), init)
     if site.kind != "conv_transpose":
         new = replacement(site, module, new)
         new.train(module.training)
@@ -295,7 +315,7 @@ def build_layer(
 
 
 def _build(
-    site: Site, module: nn.Module, layer: str, design: Design, init: str
+    site: Site, module: nn.Module, layer: str, design: Design, init: str, model: nn.Module
 ) -> tuple[nn.Module, SiteReport]:
     start = "inherit" if init == "calibrate" else init
     try:
@@ -306,11 +326,17 @@ def _build(
         raise ConversionError(
             f"{site.name}: {type(failure).__name__}: {failure}. Leave it out with exclude={site.name!r}"
         ) from failure
-    remember(new, Record(site, layer, design, state_of(module), fingerprint(new)))
-    row = _row(site, module)
-    row.status, row.layer, row.error, row.note = "converted", _layer_name(layer), error, note
+    remember(new, Record(site, layer, design, _origin(module), fingerprint(new)))
+    row = _row(site, model)
+    row.status, row.layer, row.error, row.note = "converted", layer_name(layer), error, note
     row.parameters_after = count_parameters(new)
     return new, row
+
+
+def _origin(module: nn.Module) -> State:
+    # An old norm's weight has a gradient history, which nothing that keeps it could be copied with; the norm computes it anew.
+    kind, state = state_of(module)
+    return kind, {k: v.detach() if isinstance(v, Tensor) and not v.is_leaf else v for k, v in state.items()}
 
 
 def _plain(form: TransposedConv, module: nn.Module) -> nn.ConvTranspose2d:
@@ -327,24 +353,36 @@ def _plain(form: TransposedConv, module: nn.Module) -> nn.ConvTranspose2d:
 
 
 def _survey(model: nn.Module, example_inputs: Any) -> Survey:
-    return survey(model, example_inputs)
+    if example_inputs is None and (adapter := adapters.find(model)) is not None:
+        try:
+            example_inputs = adapter.example_inputs(model)
+        except Exception as error:  # the adapter knows the library, not this variant of it
+            found = survey(model, functional=True)
+            note = f"the {adapter.name} adapter has no example inputs for it ({error}); pass example_inputs"
+            return replace(found, notes=(*found.notes, note))
+    return survey(model, example_inputs, functional=True)
 
 
-def _layer_name(layer: str) -> str:
+def layer_name(layer: str) -> str:
+    """The class that a ``layer`` argument stands for."""
     return LAYERS[layer].__name__ if layer in LAYERS else "ConvTranspose2d"
 
 
-def _row(site: Site, module: nn.Module) -> SiteReport:
+def _row(site: Site, model: nn.Module) -> SiteReport:
     g = site.geometry
+    if "owner" in site.options:  # no module yet, or no longer what it was
+        own = g.in_channels * g.out_channels // g.groups * prod(g.kernel_size) + g.bias * g.out_channels
+    else:
+        own = count_parameters(model.get_submodule(site.name))
     return SiteReport(
         site.name, site.kind, site.type, "found", site.names,
         in_channels=g.in_channels, out_channels=g.out_channels, kernel_size=g.kernel_size, stride=g.stride,
-        parameters_before=count_parameters(module),
+        parameters_before=own,
     )  # fmt: skip
 
 
 def _left(site: Site, model: nn.Module, layer: str, sites: Sequence[str]) -> SiteReport:
-    row = _row(site, model.get_submodule(site.name))
+    row = _row(site, model)
     row.status = "skipped"
     if layer == "dcl" and site.kind == "conv_transpose":
         row.reason = "a plain transposed convolution already"
@@ -417,8 +455,9 @@ def _listing(found: Survey) -> str:
     return ", ".join(s.name or "(the model)" for s in found.sites)
 
 
-def _run(model: nn.Module, inputs: Any, names: list[str]) -> tuple[Any, dict[str, int]]:
-    modules = {name: model.get_submodule(name) for name in names}
+def _run(model: nn.Module, inputs: Any, sites: Iterable[Site]) -> tuple[Any, dict[str, int]]:
+    existing = dict(model.named_modules(remove_duplicate=False))
+    modules = {s.name: existing[s.name] for s in sites if s.name in existing}
     with evaluation(model):
         try:
             return measure_multiply_adds(modules, lambda: call(model, inputs))
@@ -456,7 +495,7 @@ def _check_model(model: Any) -> None:
 
 
 def _check_arguments(layer: str, init: str, data: Any, sites: Sequence[str]) -> None:
-    layers = (*LAYERS, "dcl")
+    layers = (*LAYERS, "auto", "dcl")
     if layer not in layers:
         raise ArgumentError(f"layer is {layer!r}; choose one of {', '.join(map(repr, layers))}")
     if init not in ("inherit", "calibrate", "random"):
@@ -470,7 +509,15 @@ def _check_arguments(layer: str, init: str, data: Any, sites: Sequence[str]) -> 
         raise ArgumentError(
             "init='calibrate' needs data: an iterable of inputs (a tensor, tuple or dict each)"
         )
-    if init != "calibrate" and data is not None:
+    if layer == "auto" and data is None:
+        raise ArgumentError(
+            "layer='auto' needs data to measure on: an iterable of inputs (a tensor, tuple or dict each)"
+        )
+    if layer == "auto" and init != "inherit":
+        raise ArgumentError(
+            f"layer='auto' fits what it chooses: there is nothing for init={init!r} to do; leave it out"
+        )
+    if layer != "auto" and init != "calibrate" and data is not None:
         raise ArgumentError(f"data is not used with init={init!r}; leave it out, or pass init='calibrate'")
     if layer == "dcl" and init != "inherit":
         raise ArgumentError(f"layer='dcl' is exact: there is nothing for init={init!r} to do; leave it out")

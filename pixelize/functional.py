@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pixelize.polyphase import Phase, anchor_phase, axis_phases, output_excess
 from pixelize.schedule import Schedule, Stage, Term, make_schedule
-from pixelize.shuffle import interleave, is_channels_last, split_phases
+from pixelize.shuffle import add_up, interleave, is_channels_last, split_phases
 
 Pair = tuple[int, int]
 
@@ -32,7 +32,7 @@ def ipixel_dcl2d(
     *,
     dependency_groups: int = 1,
     dependency_kernel_size: int | Pair = 3,
-    schedule: str = "paired",
+    schedule: str | Schedule = "paired",
     input_gate: Tensor | None = None,
 ) -> Tensor:
     """Input pixel deconvolution, eq. 2: ``F_i = conv([F_in, F_1 .. F_{i-1}], k_i)``, interleaved.
@@ -52,7 +52,7 @@ def ipixel_dcl2d(
     s, p, d, op = _pair(stride), _pair(padding), _pair(dilation), _pair(output_padding)
     k = (weight.shape[2], weight.shape[3])
     anchor = anchor_phase(k, s, p, d)
-    plan = make_schedule(schedule, s, _pair(dependency_kernel_size), anchor)
+    plan = _plan(schedule, s, _pair(dependency_kernel_size), anchor)
     if input_gate is not None:
         weight = weight * gate_mask(k, s, p, d, anchor, input_gate.to(weight.dtype))
     excess = [output_excess(k[i], s[i], p[i], d[i], op[i])[0] for i in (0, 1)]
@@ -78,7 +78,7 @@ def pixel_dcl2d(
     dilation: int | Pair = 1,
     dependency_groups: int = 1,
     dependency_kernel_size: int | Pair = 3,
-    schedule: str = "paired",
+    schedule: str | Schedule = "paired",
 ) -> Tensor:
     """Pixel deconvolution, eq. 3: only ``F_1`` sees the input, ``F_i = conv([F_1 .. F_{i-1}], k_i)``, interleaved.
 
@@ -87,7 +87,7 @@ def pixel_dcl2d(
     """
     k, s, p, d, op = (_pair(v) for v in (kernel_size, stride, padding, dilation, output_padding))
     anchor = anchor_phase(k, s, p, d)
-    plan = make_schedule(schedule, s, _pair(dependency_kernel_size), anchor)
+    plan = _plan(schedule, s, _pair(dependency_kernel_size), anchor)
     grid = [output_excess(k[i], s[i], p[i], d[i], op[i]) for i in (0, 1)]
     first = first_phase(input, weight, k, s, p, d, groups, (grid[0][1], grid[1][1]), anchor)
     maps = {anchor: [first]}
@@ -135,7 +135,7 @@ def dependency(
     ``phases``: the maps made so far, (..., C, h, w) each; outside their grid they count as zero.
     """
     parts = _dependency(stage, kernel, phases, channels, groups)
-    return {target: _total(terms) for target, terms in parts.items()}
+    return {target: add_up(terms) for target, terms in parts.items()}
 
 
 def _make_phases(
@@ -145,7 +145,7 @@ def _make_phases(
     for stage, kernel in zip(plan.stages, kernels, strict=True):
         sources = {}
         for source in stage.sources:
-            sources[source] = _total(maps[source])
+            sources[source] = _source(maps[source])
             maps[source] = [sources[source]]
         for target, parts in _dependency(stage, kernel, sources, channels, groups).items():
             maps.setdefault(target, []).extend(parts)
@@ -195,14 +195,16 @@ def _taps(stage: Stage, term: Term, kernel: Tensor, channels: int, groups: int) 
     return block.reshape(channels, width, *kernel.shape[-2:])
 
 
-def _total(terms: Sequence[Tensor]) -> Tensor:
-    # several convolutions read it: a strided view would be copied for each
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total.contiguous(
-        memory_format=torch.channels_last if is_channels_last(total) else torch.contiguous_format
-    )
+def _source(terms: Sequence[Tensor]) -> Tensor:
+    # several convolutions read it, each of which would copy a strided view
+    total = add_up(terms)
+    last = is_channels_last(total)
+    return total.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _plan(schedule: str | Schedule, stride: Pair, size: Pair, anchor: Phase) -> Schedule:
+    # a layer hands its own in: a compiler warns of the cache in make_schedule
+    return schedule if isinstance(schedule, Schedule) else make_schedule(schedule, stride, size, anchor)
 
 
 def _symmetric(lead: Sequence[int], tail: Sequence[int]) -> Pair:

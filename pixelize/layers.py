@@ -6,7 +6,7 @@ Both take the place of ``nn.ConvTranspose2d``: the same constructor arguments, s
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class _PixelDeconvolution2d(nn.ConvTranspose2d):
     dependency_kernel_size: tuple[int, int]
     dependency_groups: int
     schedule: str
+    anchor: Phase  # the first phase
+    plan: Schedule  # the stages in which the others are made
     dependency_kernels: nn.ParameterList
     # nn.Module's annotations are variadic tuples; these are pairs
     kernel_size: tuple[int, int]
@@ -46,7 +48,7 @@ class _PixelDeconvolution2d(nn.ConvTranspose2d):
         groups: int = 1,
         bias: bool = True,
         dilation: int | tuple[int, int] = 1,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros"] = "zeros",
         device: Any = None,
         dtype: Any = None,
         *,
@@ -60,16 +62,6 @@ class _PixelDeconvolution2d(nn.ConvTranspose2d):
         )  # fmt: skip
         self.set_dependencies(dependency_kernel_size, dependency_groups, schedule)
         self.reset_dependencies()
-
-    @property
-    def anchor(self) -> Phase:
-        """The first phase: (0, 0), or the first after it that has taps."""
-        return anchor_phase(self.kernel_size, self.stride, self.padding, self.dilation)
-
-    @property
-    def plan(self) -> Schedule:
-        """The stages in which the phases are made."""
-        return make_schedule(self.schedule, self.stride, self.dependency_kernel_size, self.anchor)
 
     def set_dependencies(self, kernel_size: int | tuple[int, int], groups: int, schedule: str) -> None:
         """Gives the layer zero dependency kernels of that design, beside the weight it has.
@@ -86,7 +78,10 @@ class _PixelDeconvolution2d(nn.ConvTranspose2d):
                 f"dependency_groups is {groups}, which does not divide the {self.out_channels} output channels; "
                 "use a divisor of them"
             )
+        anchor = anchor_phase(self.kernel_size, self.stride, self.padding, self.dilation)
+        plan = make_schedule(schedule, self.stride, size, anchor)
         self.dependency_kernel_size, self.dependency_groups, self.schedule = size, groups, schedule
+        self.anchor, self.plan = anchor, plan
         like = raw_weight(self)
         self.dependency_kernels = nn.ParameterList(
             nn.Parameter(
@@ -95,7 +90,7 @@ class _PixelDeconvolution2d(nn.ConvTranspose2d):
                 ),
                 requires_grad=like.requires_grad,
             )
-            for stage in self.plan.stages
+            for stage in plan.stages
         )
 
     def reset_dependencies(self) -> None:
@@ -104,10 +99,11 @@ class _PixelDeconvolution2d(nn.ConvTranspose2d):
             nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
 
     def _sized(self, input: Tensor, output_size: list[int] | None) -> tuple[int, int]:
-        padding = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
+        stride, padding, kernel, dilation = map(
+            list, (self.stride, self.padding, self.kernel_size, self.dilation)
         )
-        return padding[0], padding[1]
+        found = self._output_padding(input, output_size, stride, padding, kernel, 2, dilation)
+        return found[0], found[1]
 
     def extra_repr(self) -> str:
         """``nn.ConvTranspose2d``'s line and the dependency design."""
@@ -211,5 +207,5 @@ class PixelDCL2d(_PixelDeconvolution2d):
             dilation=self.dilation,
             dependency_groups=self.dependency_groups,
             dependency_kernel_size=self.dependency_kernel_size,
-            schedule=self.schedule,
+            schedule=self.plan,
         )

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pixelize.convert import Record, build_layer, converted_modules, fingerprint, remember
+from pixelize.convert import Record, build_layer, converted_modules, fingerprint, layer_name, remember
+from pixelize.cost import count_parameters
 from pixelize.errors import LoadError, PixelizeError
 from pixelize.gate import gate_of, set_gate
 from pixelize.inherit import Design
 from pixelize.layers import iPixelDCL2d
 from pixelize.report import Report, SiteReport, attach
-from pixelize.rewrites import Geometry, Site, become, state_of
+from pixelize.rewrites import Geometry, Site, become, geometry_of, outline, state_of
+from pixelize.rewrites.splice import State
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -89,12 +92,12 @@ def load(folder: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     try:
         _fill(model, tensors, str(folder))
     except BaseException:
-        for module, state in undo:
-            become(module, state)
+        undo()
         raise
     for module in converted_modules(model).values():
         record: Record = module.__dict__["_pixelize_record"]
         remember(module, replace(record, fingerprint=fingerprint(module)))
+    _attach_report(model, str(folder))
     return into
 
 
@@ -141,67 +144,113 @@ def read_plan(folder: Path) -> dict[str, Any]:
     return plan
 
 
-def apply_plan(model: nn.Module, plan: dict[str, Any], where: str) -> list[Any]:
-    """Gives ``model`` the layers of a plan, with its own weights still in them. Returns what undoes it. Raises LoadError."""
-    made = []
-    rows = []
+def apply_plan(model: nn.Module, plan: dict[str, Any], where: str) -> Callable[[], None]:
+    """Gives ``model`` the layers of a plan, with its own weights still in them.
+
+    Returns a function that undoes it. Raises LoadError; ``model`` is then as it was.
+    """
+    entries = [_parsed(entry, where) for entry in plan["sites"]]
     present = converted_modules(model)
-    for entry in plan["sites"]:
-        try:
-            name, layer = entry["name"], entry["layer"]
-            geometry = Geometry(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in entry["geometry"].items()}
-            )
-            site = Site(name, tuple(entry["names"]), entry["kind"], entry["type"], geometry, entry["options"])
-            design = Design(
-                tuple(entry["design"]["kernel_size"]), entry["design"]["groups"], entry["design"]["schedule"]
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise LoadError(f"{where}: {PLAN} is damaged ({type(error).__name__}: {error})") from error
-        try:
-            module = model.get_submodule(name)
-        except AttributeError:
-            raise LoadError(
-                f"{where}: it was saved from a {plan.get('model')} with a module {name!r}, which this "
-                f"{type(model).__name__} does not have"
-            ) from None
-        if name in present:
-            record: Record = module.__dict__["_pixelize_record"]
-            if (record.layer, record.design, record.site.geometry) != (layer, design, geometry):
-                raise LoadError(
-                    f"{where}: {name} is converted already, into another layer; load into a freshly built model"
-                )
-            new = module
-        else:
+    try:
+        unoutline = outline(model, [e.site for e in entries if e.site.name not in present])
+    except ValueError as error:
+        raise LoadError(f"{where}: it does not fit this {type(model).__name__} ({error})") from error
+    undo: list[tuple[nn.Module, State]] = []
+
+    def undo_all() -> None:
+        for module, state in undo:
+            become(module, state)
+        unoutline()
+
+    try:
+        made = []
+        for entry in entries:
             try:
-                new, _, note = build_layer(site, module, layer, design, "zero")
-            except Exception as error:
+                module = model.get_submodule(entry.site.name)
+            except AttributeError:
                 raise LoadError(
-                    f"{where}: {name} is a {type(module).__name__} that does not fit the plan ({error})"
-                ) from error
-            if isinstance(module, nn.ConvTranspose2d) and (module.in_channels, module.out_channels) != (
-                geometry.in_channels, geometry.out_channels,
-            ):  # fmt: skip
-                raise LoadError(
-                    f"{where}: {name} has {module.in_channels} to {module.out_channels} channels here, and "
-                    f"{geometry.in_channels} to {geometry.out_channels} in the saved model"
-                )
-            origin = state_of(module) if layer == "ipixeldcl" and site.kind == "conv_transpose" else None
-            remember(new, Record(site, layer, design, origin, ()))
-        for inner, gate in entry["gates"].items():
-            set_gate(new.get_submodule(inner), gate)  # type: ignore[arg-type]
-        made.append((module, state_of(new)))
+                    f"{where}: it was saved from a {plan.get('model')} with a module {entry.site.name!r}, which this "
+                    f"{type(model).__name__} does not have"
+                ) from None
+            made.append((module, state_of(_converted(module, entry, where))))
+        undo = [(module, state_of(module)) for module, _ in made]
+        for module, state in made:
+            become(module, state)
+    except BaseException:
+        undo_all()
+        raise
+    return undo_all
+
+
+@dataclass(frozen=True)
+class _Entry:
+    site: Site
+    layer: str
+    design: Design
+    gates: dict[str, float]
+
+
+def _parsed(entry: dict[str, Any], where: str) -> _Entry:
+    try:
+        geometry = Geometry(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in entry["geometry"].items()}
+        )
+        site = Site(
+            entry["name"], tuple(entry["names"]), entry["kind"], entry["type"], geometry, entry["options"]
+        )
+        d = entry["design"]
+        design = Design(tuple(d["kernel_size"]), d["groups"], d["schedule"], d["input_stages"])
+        return _Entry(site, entry["layer"], design, dict(entry["gates"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LoadError(f"{where}: {PLAN} is damaged ({type(error).__name__}: {error})") from error
+
+
+def _converted(module: nn.Module, entry: _Entry, where: str) -> nn.Module:
+    """What ``module`` becomes: the entry's layer with the module's own weights in it, where it has any for it."""
+    site, geometry = entry.site, entry.site.geometry
+    record: Record | None = module.__dict__.get("_pixelize_record")
+    if record is not None:
+        if (record.layer, record.design, record.site.geometry) != (entry.layer, entry.design, geometry):
+            raise LoadError(
+                f"{where}: {site.name} is converted already, into another layer; load into a freshly built model"
+            )
+        new = module
+    else:
+        if isinstance(module, nn.ConvTranspose2d) and geometry_of(module) != geometry:
+            raise LoadError(
+                f"{where}: {site.name} is {_told(geometry_of(module))} here, and {_told(geometry)} in the saved model"
+            )
+        try:
+            new, _, _ = build_layer(site, module, entry.layer, entry.design, "zero")
+        except Exception as error:
+            raise LoadError(
+                f"{where}: {site.name} is a {type(module).__name__} that does not fit the plan ({error})"
+            ) from error
+        inherits = entry.layer == "ipixeldcl" and site.kind == "conv_transpose"
+        remember(new, Record(site, entry.layer, entry.design, state_of(module) if inherits else None, ()))
+    for name, gate in entry.gates.items():
+        set_gate(new.get_submodule(name), gate)  # type: ignore[arg-type]
+    return new
+
+
+def _told(g: Geometry) -> str:
+    return f"{g.in_channels} to {g.out_channels} channels, kernel {g.kernel_size}, stride {g.stride}"
+
+
+def _attach_report(model: nn.Module, where: str) -> None:
+    rows = []
+    for name, module in converted_modules(model).items():
+        site, layer = module.__dict__["_pixelize_record"].site, module.__dict__["_pixelize_record"].layer
+        g = site.geometry
         rows.append(
             SiteReport(
-                name, site.kind, site.type, "converted", site.names, layer, in_channels=geometry.in_channels,
-                out_channels=geometry.out_channels, kernel_size=geometry.kernel_size, stride=geometry.stride,
+                name, site.kind, site.type, "converted", site.names, layer_name(layer), in_channels=g.in_channels,
+                out_channels=g.out_channels, kernel_size=g.kernel_size, stride=g.stride,
+                parameters_after=count_parameters(module),
             )
         )  # fmt: skip
-    undo = [(module, state_of(module)) for module, _ in made]
-    for module, state in made:
-        become(module, state)
-    attach(model, Report(rows, "a saved plan", [f"loaded from {where}"]))
-    return undo
+    report = Report(rows, "a saved plan", [f"loaded from {where}"], parameters_after=count_parameters(model))
+    attach(model, report)
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
