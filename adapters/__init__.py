@@ -5,6 +5,7 @@ from __future__ import annotations
 from pixelize.adapters.adapter import Adapter, Pretrained, adapters, call, comes_from, find, register
 from pixelize.adapters.diffusers import DIFFUSERS
 from pixelize.adapters.generic import GENERIC
+from pixelize.adapters.like import runs
 from pixelize.adapters.pretrained import connect
 from pixelize.adapters.smp import SMP
 from pixelize.adapters.timm import TIMM
@@ -15,4 +16,4 @@ from pixelize.adapters.transformers import TRANSFORMERS
 for _adapter in (GENERIC, TORCHVISION, TIMM, TRANSFORMERS, DIFFUSERS, SMP):
     register(_adapter)
 
-__all__ = ["Adapter", "Pretrained", "adapters", "call", "comes_from", "connect", "find", "register"]
+__all__ = ["Adapter", "Pretrained", "adapters", "call", "comes_from", "connect", "find", "register", "runs"]
