@@ -84,17 +84,19 @@ def _options(
 
 @app.command("demo")
 def demo_command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures and the page.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model and pictures.")] = Path(
         "pixelize-demo"
     ),
+    steps: Annotated[int, typer.Option(min=1, help="Of fine-tuning, for each arm.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the latents and their order.")] = 0,
 ) -> None:
-    """Repair the face generator that ships with the package and show what changed.
+    """Repair the face generator that ships with the package and show what changed (some minutes).
 
-    Example: `pixelize demo --out demo/`, then open the page that it names.
+    Example: `pixelize demo --out demo/`
     """
     from pixelize.demo import run_demo
 
-    run_demo(out)
+    run_demo(out, steps=steps, seed=seed)
 
 
 def _finetune() -> typer.Typer:

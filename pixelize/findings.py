@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pixelize.checkerboard import as_periods, checkerboard, frequency_name, minimum_size
 from pixelize.convert import inspect
 from pixelize.errors import ArgumentError
-from pixelize.input_files import shape_of
+from pixelize.input_files import one_sample, shape_of
 from pixelize.phase_response import phase_response
 from pixelize.report import Report, SiteReport
 from pixelize.rewrites import Site, canonical, survey
@@ -172,8 +172,9 @@ def measure(
         raise ArgumentError("a report needs a model and inputs")
     first = next(iter(models.values()))
     progress("looking for up-samplers")
-    report = report or inspect(first, inputs[0])
-    sites = survey(first, inputs[0]).sites
+    example = one_sample(inputs[0])
+    report = report or inspect(first, example)
+    sites = survey(first, example).sites
     outputs: dict[str, list[Tensor]] = {}
     uneven: dict[str, dict[str, float]] = {}
     order: list[str] = []

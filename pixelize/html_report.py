@@ -232,18 +232,8 @@ def _training(curves: Curves) -> list[dict[str, str]]:
 
 def _layers(found: Findings) -> dict[str, Any]:
     several = len(found.variants) > 1
-    heads = [
-        "site",
-        "kind",
-        "channels",
-        "kernel",
-        "stride",
-        "converted into",
-        "error",
-        "parameters",
-        "multiply-adds",
-    ]
-    heads += [f"phase unevenness{f', {v.name}' if several else ''}" for v in found.variants]
+    heads = ["site", "kind", "channels", "kernel", "stride", "into", "error", "parameters", "mult-adds"]
+    heads += [f"unevenness, {v.name}" if several else "unevenness" for v in found.variants]
     rows = []
     for layer in found.layers:
         s = layer.site

@@ -106,6 +106,11 @@ def picture_channels(model: nn.Module) -> int | None:
     return None if first is None else first.in_channels
 
 
+def one_sample(inputs: Any) -> Any:
+    """The first sample of a batch that is one tensor, other inputs as they are."""
+    return inputs[:1] if isinstance(inputs, Tensor) and inputs.dim() > 1 else inputs
+
+
 def shape_of(inputs: Any) -> str:
     """The shapes in one input, in words: ``1x3x64x64``."""
     if isinstance(inputs, Tensor):

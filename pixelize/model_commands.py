@@ -27,6 +27,7 @@ from pixelize.command_line import (
 )
 from pixelize.convert import convert, converted_modules, inspect
 from pixelize.errors import ArgumentError, PixelizeError
+from pixelize.input_files import one_sample
 from pixelize.model_names import portable_source
 from pixelize.report import report
 from pixelize.serialization import save
@@ -58,7 +59,7 @@ def inspect_command(
         tell("looking for up-samplers")
         example = None
         try:
-            example = read_data(built, input, size, scale, 1, seed, device)[0][0]
+            example = one_sample(read_data(built, input, size, scale, 1, seed, device)[0][0])
         except ArgumentError:
             if input:
                 raise
@@ -123,8 +124,8 @@ def convert_command(
         samples = read_data(built, data, size, scale, count, seed, device)[0] if data else None
         tell("converting")
         converted = convert(
-            built, layer, init=init, data=samples, example_inputs=examples[0], include=include or "*",
-            exclude=exclude or (), sites=tuple(sites.split(",")), inplace=True, tolerance=tolerance,
+            built, layer, init=init, data=samples, example_inputs=one_sample(examples[0]),
+            include=include or "*", exclude=exclude or (), sites=tuple(sites.split(",")), inplace=True, tolerance=tolerance,
             dependency_groups=dependency_groups, dependency_kernel_size=dependency_kernel_size,
             schedule=schedule,
         )  # fmt: skip

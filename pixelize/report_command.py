@@ -34,7 +34,7 @@ from pixelize.convert import convert, converted_modules
 from pixelize.errors import ArgumentError, NothingToConvertError
 from pixelize.findings import Findings, measure
 from pixelize.html_report import write_findings
-from pixelize.input_files import read_inputs
+from pixelize.input_files import one_sample, read_inputs
 from pixelize.model_names import build_model
 from pixelize.pictures import Curves
 from pixelize.report import Report
@@ -102,7 +102,7 @@ def report_command(
         for other in _others(others, built):
             tell(f"making {other}")
             if other == "converted":
-                made = _converted(built, samples[0], named, required=bool(others))
+                made = _converted(built, one_sample(samples[0]), named, required=bool(others))
             elif other == "repaired":
                 named[other] = _repaired(built, input, samples, seed, device)
             else:
@@ -117,6 +117,8 @@ def report_command(
         print_json({**found.to_dict(), "files": files})
     else:
         _print(found, files)
+        if not others and made is not None:
+            print_rich(f"next: pixelize report '{model}' repaired, or pixelize finetune repair --help")
     worst = found.variants[-1].worst
     if fail_above is not None:
         if worst is None:
@@ -128,7 +130,7 @@ def report_command(
 
 
 def read_curves(path: str) -> Curves:
-    """The training curves in a ``results.json`` that ``pixelize finetune`` wrote, or any file of the same shape.
+    """The training curves in a ``results.json`` that ``pixelize finetune`` wrote.
 
     Raises ArgumentError if it cannot be read or holds none.
     """
