@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument(
         "--abilities", action="store_true", help="only the checks of one model of each family"
     )
+    parser.add_argument("--missing", action="store_true", help="go on with an interrupted run")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write to")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -63,6 +64,8 @@ def main() -> None:
     found = json.loads(path.read_text()) if path.exists() else {"models": {}, "abilities": {}}
     for name, build in catalogue().items():
         if options.only and not any(text in name for text in options.only):
+            continue
+        if options.missing and name in found["abilities" if options.abilities else "models"]:
             continue
         if options.abilities:
             if name in FAMILIES:
@@ -75,7 +78,7 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n")
         gc.collect()
-    (options.out / "coverage.md").write_text(table(found))
+        (options.out / "coverage.md").write_text(table(found))
 
 
 def environment() -> dict[str, str]:
@@ -112,25 +115,26 @@ def measure(build: Callable[[], nn.Module]) -> dict[str, Any]:
         row["up_samplers"] = sum(
             isinstance(m, nn.ConvTranspose2d) and max(m.stride) > 1 for m in model.modules()
         )
-        report = pixelize.inspect(model, inputs)
+        try:
+            converted = pixelize.convert(model, example_inputs=inputs)
+            report = pixelize.report(converted)
+            row.update(_compare(model, converted, inputs))
+        except pixelize.NothingToConvertError:
+            report = pixelize.inspect(model, inputs)
         row["capture"], row["notes"] = report.capture, report.notes
-        row["found"] = dict(Counter(s.kind for s in report.found))
         row["skipped"] = [[s.name, s.kind, s.reason] for s in report.skipped]
-        if report.found:
-            row.update(_converted(model, inputs))
     except Exception as error:
         row["exception"] = f"{type(error).__name__}: {str(error)[:300]}"
     row["seconds"] = round(time.perf_counter() - start, 1)
     return row
 
 
-def _converted(model: nn.Module, inputs: Any) -> dict[str, Any]:
-    converted = pixelize.convert(model, example_inputs=inputs)
+def _compare(model: nn.Module, converted: nn.Module, inputs: Any) -> dict[str, Any]:
     report = pixelize.report(converted)
-    try:
-        plain = pixelize.report(pixelize.convert(model, layer="dcl", example_inputs=inputs))
-    except pixelize.NothingToConvertError:  # plain transposed convolutions already
+    if all(s.kind == "conv_transpose" for s in report.converted):  # plain transposed convolutions already
         plain = pixelize.Report(parameters_after=report.parameters_before)
+    else:
+        plain = pixelize.report(pixelize.convert(model, layer="dcl", example_inputs=inputs))
     row: dict[str, Any] = {
         "converted": dict(Counter(s.kind for s in report.converted)),
         "parameters": [report.parameters_before, report.parameters_after, plain.parameters_after],
