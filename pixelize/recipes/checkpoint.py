@@ -34,7 +34,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
-        kept = "the checkpoint before it is untouched" if path.exists() else "nothing was saved before"
+        kept = "the checkpoint before it is untouched" if path.exists() else "nothing was there before"
         raise PixelizeError(f"{path}: it could not be written ({error}); {kept}") from error
 
 
