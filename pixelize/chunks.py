@@ -24,7 +24,7 @@ class Chunks:
             size = samples_of(batch)
             step = min(CHUNK, max(1, -(-size // 4)))
             for n in range(0, size, step):
-                yield _cut(batch, slice(n, n + step), size)
+                yield selected(batch, slice(n, n + step), size)
 
 
 def samples_of(batch: Any) -> int:
@@ -38,7 +38,9 @@ def samples_of(batch: Any) -> int:
     return next((len(v) for v in values if isinstance(v, Tensor) and v.dim()), 1)
 
 
-def _cut(batch: Any, part: slice, size: int) -> Any:
+def selected(batch: Any, part: slice | Tensor, size: int) -> Any:
+    """The samples ``part`` of a batch of ``size``."""
+
     def cut(v: Any) -> Any:
         return v[part] if isinstance(v, Tensor) and v.dim() and len(v) == size else v
 

@@ -26,7 +26,7 @@ def equalised(layer: nn.ConvTranspose2d) -> tuple[Tensor, str]:
     if len(phases) < layer.stride[0] * layer.stride[1]:
         return weight, "its kernel is smaller than its stride: some phases have no taps"
     members = [[tap for tap in taps if tap.phase == phase] for phase in phases]
-    sums = torch.stack([sum(weight[..., tap.ky, tap.kx] for tap in group) for group in members])
+    sums = torch.stack([torch.stack([weight[..., t.ky, t.kx] for t in group]).sum(0) for group in members])
     mean = sums.mean(0)
     for group, total in zip(members, sums, strict=True):
         for tap in group:

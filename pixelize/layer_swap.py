@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 
-def refittable(layer: nn.Module) -> str:
+def refittable(layer: nn.ConvTranspose2d) -> str:
     """Why a module cannot be refitted, or an empty string."""
     if type(layer).forward is not nn.ConvTranspose2d.forward:
         return "its forward is its own"
@@ -38,10 +38,10 @@ def widened(layer: nn.ConvTranspose2d) -> nn.ConvTranspose2d:
     wide = nn.ConvTranspose2d(
         layer.in_channels,
         layer.out_channels,
-        tuple(k + 2 * s for k in layer.kernel_size),  # type: ignore[arg-type]
+        (layer.kernel_size[0] + 2 * s, layer.kernel_size[1] + 2 * s),
         layer.stride,
-        tuple(int(p) + s for p in layer.padding),  # type: ignore[arg-type]
-        layer.output_padding,  # type: ignore[arg-type]
+        (int(layer.padding[0]) + s, int(layer.padding[1]) + s),
+        (layer.output_padding[0], layer.output_padding[1]),
         layer.groups,
         layer.bias is not None,
         device=layer.weight.device,

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from pixelize.spectrum import Frequency, Spectrum, frequencies
+from pixelize.spectrum import GLOBAL, Frequency, Spectrum, frequencies
 
 
 @dataclass
@@ -39,3 +40,21 @@ def measure(
     power = {(k, f): spectra[k].at(f, period) for k, f in wanted}
     natural = {(k, f): spectra[k].natural(f, period) for k, f in wanted}
     return Levels({c: decibels(power[c] / natural[c]) for c in wanted}, power, natural)
+
+
+def prominence(pictures: Tensor, window: tuple[int, int], period: int) -> Tensor:
+    """(N, frequencies): each picture's own power at a frequency over that around it, in one window in its
+    corner.
+
+    A generator now and then fails altogether: such a picture can have more of a pattern than all others
+    together.
+    """
+    cut = pictures[..., : window[0], : window[1]]
+    found = []
+    for picture in cut:
+        spectrum = Spectrum(window, GLOBAL)
+        spectrum.add(picture[None])
+        found.append(
+            [spectrum.at(f, period) / (spectrum.around(f, period) + 1e-30) for f in frequencies(period)]
+        )
+    return torch.tensor(found)

@@ -40,7 +40,7 @@ from pixelize.spectrum import LOCAL, Frequency
 _CHUNK = 2**22
 """Numbers of one phase's features held at a time: memory stays flat whatever the batch."""
 
-_MOST = 3.0
+_MOST = 30.0
 """The largest multiplier, in units of the change's own value there: a level out of reach is not forced."""
 
 _METRIC = "metric"

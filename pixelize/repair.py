@@ -19,16 +19,16 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from pixelize.chunks import Chunks, samples_of
+from pixelize.chunks import Chunks, samples_of, selected
 from pixelize.constant_response import equalised
 from pixelize.errors import ArgumentError
 from pixelize.layer_swap import refittable, replace_module, swapped, unknowns, widened, with_weight
-from pixelize.levels import Levels, decibels, measure
+from pixelize.levels import Levels, decibels, measure, prominence
 from pixelize.notch import notch
 from pixelize.refit import Constraint, Refit
 from pixelize.repair_report import RepairedSite, RepairReport
 from pixelize.running import call, evaluation
-from pixelize.spectrum import LOCAL, Frequency, Spectrum, window_sizes
+from pixelize.spectrum import GLOBAL, LOCAL, Frequency, Spectrum, window_sizes
 from pixelize.tail import NoPicture, calls, is_elementwise, pass_through, pictures_of, without_pattern
 
 CLEAN = 1.0
@@ -36,8 +36,15 @@ CLEAN = 1.0
 HELD = 256
 """Samples held back at most, to judge by."""
 _UNKNOWNS = 4608
-_ROUNDS = 3
+_NOTHING = "no ConvTranspose2d that could be refitted was run"
+_ROUNDS = 6
+_FAILURE = 10.0
+"""A picture with more than so many times the usual prominence at a frequency is not counted: the generator
+failed."""
+_FINE = 0.7
+"""Decibels over the natural level at which a refit is good."""
 _TOUCH = 0.7
+_GLOBAL_AIM = 10**0.04
 _SLACK = 1.05
 """Decibels over the natural level from which a frequency is brought down; others may rise by this factor."""
 
@@ -119,6 +126,7 @@ class _Repair:
         candidates = self._candidates()
         if candidates is None:
             return self._report(None, None)
+        self._set_failures_aside()
         first = self._pictures()
         before = self._levels(first)
         self.natural = before.natural
@@ -144,28 +152,28 @@ class _Repair:
     def _candidates(self) -> list[str] | None:
         """Up-samplers that can be refitted, the last called first; sets the size of the pictures and the
         period."""
-        layers = {
-            name: m
-            for name, m in self.model.named_modules()
-            if isinstance(m, nn.ConvTranspose2d) and max(m.stride) > 1
-        }
+        layers = _up_samplers(self.model)
         try:
             order, seen = calls(self.model, layers, self.held[0])
         except NoPicture:
             self.notes.append("the model's output holds no picture")
             return None
-        picture = next(iter(seen.values())).picture if seen else None
-        self.period, found = 1, []
+        if not seen:
+            self.notes.append(_NOTHING)
+            return None
+        picture = next(iter(seen.values())).picture
+        self.period = 1
+        found: list[str] = []
         for name in reversed(order):
             made, layer = seen[name].made, layers[name]
-            scale = picture.shape[-2] / made.shape[-2]  # type: ignore[union-attr]
+            scale = picture.shape[-2] / made.shape[-2]
             period = round(scale) * layer.stride[0]
             reason = refittable(layer)
             if not reason and order.count(name) > 1:
                 reason = "it is called more than once"
-            if not reason and (scale != round(scale) or picture.shape[-1] != scale * made.shape[-1]):  # type: ignore[union-attr]
+            if not reason and (scale != round(scale) or picture.shape[-1] != scale * made.shape[-1]):
                 reason = "the picture is no whole multiple of its output"
-            if not reason and min(picture.shape[-2:]) < 8 * period:  # type: ignore[union-attr]
+            if not reason and min(picture.shape[-2:]) < 8 * period:
                 reason = f"the pictures are smaller than 8 periods of {period} pixels"
             if reason:
                 if not any(site.name == name for site in self.sites):
@@ -176,13 +184,33 @@ class _Repair:
             if math.lcm(self.period, period) <= max(4, layer.stride[0] ** 2):
                 self.period = math.lcm(self.period, period)
         if not found:
-            self.notes.append("no ConvTranspose2d that could be refitted was run")
+            self.notes.append(_NOTHING)
             return None
-        self.scales = {n: round(picture.shape[-2] / seen[n].made.shape[-2]) for n in found}  # type: ignore[union-attr]
-        self.size = tuple(picture.shape[-2:])  # type: ignore[union-attr]
+        self.scales = {n: round(picture.shape[-2] / seen[n].made.shape[-2]) for n in found}
+        self.size = (picture.shape[-2], picture.shape[-1])
         if self.period == 1:
-            self.period = min(self.scales[n] * self.model.get_submodule(n).stride[0] for n in found)
+            self.period = min(self.scales[n] * self._layer(n).stride[0] for n in found)
         return found
+
+    def _set_failures_aside(self) -> None:
+        """Leave out held-back pictures that have far more of a pattern than the others."""
+        window = window_sizes(*self.size, self.period)[GLOBAL]
+        found = [prominence(picture, window, self.period) for picture in self._pictures()]
+        usual = torch.cat(found).median(0).values
+        self.failure = _FAILURE * usual if sum(map(len, found)) >= 16 else torch.full_like(usual, math.inf)
+        self.held = [self._sound(chunk, own) for chunk, own in zip(self.held, found, strict=True)]
+        self.held = [chunk for chunk in self.held if samples_of(chunk)]
+
+    def _sound(self, chunk: Any, own: Tensor) -> Any:
+        """The samples of a chunk that did not fail."""
+        size = samples_of(chunk)
+        good = (own <= self.failure).all(1).nonzero().flatten()
+        return chunk if len(own) != size or len(good) == size else selected(chunk, good, size)
+
+    def _layer(self, name: str) -> nn.ConvTranspose2d:
+        layer = self.model.get_submodule(name)
+        assert isinstance(layer, nn.ConvTranspose2d)
+        return layer
 
     def _pictures(self) -> list[Tensor]:
         pictures = [pictures_of(call(self.model, inputs)) for inputs in self.held]
@@ -194,9 +222,9 @@ class _Repair:
     def _share(self, name: str, before: Levels) -> float:
         """Decibels by which the cost falls when this up-sampler's pattern is notched out of its own
         output."""
-        stride = self.model.get_submodule(name).stride[0]
+        layer = self._layer(name)
+        stride = layer.stride[0]
         depth = dict.fromkeys(((j / stride, i / stride) for j in range(stride) for i in range(stride)), 1.0)
-        layer = self.model.get_submodule(name)
         pictures = (
             without_pattern(self.model, layer, inputs, lambda y: notch(y.float(), stride, depth=depth).to(y))
             .float()
@@ -207,8 +235,7 @@ class _Repair:
         return before.cost(before.natural, self.spare) - without.cost(before.natural, self.spare)
 
     def _refit(self, name: str, now: Levels) -> tuple[Levels | None, str]:
-        layer = self.model.get_submodule(name)
-        assert isinstance(layer, nn.ConvTranspose2d)
+        layer = self._layer(name)
         plain = widened(layer) if self.layer == "wide" else copy.deepcopy(layer)
         if unknowns(plain) > _UNKNOWNS:
             return None, "it has too many taps for a closed form"
@@ -216,7 +243,8 @@ class _Repair:
         period = self.period if direct else layer.stride[0]
         task = self.bar.add_task(f"refitting {name}", total=None)
         sums, natural, own = self._sums(plain, layer, direct, period, task)
-        best, best_levels, best_cost = None, None, now.cost(self.natural, self.spare)
+        best, best_levels, best_cost = None, None, now.cost(self.natural, _FINE)
+        natural = {c: level * (_GLOBAL_AIM if c[0] == GLOBAL else 1.0) for c, level in natural.items()}
         correction = dict.fromkeys(natural, 1.0)
         start = None
         for _ in range(_ROUNDS):
@@ -228,14 +256,15 @@ class _Repair:
             start = solution.multipliers
             with swapped(self.model, name, with_weight(plain, solution.weight)):
                 levels = self._levels(self._pictures())
-            cost = levels.cost(self.natural, self.spare)
-            worse = self._worse(now, levels)
-            if cost < best_cost - 0.1 and not worse:
+            cost = levels.cost(self.natural, _FINE)
+            if cost < best_cost and not self._worse(now, levels):
                 best, best_levels, best_cost = solution.weight, levels, cost
-            if not direct:
+            if best_cost == 0:
                 break
             for c, m in zip(natural, solution.multipliers, strict=True):
-                over = levels.power[c] / natural[c]
+                over = max(levels.power[k] / self.natural[k] for k in self._seen_as(c, period, name))
+                if direct:
+                    over = levels.power[c] / natural[c]
                 if m > 0 or over > 1:
                     correction[c] = min(correction[c] * min(max(over, 0.3), 3.0) ** -0.8, 1.1)
         self.bar.remove_task(task)
@@ -244,6 +273,26 @@ class _Repair:
         replace_module(self.model, name, with_weight(plain, best))
         return best_levels, ""
 
+    def _seen_as(
+        self, constraint: tuple[str, Frequency], period: int, name: str
+    ) -> list[tuple[str, Frequency]]:
+        """Where a frequency of a layer's output, a multiple of 1/period, shows in the pictures: those that
+        fold to it on the layer's coarser grid."""
+        kind, f = constraint
+        scale = self.scales[name]
+        return [
+            (k, g)
+            for k, g in self.natural
+            if k == kind
+            and any(
+                all(
+                    (sign * g[n] * scale * period - f[n] * self.period) % (self.period * period) == 0
+                    for n in (0, 1)
+                )
+                for sign in (1, -1)
+            )
+        ]
+
     def _sums(
         self, plain: nn.ConvTranspose2d, layer: nn.ConvTranspose2d, direct: bool, period: int, task: Any
     ) -> tuple[Refit, dict[tuple[str, Frequency], float], dict[tuple[str, Frequency], float]]:
@@ -251,7 +300,7 @@ class _Repair:
         are."""
         samples = [pass_through(self.model, layer, inputs) for inputs in self.held]
         made = [(p.picture if direct else p.made).float().cpu() for p in samples]
-        windows = window_sizes(*made[0].shape[-2:], period)
+        windows = window_sizes(made[0].shape[-2], made[0].shape[-1], period)
         scale = (
             None
             if direct
@@ -264,8 +313,13 @@ class _Repair:
         value = (spectrum.power / spectrum.power.max()).clamp_min(1e-6) ** -0.5
         weights = None if scale is None else scale**-2
         sums = Refit(plain, period, windows, value, sloped=direct, weights=weights)
+        window = window_sizes(*self.size, self.period)[GLOBAL]
         for n, chunk in enumerate(self.data):
             if n % 4 or n // 4 >= len(self.held):
+                picture = pass_through(self.model, layer, chunk).picture.float().cpu()
+                chunk = self._sound(chunk, prominence(picture, window, self.period))
+                if not samples_of(chunk):
+                    continue
                 p = pass_through(self.model, layer, chunk, sloped=direct)
                 y = p.picture if direct else p.made
                 sums.add(
@@ -307,12 +361,16 @@ class _Repair:
         return named
 
 
+def _up_samplers(model: nn.Module) -> dict[str, nn.ConvTranspose2d]:
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ConvTranspose2d) and max(module.stride) > 1:
+            found[name] = module
+    return found
+
+
 def _repair_without_data(model: nn.Module, example_inputs: Any) -> RepairReport:
-    layers = {
-        name: m
-        for name, m in model.named_modules()
-        if isinstance(m, nn.ConvTranspose2d) and max(m.stride) > 1
-    }
+    layers = _up_samplers(model)
     order = list(layers)
     if example_inputs is not None and layers:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +102,7 @@ def without_pattern(
 
 
 def calls(
-    model: nn.Module, layers: dict[str, nn.Module], inputs: Any
+    model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any
 ) -> tuple[list[str], dict[str, Passage]]:
     """Names of ``layers`` in the order of their calls, a name once for each call, and the last passage of
     each."""

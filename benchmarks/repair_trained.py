@@ -1,0 +1,190 @@
+"""Train small networks for a few minutes, then repair them without training: artifact and task before and
+after.
+
+    python benchmarks/repair_trained.py --data faces64.zip --seconds 60
+
+- super-resolution: 32x32 faces to 64x64, one transposed convolution (k4 s2 p1) with convolutions before and
+after it; - autoencoder: 64x64 faces through two strided convolutions and two transposed ones (k3 s2 p1 op1,
+the uneven overlap of style-transfer generators), the second with the picture as its output; - identity:
+bilinear up-sampling written as a transposed convolution, which has nothing to repair.
+
+The seconds are CPU seconds of training. Half of the faces trains, a quarter repairs, a quarter measures.
+The task's measure is PSNR to the true face (range 2). Writes benchmarks/results/repair_trained.json and
+.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelize.checkerboard import checkerboard
+from pixelize.repair import repair
+from pixelize.repair_report import repair_report
+
+
+class SuperResolution(nn.Module):
+    """(N, 1, h, w) to (N, 1, 2h, 2w)."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()
+        )
+        self.up = nn.ConvTranspose2d(width, width, 4, 2, 1)
+        self.out = nn.Conv2d(width, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.up(self.body(x))))
+
+
+class Autoencoder(nn.Module):
+    """(N, 1, h, w) to the same, through h/4 x w/4."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.encode = nn.Sequential(
+            nn.Conv2d(1, width, 3, 2, 1), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU()
+        )
+        self.up1 = nn.ConvTranspose2d(2 * width, width, 3, 2, 1, 1)
+        self.up2 = nn.ConvTranspose2d(width, 1, 3, 2, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.up2(F.relu(self.up1(self.encode(x)))))
+
+
+class Identity(nn.Module):
+    """Bilinear x2 as a transposed convolution: [1, 3, 3, 1]/4 on a replicate-padded input, cropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(1, 1, 4, 2, 3, bias=False)
+        row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
+        self.up.weight.data = (row[:, None] * row)[None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(F.pad(x, (1, 1, 1, 1), mode="replicate"))
+
+
+def faces(path: str) -> Tensor:
+    """Real faces (N, 1, 64, 64) in [-1, 1] out of a zip of pictures."""
+    with zipfile.ZipFile(path) as archive:
+        names = [n for n in archive.namelist() if n.lower().endswith((".jpg", ".png"))][::3]
+        pictures = [Image.open(io.BytesIO(archive.read(n))).convert("L") for n in names]
+    return torch.stack([torch.tensor(np.asarray(p, dtype=np.float32))[None] for p in pictures]) / 127.5 - 1
+
+
+def train(model: nn.Module, inputs: Tensor, targets: Tensor, seconds: float) -> int:
+    """Adam on the mean absolute error; returns the number of steps."""
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    began, steps = time.process_time(), 0
+    draw = torch.Generator().manual_seed(0)
+    while (spent := time.process_time() - began) < seconds:
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * max(0.05, 1 - spent / seconds)
+        at = torch.randint(len(inputs), (32,), generator=draw)
+        optimizer.zero_grad()
+        (model(inputs[at]) - targets[at]).abs().mean().backward()
+        optimizer.step()
+        steps += 1
+    return steps
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    error = (a - b).double().square().mean().item()
+    return math.inf if error == 0 else 10 * math.log10(4 / error)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Repair small networks trained here.")
+    parser.add_argument("--data", required=True, help="a zip of 64x64 faces")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--arms", default="dcl,wide")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    pictures = faces(args.data)
+    pictures = pictures[torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))]
+    small = F.interpolate(pictures, scale_factor=0.5, mode="bilinear", antialias=True)
+    half, rest = len(pictures) // 2, len(pictures) * 3 // 4
+    results = {"real faces": {"artifact": _figures(pictures[rest:])}}
+    tasks: dict[str, tuple[type[nn.Module], Tensor]] = {
+        "super-resolution": (SuperResolution, small),
+        "autoencoder": (Autoencoder, pictures),
+        "identity": (Identity, small),
+    }
+    for task, (kind, inputs) in tasks.items():
+        torch.manual_seed(0)
+        model = kind()
+        steps = 0 if task == "identity" else train(model, inputs[:half], pictures[:half], args.seconds)
+        model.eval()
+        with torch.no_grad():
+            before = model(inputs[rest:])
+        results[task] = {"steps": steps, "artifact": _figures(before), "PSNR": psnr(before, pictures[rest:])}
+        for arm in args.arms.split(","):
+            began, wall = time.process_time(), time.perf_counter()
+            repaired = repair(model, inputs[half:rest], layer=arm, progress=False)
+            cpu, wall = time.process_time() - began, time.perf_counter() - wall
+            with torch.no_grad():
+                after = repaired(inputs[rest:])
+            results[f"{task}, {arm}"] = {
+                "artifact": _figures(after),
+                "PSNR": psnr(after, pictures[rest:]),
+                "PSNR to before": psnr(after, before),
+                "same to the bit": bool(torch.equal(after, before)),
+                "CPU seconds": round(cpu, 1),
+                "wall seconds": round(wall, 1),
+                "report": str(repair_report(repaired)),
+            }
+            print(task, arm, results[f"{task}, {arm}"], flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    settings = {"seconds": args.seconds, "threads": args.threads, "torch": torch.__version__}
+    text = json.dumps({"settings": settings, "results": results}, indent=1)
+    (args.out / "repair_trained.json").write_text(text + "\n")
+    (args.out / "repair_trained.md").write_text(_table(settings, results))
+
+
+def _figures(pictures: Tensor) -> dict[str, list[float]]:
+    measured = {
+        f"{form} 1/{p}": checkerboard(pictures, p)[form] for p in (2, 4) for form in ("global", "windowed")
+    }
+    return {name: [round(v, 2) for v in levels.values()] for name, levels in found.items()}
+
+
+def _table(settings: dict, results: dict[str, dict]) -> str:
+    lines = [
+        "# Repairing networks trained for a few minutes",
+        "",
+        f"{settings['seconds']:.0f} CPU seconds of training each. Three figures: (0,1/2), (1/2,0), (1/2,1/2), in dB;",
+        "then the worst multiple of 1/4 (global), PSNR to the truth, and PSNR to the pictures before the repair.",
+        "",
+        "| what | global | windowed | worst 1/4 | PSNR | to before | CPU s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, r in results.items():
+        a = r["artifact"]
+        glob, windowed = (", ".join(f"{v:.1f}" for v in a[f"{form} 1/2"]) for form in ("global", "windowed"))
+        task = f"{r['PSNR']:.2f}" if "PSNR" in r else ""
+        same = "same to the bit" if r.get("same to the bit") else f"{r.get('PSNR to before', math.nan):.1f}"
+        to_before = same if "PSNR to before" in r else ""
+        worst = max(a["global 1/4"])
+        lines.append(
+            f"| {name} | {glob} | {windowed} | {worst:.1f} | {task} | {to_before} | {r.get('CPU seconds', '')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
