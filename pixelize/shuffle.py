@@ -60,6 +60,14 @@ def is_channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1 and x.stride(3) != 1
 
 
+def add_up(maps: Sequence[Tensor]) -> Tensor:
+    """The sum of several maps, or the one map there is."""
+    total = maps[0]
+    for f in maps[1:]:
+        total = total + f
+    return total
+
+
 def _in_graph() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
@@ -79,9 +87,10 @@ def _split(x: Tensor, stride: Pair) -> tuple[Tensor, ...]:
 def _interleave(
     stride: Pair, size: Pair, channels_last: bool, layout: Layout, bias: Tensor | None, *parts: Tensor
 ) -> Tensor:
-    sums: dict[Phase, Tensor] = {}
+    terms: dict[Phase, list[Tensor]] = {}
     for phase, part in zip(layout, parts, strict=True):
-        sums[phase] = sums[phase] + part if phase in sums else part
+        terms.setdefault(phase, []).append(part)
+    sums = {phase: add_up(maps) for phase, maps in terms.items()}
     h, w = parts[0].shape[-2:]
     rows = [torch.stack([sums[a, b] for b in range(stride[1])], -1) for a in range(stride[0])]
     y = torch.stack(rows, -3).reshape(*parts[0].shape[:-2], h * stride[0], w * stride[1])
@@ -135,10 +144,8 @@ class _Interleave(torch.autograd.Function):
                 terms.append(bias[:, None, None])
             if len(terms) == 1:
                 place.copy_(terms[0])
-            else:
-                torch.add(terms[0], terms[1], out=place)
-            for term in terms[2:]:
-                place.add_(term)
+            else:  # the first may be strided, like the place: it is read and the place written once
+                torch.add(terms[0], add_up(terms[1:]), out=place)
         return y
 
     @staticmethod
