@@ -1,4 +1,5 @@
-"""What third-party libraries need beyond the generic rewrites: inputs to see a model with, how it is run, saved and loaded."""
+"""What third-party libraries need beyond the generic rewrites: inputs to see a model with, how it is run,
+saved and loaded."""
 
 from __future__ import annotations
 

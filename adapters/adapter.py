@@ -1,7 +1,7 @@
 """An adapter: what pixelize needs to know about one library, as a value; and the registry of them.
 
-Adding a library is adding a value. Other packages do it with an entry point of the group ``pixelize.adapters`` that names an
-:class:`Adapter` (``examples/third_party_adapter.py``).
+Adding a library is adding a value. Other packages do it with an entry point of the group
+``pixelize.adapters`` that names an :class:`Adapter` (``examples/third_party_adapter.py``).
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ def call(model: nn.Module, inputs: Any) -> Any:
 class Pretrained:
     """How a library saves and loads a model: where its methods live, and its two halves without the weights.
 
-    ``module`` and ``owner`` name the class whose ``save_pretrained`` and ``from_pretrained`` the library's models inherit.
-    ``save_config(model, folder)`` writes everything but weights, ``build(cls, folder)`` makes a model with fresh weights from that.
+    ``module`` and ``owner`` name the class whose ``save_pretrained`` and ``from_pretrained`` the library's
+    models inherit.
+    ``save_config(model, folder)`` writes everything but weights, ``build(cls, folder)`` makes a model with
+    fresh weights from that.
     """
 
     module: str
@@ -42,9 +44,10 @@ class Pretrained:
 class Adapter:
     """One library (or family of models).
 
-    ``detect`` tells from a model, without importing the library, whether the adapter is for it. ``example_inputs`` makes small inputs from the model
-    alone: a tensor, a tuple of positional or a dict of keyword arguments, on its device and of its type; it raises ValueError when
-    it cannot. ``run`` runs the model on one element of calibration data. ``pretrained`` is None where the library has no such thing.
+    ``detect`` tells from a model, without importing the library, whether the adapter is for it.
+    ``example_inputs`` makes small inputs from the model alone: a tensor, a tuple of positional or a dict of
+    keyword arguments, on its device and of its type; it raises ValueError when it cannot. ``run`` runs the
+    model on one element of calibration data. ``pretrained`` is None where the library has no such thing.
     """
 
     name: str
@@ -70,7 +73,8 @@ _entry_points_read = False
 def register(adapter: Adapter) -> None:
     """Adds an adapter, which comes before those that are there already; one of the same name is replaced.
 
-    The registry is copied on writing: a registration that fails leaves it unchanged. Raises TypeError for what is no adapter.
+    The registry is copied on writing: a registration that fails leaves it unchanged. Raises TypeError for
+    what is no adapter.
     """
     global _adapters
     if not isinstance(adapter, Adapter):
@@ -88,7 +92,8 @@ def adapters() -> tuple[Adapter, ...]:
                 register(point.load())
             except Exception as error:  # somebody else's package
                 warnings.warn(
-                    f"the adapter {point.name!r} ({point.value}) could not be loaded: {type(error).__name__}: {error}",
+                    f"the adapter {point.name!r} ({point.value}) could not be loaded: "
+                    f"{type(error).__name__}: {error}",
                     stacklevel=2,
                 )
     return _adapters

@@ -1,4 +1,5 @@
-"""diffusers: autoencoders (a picture in and out, latents between) and U-Nets (latents, a time step, perhaps a text)."""
+"""diffusers: autoencoders (a picture in and out, latents between) and U-Nets (latents, a time step, perhaps a
+text)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 
 def example_inputs(model: Any) -> Any:
-    """A picture of 64 x 64 for an autoencoder; for a U-Net a sample of at most 64 x 64, a time step and what it is conditioned on."""
+    """A picture of 64 x 64 for an autoencoder; for a U-Net a sample of at most 64 x 64, a time step and what
+    it is conditioned on."""
     config = model.config
     channels = config.get("in_channels") or config.get("encoder_in_channels") or 3
     if not isinstance(channels, int):

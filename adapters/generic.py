@@ -1,4 +1,5 @@
-"""Models of no library that we know: generators, image-to-image networks, decoders. Inputs are guessed from their first layer."""
+"""Models of no library that we know: generators, image-to-image networks, decoders. Inputs are guessed from
+their first layer."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ LATENT_NAMES = ("latent_dim", "latent_size", "latent_channels", "z_dim", "nz", "
 
 
 def example_inputs(model: nn.Module) -> Any:
-    """A batch of one that the model takes: a picture, or a latent vector, with or without two axes of length 1.
+    """A batch of one that the model takes: a picture, or a latent vector, with or without two axes of length
+    1.
 
     Raises ValueError if no guess runs.
     """

@@ -17,7 +17,8 @@ def place_of(model: nn.Module) -> dict[str, Any]:
 
 
 def noise(model: nn.Module, *shape: int) -> Tensor:
-    """A tensor of that shape that looks like data: smooth to no degree, of unit variance, the same at each call."""
+    """A tensor of that shape that looks like data: smooth to no degree, of unit variance, the same at each
+    call."""
     place = place_of(model)
     if place["device"].type == "meta":
         return torch.empty(shape, **place)
@@ -50,5 +51,6 @@ def first_that_runs(model: nn.Module, candidates: list[Any]) -> Any:
         if runs(model, inputs):
             return inputs
     raise ValueError(
-        f"no example inputs are known for this {type(model).__name__}: pass example_inputs, what its forward takes"
+        f"no example inputs are known for this {type(model).__name__}: "
+        "pass example_inputs, what its forward takes"
     )

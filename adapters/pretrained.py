@@ -1,9 +1,10 @@
 """``save_pretrained`` and ``from_pretrained`` of converted models.
 
-A converted model has layers that its library knows nothing of. :func:`connect` wraps the two methods of each library's base class: a
-converted model is saved as the library's own configuration file beside what ``pixelize.save`` writes, and a folder that holds such
-files is loaded as the converted model. Everything else goes through the library's methods untouched. Without this package the library
-refuses such a folder instead of filling it with random weights.
+A converted model has layers that its library knows nothing of. :func:`connect` wraps the two methods of each
+library's base class: a converted model is saved as the library's own configuration file beside what
+``pixelize.save`` writes, and a folder that holds such files is loaded as the converted model. Everything else
+goes through the library's methods untouched. Without this package the library refuses such a folder instead
+of filling it with random weights.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
-
 from pixelize.adapters.adapter import Pretrained, adapters
+from torch import nn
 
 PLAN = "pixelize.json"
 Save = Callable[[nn.Module, str], Any]
@@ -30,7 +30,8 @@ Load = Callable[[str, nn.Module], Any]
 def connect(save: Save, load: Load, is_converted: Callable[[nn.Module], bool]) -> None:
     """Wraps the methods of every adapter's library: at once where it is imported, otherwise as soon as it is.
 
-    ``save(model, folder)`` and ``load(folder, into)`` are ``pixelize.save`` and ``pixelize.load``. Doing it again changes nothing.
+    ``save(model, folder)`` and ``load(folder, into)`` are ``pixelize.save`` and ``pixelize.load``. Doing it
+    again changes nothing.
     """
     waiting: dict[str, Callable[[ModuleType], None]] = {}
     for adapter in adapters():
@@ -49,7 +50,9 @@ def connect(save: Save, load: Load, is_converted: Callable[[nn.Module], bool]) -
         sys.meta_path.insert(0, _AfterImport(waiting))
 
 
-def _wrap(owner: Any, known: Pretrained, save: Save, load: Load, is_converted: Callable[[nn.Module], bool]) -> None:
+def _wrap(
+    owner: Any, known: Pretrained, save: Save, load: Load, is_converted: Callable[[nn.Module], bool]
+) -> None:
     if "_pixelize_wrapped" in vars(owner):
         return
     original_save, original_load = owner.save_pretrained, owner.from_pretrained.__func__

@@ -23,7 +23,8 @@ def example_inputs(model: nn.Module) -> Tensor:
 
 
 def save_config(model: Any, folder: str) -> None:
-    """``config.json`` as smp writes it, with the class's name, so that ``smp.from_pretrained`` finds the class."""
+    """``config.json`` as smp writes it, with the class's name, so that ``smp.from_pretrained`` finds the
+    class."""
     config = {**model.config, "_model_class": type(model).__name__}
     Path(folder, "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
 

@@ -12,7 +12,8 @@ from torch import nn
 
 
 def example_inputs(model: Any) -> dict[str, Any]:
-    """``pixel_values`` at the configured size (or 64 x 64), with ``input_ids`` and the like where the forward has them."""
+    """``pixel_values`` at the configured size (or 64 x 64), with ``input_ids`` and the like where the forward
+    has them."""
     asked = inspect.signature(model.forward).parameters
     configs = [model.config, *(c for c in vars(model.config).values() if hasattr(c, "to_dict"))]
     channels = _first(configs, "num_channels", 3)

@@ -1,13 +1,16 @@
-"""Which up-samplers of which models does pixelize find, and what does converting them change? A table over whole libraries.
+"""Which up-samplers of which models does pixelize find, and what does converting them change? A table over
+whole libraries.
 
     python benchmarks/coverage.py                      # all models, about half an hour on one CPU core
     python benchmarks/coverage.py --only smp/Unet      # those whose name contains the text
 
-Every model is small and has random weights; nothing is downloaded. For each one: the capture that saw it, the sites by kind, what was
-converted and what was skipped and why; the relative error of the outputs after ``pixelize.convert`` in float32 and float64, at the captured
-size and batch, at another size and batch, and in train mode; parameters and multiply-adds of the sites before, after, and as plain
-transposed convolutions (``layer="dcl"``); seconds. ``--abilities`` then checks, for one model of each family, that it can still be trained,
-copied, saved, compiled, exported and halved. Writes ``results/coverage.json`` and ``results/coverage.md`` beside this file.
+Every model is small and has random weights; nothing is downloaded. For each one: the capture that saw it, the
+sites by kind, what was converted and what was skipped and why; the relative error of the outputs after
+``pixelize.convert`` in float32 and float64, at the captured size and batch, at another size and batch, and in
+train mode; parameters and multiply-adds of the sites before, after, and as plain transposed convolutions
+(``layer="dcl"``); seconds. ``--abilities`` then checks, for one model of each family, that it can still be
+trained, copied, saved, compiled, exported and halved. Writes ``results/coverage.json`` and
+``results/coverage.md`` beside this file.
 """
 
 from __future__ import annotations
@@ -30,20 +33,32 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from coverage_models import catalogue
+from pixelize.rewrites.probe import RATIOS, resized_inputs
 from torch import Tensor, nn
 
 import pixelize
 from pixelize import adapters
-from pixelize.rewrites.probe import RATIOS, resized_inputs
 from pixelize.running import relative_error, tensors
 
 RESULTS = Path(__file__).parent / "results"
 FAMILIES = (
-    "smp/Unet resnet18", "smp/UnetPlusPlus resnet18", "smp/Linknet resnet18", "diffusers/AutoencoderKL", "diffusers/AutoencoderTiny",
-    "diffusers/AutoencoderDC", "diffusers/UNet2DConditionModel", "timm/lowformer_b0", "transformers/Sam", "transformers/DPT depth",
-    "transformers/Swin2SR", "torchvision/Mask R-CNN", "generator/DCGAN", "generator/pix2pix U-Net", "generator/ESPCN x3",
+    "smp/Unet resnet18",
+    "smp/UnetPlusPlus resnet18",
+    "smp/Linknet resnet18",
+    "diffusers/AutoencoderKL",
+    "diffusers/AutoencoderTiny",
+    "diffusers/AutoencoderDC",
+    "diffusers/UNet2DConditionModel",
+    "timm/lowformer_b0",
+    "transformers/Sam",
+    "transformers/DPT depth",
+    "transformers/Swin2SR",
+    "torchvision/Mask R-CNN",
+    "generator/DCGAN",
+    "generator/pix2pix U-Net",
+    "generator/ESPCN x3",
     "generator/functional",
-)  # fmt: skip
+)
 
 
 def main() -> None:
@@ -86,13 +101,20 @@ def environment() -> dict[str, str]:
     from importlib.metadata import version
 
     packages = (
-        "torch", "torchvision", "segmentation_models_pytorch", "diffusers", "timm", "transformers", "torch-pixelize"
-    )  # fmt: skip
+        "torch",
+        "torchvision",
+        "segmentation_models_pytorch",
+        "diffusers",
+        "timm",
+        "transformers",
+        "torch-pixelize",
+    )
     return {package: version(package) for package in packages}
 
 
 def built(build: Callable[[], nn.Module]) -> nn.Module:
-    """A model with random weights and, so that norms do something, random running statistics; the same at each call."""
+    """A model with random weights and, so that norms do something, random running statistics; the same at
+    each call."""
     torch.manual_seed(0)
     model = build().eval()
     for name, buffer in model.named_buffers():
@@ -209,7 +231,8 @@ def cast(inputs: Any, dtype: torch.dtype) -> Any:
 
 
 def abilities(build: Callable[[], nn.Module]) -> dict[str, str]:
-    """What a converted model can still do: ``"yes"``, or what went wrong, or that the original cannot either."""
+    """What a converted model can still do: ``"yes"``, or what went wrong, or that the original cannot
+    either."""
     model = built(build)
     adapter = adapters.find(model)
     assert adapter is not None
@@ -308,12 +331,18 @@ def _half(model: nn.Module, inputs: Any, dtype: torch.dtype = torch.float16) -> 
 def table(found: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = [
-        "# Coverage", "", "Written by `benchmarks/coverage.py`; small models with random weights. Errors are relative, "
-        "max |after - before| / max |before|; parameters are the model's, multiply-adds those of its converted sites.", "",
-        ", ".join(f"{k} {v}" for k, v in found.get("environment", {}).items()), "",
-        "| model | capture | converted | skipped | float32 | float64 | other size | other batch | train | parameters | multiply-adds | as dcl | s |",
+        "# Coverage",
+        "",
+        "Written by `benchmarks/coverage.py`; small models with random weights. Errors are relative, "
+        "max |after - before| / max |before|; parameters are the model's, "
+        "multiply-adds those of its converted sites.",
+        "",
+        ", ".join(f"{k} {v}" for k, v in found.get("environment", {}).items()),
+        "",
+        "| model | capture | converted | skipped | float32 | float64 | other size | other batch | train "
+        "| parameters | multiply-adds | as dcl | s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
+    ]
     for name, row in found["models"].items():
         if "exception" in row:
             lines.append(f"| {name} | {row['exception']} |" + " |" * 11)

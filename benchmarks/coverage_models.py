@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (configurations read best as tables)
 """The models of ``benchmarks/coverage.py``: every one small, with random weights, built without a download.
 
 :func:`catalogue` names them and how each is built; the libraries are imported only when a model is.
@@ -410,7 +411,8 @@ def dcgan(spectral: bool = False) -> nn.Sequential:
 
 
 class UnetGenerator(nn.Module):
-    """pix2pix's generator (Isola et al., arXiv 1611.07004): every level down k4 s2, up ConvTranspose2d k4 s2 over [x, skip]."""
+    """pix2pix's generator (Isola et al., arXiv 1611.07004): every level down k4 s2, up ConvTranspose2d k4 s2
+    over [x, skip]."""
 
     def __init__(self, widths: tuple[int, ...] = (8, 16, 16, 16)) -> None:
         super().__init__()
@@ -438,7 +440,8 @@ class UnetGenerator(nn.Module):
 
 
 def resnet_generator(resize: bool = False) -> nn.Sequential:
-    """CycleGAN's generator: two k3 s2 p1 op1 transposed convolutions, or, as its issue tracker advises, a resize and a convolution."""
+    """CycleGAN's generator: two k3 s2 p1 op1 transposed convolutions, or, as its issue tracker advises, a
+    resize and a convolution."""
 
     def block(a: int, b: int) -> list[nn.Module]:
         if resize:
@@ -458,7 +461,8 @@ def resnet_generator(resize: bool = False) -> nn.Sequential:
 
 
 def fsrcnn(scale: int) -> nn.Sequential:
-    """FSRCNN (Dong et al., arXiv 1608.00367): one 9x9 transposed convolution with the whole scale for its stride."""
+    """FSRCNN (Dong et al., arXiv 1608.00367): one 9x9 transposed convolution with the whole scale for its
+    stride."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 5, padding=2), nn.PReLU(16), nn.Conv2d(16, 8, 1), nn.PReLU(8), nn.Conv2d(8, 16, 3, padding=1), nn.PReLU(16),
         nn.ConvTranspose2d(16, 1, 9, scale, 4, output_padding=scale - 1),

@@ -1,7 +1,8 @@
 """Seeing what a model computes: a ladder of captures, best first, each giving one kind of graph.
 
-Every rung returns a :class:`Capture`: an fx graph in whose nodes ``meta["owner"]`` is the qualified name of the module that
-ran the operator and ``meta["val"]`` a tensor of the value's shape (a meta or fake tensor), where known.
+Every rung returns a :class:`Capture`: an fx graph in whose nodes ``meta["owner"]`` is the qualified name of
+the module that ran the operator and ``meta["val"]`` a tensor of the value's shape (a meta or fake tensor),
+where known.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from torch import Tensor, fx, nn
 class Capture:
     """One rung's view of a model.
 
-    ``name``: ``"graph"``, ``"export"``, ``"record"``, ``"symbolic"`` or ``"modules"``. ``graph`` is None for the last, which sees no
-    computation. ``notes`` says why each better rung failed.
+    ``name``: ``"graph"``, ``"export"``, ``"record"``, ``"symbolic"`` or ``"modules"``. ``graph`` is None for
+    the last, which sees no computation. ``notes`` says why each better rung failed.
     """
 
     name: str
@@ -33,7 +34,8 @@ class Capture:
 
 
 def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a call, from a tensor, a tuple or list of arguments, or a dict of keywords."""
+    """Positional and keyword arguments of a call, from a tensor, a tuple or list of arguments, or a dict of
+    keywords."""
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     if isinstance(example_inputs, tuple | list):
@@ -42,7 +44,8 @@ def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
-    """The best view of ``model`` that can be had; never raises for a model that cannot be seen, never changes it."""
+    """The best view of ``model`` that can be had; never raises for a model that cannot be seen, never changes
+    it."""
     notes: list[str] = []
     rungs: list[tuple[str, Callable[[], fx.Graph]]] = []
     if isinstance(model, fx.GraphModule):

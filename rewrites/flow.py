@@ -1,9 +1,9 @@
 """Which channels of which tensors are block-constant: the dataflow analysis behind resize-then-convolution.
 
-After a nearest resize by an integer factor (s_h, s_w), every channel is constant over blocks of s_h * s_w pixels. Elementwise functions,
-per-channel affine maps (batch norm) and copies keep that; a concatenation keeps it for the channels that had it;
-whatever mixes pixels ends it. A convolution that reads such channels is a transposed convolution of the small image,
-whatever stood between it and the resize.
+After a nearest resize by an integer factor (s_h, s_w), every channel is constant over blocks of s_h * s_w
+pixels. Elementwise functions, per-channel affine maps (batch norm) and copies keep that; a concatenation
+keeps it for the channels that had it; whatever mixes pixels ends it. A convolution that reads such channels
+is a transposed convolution of the small image, whatever stood between it and the resize.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ Factor = tuple[int, int]
 
 @dataclass(frozen=True)
 class Blocks:
-    """The block sizes (vertical, horizontal) of a tensor's channels, (1, 1) for none, and the resizes they come from.
+    """The block sizes (vertical, horizontal) of a tensor's channels, (1, 1) for none, and the resizes they
+    come from.
 
-    A single entry stands for any number of channels, all alike. ``margin`` is what padding has put around the blocks since: its mode
-    (``"zeros"``, ``"replicate"`` or ``"reflect"``) and width above and below, left and right.
+    A single entry stands for any number of channels, all alike. ``margin`` is what padding has put around the
+    blocks since: its mode (``"zeros"``, ``"replicate"`` or ``"reflect"``) and width above and below, left and
+    right.
     """
 
     factors: tuple[Factor, ...]
@@ -38,7 +40,8 @@ class Blocks:
 
 @dataclass
 class Flow:
-    """What the analysis found: the operations, the blocks of each node, and every resize with what became of it."""
+    """What the analysis found: the operations, the blocks of each node, and every resize with what became of
+    it."""
 
     ops: dict[fx.Node, Op]
     blocks: dict[fx.Node, Blocks] = field(default_factory=dict)
@@ -132,7 +135,8 @@ def resize_factor(node: fx.Node, op: Op) -> tuple[Factor | None, str]:
 def axis_factor(before: int, after: int, scale: float | None, exact: bool) -> int | None:
     """The s for which output index o of a nearest resize reads input o // s along one axis, or None.
 
-    ``nearest`` reads floor(o / scale), ``nearest-exact`` floor((o + 1/2) / scale), scale being the given one or after / before.
+    ``nearest`` reads floor(o / scale), ``nearest-exact`` floor((o + 1/2) / scale), scale being the given one
+    or after / before.
     From a single pixel to many there is none: the factor would change with the input's size.
     """
     ratio = scale if scale is not None and scale > 0 else after / before
@@ -154,7 +158,8 @@ def _movable(found: Blocks) -> bool:
 
 
 def _padded(op: Op, flow: Flow) -> Blocks | None:
-    """Symmetric padding: with zeros; with the outermost pixels; or reflected by one pixel, which within a block is the same."""
+    """Symmetric padding: with zeros; with the outermost pixels; or reflected by one pixel, which within a
+    block is the same."""
     found = flow.blocks.get(op.args["input"])
     pads, mode = op.args["pads"], op.args["mode"]
     if found is None or found.margin is not None or not isinstance(pads, list | tuple) or len(pads) != 4:
@@ -175,7 +180,8 @@ def _padded(op: Op, flow: Flow) -> Blocks | None:
 
 
 def _pointwise(node: fx.Node, flow: Flow) -> Blocks | None:
-    """The greatest block size that all operands share; what is constant over the whole picture does not count."""
+    """The greatest block size that all operands share; what is constant over the whole picture does not
+    count."""
     shape = shape_of(node)
     factors: list[Factor] | None = None
     sources: frozenset[fx.Node] = frozenset()
@@ -233,7 +239,8 @@ def _sliced(op: Op, flow: Flow) -> Blocks | None:
 
 
 def read_by(flow: Flow, call: fx.Node) -> fx.Node:
-    """The value that a convolution's module receives: not yet padded, where its ``padding_mode`` makes it do that itself."""
+    """The value that a convolution's module receives: not yet padded, where its ``padding_mode`` makes it do
+    that itself."""
     value = flow.ops[call].args["input"]
     op = flow.ops.get(value)
     if call.op != "call_module" and op is not None and op.kind == "pad" and _owner(value) == _owner(call):
@@ -246,7 +253,8 @@ def _owner(node: fx.Node) -> object:
 
 
 def uses(flow: Flow, node: fx.Node, through: tuple[str, ...] = ("alias", "pointwise")) -> list[Any]:
-    """The operations that read ``node``, seen through those of the kinds in ``through`` with no other operand."""
+    """The operations that read ``node``, seen through those of the kinds in ``through`` with no other
+    operand."""
     found: list[Any] = []
     for user in node.users:
         op = flow.ops[user]

@@ -1,12 +1,14 @@
-"""``F.conv_transpose2d`` with a parameter for its weight: made a module of its own, which can then be swapped like any other.
+"""``F.conv_transpose2d`` with a parameter for its weight: made a module of its own, which can then be swapped
+like any other.
 
     class Up(nn.Module):                                   class Up(nn.Module):
         def forward(self, x):                                  def forward(self, x):
             return F.conv_transpose2d(x, self.w, None, 2)          return self.w_conv_transpose(x)
 
-The forward of the smallest enclosing module is rewritten by symbolic tracing (its submodules stay calls), so the rewritten one is valid for
-every input; where it cannot be traced, or differs between training and evaluation, the site is reported and left alone. A ``GraphModule``
-has its own graph edited. The module's class gets a subclass of the same name, with ``forward`` replaced and all else inherited.
+The forward of the smallest enclosing module is rewritten by symbolic tracing (its submodules stay calls), so
+the rewritten one is valid for every input; where it cannot be traced, or differs between training and
+evaluation, the site is reported and left alone. A ``GraphModule`` has its own graph edited. The module's
+class gets a subclass of the same name, with ``forward`` replaced and all else inherited.
 """
 
 from __future__ import annotations
@@ -15,15 +17,15 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor, fx, nn
-
 from pixelize.rewrites.flow import Flow
 from pixelize.rewrites.site import Site, Skipped, geometry_of
 from pixelize.rewrites.vocabulary import Op, describe
+from torch import Tensor, fx, nn
 
 
 def scan_functional(model: nn.Module, flow: Flow) -> tuple[list[Site], list[Skipped]]:
-    """Every transposed convolution of a graph that no ``nn.ConvTranspose2d`` runs: those that :func:`outline` can make one, and the others."""
+    """Every transposed convolution of a graph that no ``nn.ConvTranspose2d`` runs: those that :func:`outline`
+    can make one, and the others."""
     sites: dict[str, Site] = {}
     skipped: dict[tuple[str, str], Skipped] = {}
     for node, op in flow.ops.items():
@@ -44,7 +46,10 @@ def scan_functional(model: nn.Module, flow: Flow) -> tuple[list[Site], list[Skip
 def _site(model: nn.Module, owner: str, module: nn.Module, op: Op) -> Site | str:
     path = op.args["weight"].meta.get("state") if isinstance(op.args["weight"], fx.Node) else None
     if path is None:
-        return "its weight is computed at run time (modulated or demodulated for each sample): there is no one kernel to inherit"
+        return (
+            "its weight is computed at run time (modulated or demodulated for each sample): there is no one "
+            "kernel to inherit"
+        )
     if not isinstance(_attribute(model, path), nn.Parameter):
         return "its weight is a buffer, a fixed filter and nothing learned"
     prefix = f"{owner}." if owner else ""
@@ -74,10 +79,11 @@ def _site(model: nn.Module, owner: str, module: nn.Module, op: Op) -> Site | str
 
 
 def outline(model: nn.Module, sites: Iterable[Site]) -> Callable[[], None]:
-    """Makes the functional ones among ``sites`` real ``nn.ConvTranspose2d`` modules at ``site.name``, in place; the rest need nothing.
+    """Makes the functional ones among ``sites`` real ``nn.ConvTranspose2d`` modules at ``site.name``, in
+    place; the rest need nothing.
 
-    The parameters are moved, not copied: ``up.w`` becomes ``up.w_conv_transpose.weight``. Returns a function that undoes it all. Raises
-    ValueError if ``model`` has no such call; the model is then as it was.
+    The parameters are moved, not copied: ``up.w`` becomes ``up.w_conv_transpose.weight``. Returns a function
+    that undoes it all. Raises ValueError if ``model`` has no such call; the model is then as it was.
     """
     wanted: dict[str, list[str]] = {}
     for site in sites:
@@ -107,7 +113,7 @@ def _outline(module: nn.Module, weights: list[str]) -> Callable[[], None]:
     if {name for name, _ in calls.values()} != set(weights):
         raise ValueError(f"{type(module).__name__} does not call conv_transpose2d with {', '.join(weights)}")
     parameters = set(weights)
-    for node, (name, layer) in calls.items():
+    for node, (name, _) in calls.items():
         bias = describe(node, module).args.get("bias")
         parameters |= {str(bias.target)} if isinstance(bias, fx.Node) else set()
         with graph.inserting_before(node):
@@ -167,7 +173,8 @@ class _Shallow(fx.Tracer):
 
 
 def _traced(module: nn.Module) -> fx.Graph:
-    """The module's own forward as a graph, the same in training and in evaluation. Raises what tracing raises, or ValueError."""
+    """The module's own forward as a graph, the same in training and in evaluation. Raises what tracing
+    raises, or ValueError."""
     if isinstance(module, fx.GraphModule):
         return copy.deepcopy(module.graph)
     mode = module.training
@@ -185,7 +192,8 @@ def _traced(module: nn.Module) -> fx.Graph:
 
 
 def _calls(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, tuple[str, nn.ConvTranspose2d]]:
-    """The transposed convolutions of a graph whose weight is a parameter: its name, and the module that does the same."""
+    """The transposed convolutions of a graph whose weight is a parameter: its name, and the module that does
+    the same."""
     found = {}
     for node in graph.nodes:
         if node.op != "call_function":
@@ -217,8 +225,14 @@ def _layer(module: nn.Module, op: Op) -> nn.ConvTranspose2d | None:
     }
     groups = int(pairs.pop("groups"))
     layer = nn.ConvTranspose2d(
-        weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:]), groups=groups, bias=bias is not None, device="meta", **pairs,
-    )  # fmt: skip
+        weight.shape[0],
+        weight.shape[1] * groups,
+        tuple(weight.shape[2:]),
+        groups=groups,
+        bias=bias is not None,
+        device="meta",
+        **pairs,
+    )
     layer.weight = weight
     if bias is not None:
         layer.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=False)

@@ -1,4 +1,5 @@
-"""The two questions a conversion asks of a site of any kind: what transposed convolution is it, and what takes its module's place."""
+"""The two questions a conversion asks of a site of any kind: what transposed convolution is it, and what
+takes its module's place."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from torch import nn
 
 
 def canonical(site: Site, module: nn.Module) -> TransposedConv:
-    """The site as one transposed convolution, its numbers taken (detached) from ``module``, the site's module."""
+    """The site as one transposed convolution, its numbers taken (detached) from ``module``, the site's
+    module."""
     if isinstance(module, nn.ConvTranspose2d):
         bias = None if module.bias is None else module.bias.detach()
         return TransposedConv(site.geometry, module.weight.detach(), bias)
@@ -24,7 +26,8 @@ def canonical(site: Site, module: nn.Module) -> TransposedConv:
 def replacement(site: Site, module: nn.Module, layer: nn.Module) -> nn.Module:
     """What ``module`` becomes when ``layer``, a layer of the site's geometry, does its work.
 
-    The layer itself where the module is a transposed convolution, otherwise a module that holds it as ``layer``.
+    The layer itself where the module is a transposed convolution, otherwise a module that holds it as
+    ``layer``.
     """
     if isinstance(module, nn.ConvTranspose2d):
         return layer

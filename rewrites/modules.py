@@ -1,4 +1,5 @@
-"""The scan of a model's modules: no ``nn.ConvTranspose2d`` is ever missed, whatever the forward looks like."""
+"""The scan of a model's modules: no ``nn.ConvTranspose2d`` is ever missed, whatever the forward looks
+like."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def qualified_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
 
 
 def scan_conv_transpose(model: nn.Module) -> tuple[list[Site], list[Skipped]]:
-    """Every transposed convolution among the modules: those that can be converted, and the others with the reason."""
+    """Every transposed convolution among the modules: those that can be converted, and the others with the
+    reason."""
     sites: list[Site] = []
     skipped: list[Skipped] = []
     names = qualified_names(model)
@@ -84,8 +86,8 @@ def _refusal(module: nn.Module) -> str | None:
     override = _own_forward(type(module))
     if override is not None and "super" not in override.__code__.co_names:
         return (
-            f"{kind}.forward does not go through nn.ConvTranspose2d.forward; make it call super().forward(), or "
-            "exclude it"
+            f"{kind}.forward does not go through nn.ConvTranspose2d.forward; "
+            "make it call super().forward(), or exclude it"
         )
     return None
 

@@ -1,18 +1,17 @@
-"""The rewrites as torch.fx passes: a ``GraphModule`` in, a ``PassResult`` out, usable without the rest of the package.
+"""The rewrites as torch.fx passes: a ``GraphModule`` in, a ``PassResult`` out, usable without the rest of the
+package.
 
     from torch.fx.passes.infra.pass_manager import PassManager
     result = PassManager([OutlineConvTranspose(), ResizeConvToConvTranspose()])(fx.symbolic_trace(model))
 
 Each pass turns one idiom into plain ``nn.ConvTranspose2d`` modules, exactly. They share the matchers with
-:func:`pixelize.rewrites.survey`; given ``example_inputs`` they know shapes, and see through concatenations too.
+:func:`pixelize.rewrites.survey`; given ``example_inputs`` they know shapes, and see through concatenations
+too.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
-
-from torch import fx, nn
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from pixelize.rewrites.functional import outline
 from pixelize.rewrites.idioms import canonical, replacement
@@ -20,6 +19,8 @@ from pixelize.rewrites.site import Site, TransposedConv
 from pixelize.rewrites.splice import become, state_of
 from pixelize.rewrites.survey import survey
 from pixelize.rewrites.vocabulary import describe
+from torch import fx, nn
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 
 class _UpsamplingPass(PassBase):
@@ -42,7 +43,8 @@ class _UpsamplingPass(PassBase):
 
 
 class OutlineConvTranspose(PassBase):
-    """``F.conv_transpose2d`` (or its aten operator) with a parameter for its weight becomes a call of an ``nn.ConvTranspose2d`` module.
+    """``F.conv_transpose2d`` (or its aten operator) with a parameter for its weight becomes a call of an
+    ``nn.ConvTranspose2d`` module.
 
     def forward(self, x):                                     def forward(self, x):
         w = self.up_w                                             return self.up_w_conv_transpose(x)
@@ -60,11 +62,11 @@ class ResizeConvToConvTranspose(_UpsamplingPass):
     """A nearest resize and the convolution that reads it become one transposed convolution.
 
         def forward(self, x):                                     def forward(self, x):
-            u = interpolate(x, scale_factor=2)                        return self.conv(x)     # an nn.ConvTranspose2d now
-            return self.conv(u)
+            u = interpolate(x, scale_factor=2)                        return self.conv(x)     # an
+            nn.ConvTranspose2d now return self.conv(u)
 
-    Where a skip is concatenated in between, or the resize has other readers, it stays, and the convolution's module becomes a
-    :class:`pixelize.rewrites.resize_conv.ResizeConv2d`.
+    Where a skip is concatenated in between, or the resize has other readers, it stays, and the convolution's
+    module becomes a :class:`pixelize.rewrites.resize_conv.ResizeConv2d`.
     """
 
     kinds = ("resize_conv",)
@@ -72,13 +74,15 @@ class ResizeConvToConvTranspose(_UpsamplingPass):
 
 class PixelShuffleToConvTranspose(_UpsamplingPass):
     """The convolution before a pixel shuffle becomes a transposed convolution, unshuffled again
-    (:class:`pixelize.rewrites.pixel_shuffle.ShuffleConv2d`), so that what stands between the two sees what it saw."""
+    (:class:`pixelize.rewrites.pixel_shuffle.ShuffleConv2d`), so that what stands between the two sees what it
+    saw."""
 
     kinds = ("pixel_shuffle",)
 
 
 class ResizeToConvTranspose(_UpsamplingPass):
-    """A bare ``nn.Upsample`` (nearest or bilinear, integer factor) becomes a depthwise transposed convolution."""
+    """A bare ``nn.Upsample`` (nearest or bilinear, integer factor) becomes a depthwise transposed
+    convolution."""
 
     kinds = ("resize",)
 
@@ -87,9 +91,17 @@ def plain_layer(form: TransposedConv, module: nn.Module) -> nn.ConvTranspose2d:
     """The ``nn.ConvTranspose2d`` that a canonical form describes, in ``module``'s mode."""
     g = form.geometry
     layer = nn.ConvTranspose2d(
-        g.in_channels, g.out_channels, g.kernel_size, g.stride, g.padding, g.output_padding, g.groups, g.bias, g.dilation,
+        g.in_channels,
+        g.out_channels,
+        g.kernel_size,
+        g.stride,
+        g.padding,
+        g.output_padding,
+        g.groups,
+        g.bias,
+        g.dilation,
         device="meta",
-    )  # fmt: skip
+    )
     layer.weight = nn.Parameter(form.weight)
     if form.bias is not None:
         layer.bias = nn.Parameter(form.bias)
@@ -99,8 +111,8 @@ def plain_layer(form: TransposedConv, module: nn.Module) -> nn.ConvTranspose2d:
 def _fused(graph_module: fx.GraphModule, site: Site, layer: nn.Module) -> bool:
     """Takes the resize out of the graph where it feeds this convolution alone; whether that could be done.
 
-    Needs the resize directly before the convolution (nobody else uses it), by a number (so the factor holds at every size), over all
-    channels, and the module called once.
+    Needs the resize directly before the convolution (nobody else uses it), by a number (so the factor holds
+    at every size), over all channels, and the module called once.
     """
     calls = [n for n in graph_module.graph.nodes if n.op == "call_module" and str(n.target) in site.names]
     if site.kind != "resize_conv" or len(calls) != 1:

@@ -1,10 +1,11 @@
 """Convolution, then PixelShuffle: a transposed convolution whose kernel holds r*r ordinary ones.
 
-    y = pixel_shuffle(conv2d(x, W, padding=p), r)    ==    y = conv_transpose2d(x, W', stride=r, padding=r(k-1-p))
+    y = pixel_shuffle(conv2d(x, W, padding=p), r)    ==    y = conv_transpose2d(x, W', stride=r,
+    padding=r(k-1-p))
 
-The convolution's module is replaced by one that returns ``pixel_unshuffle`` of the layer's output: the shuffle that follows puts it right
-again, and elementwise functions between the two see what they saw. A shuffle written as reshape, permute, reshape is one too, whatever the
-order of its channels.
+The convolution's module is replaced by one that returns ``pixel_unshuffle`` of the layer's output: the
+shuffle that follows puts it right again, and elementwise functions between the two see what they saw. A
+shuffle written as reshape, permute, reshape is one too, whatever the order of its channels.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
-
 from pixelize.rewrites.flow import Flow, uses
 from pixelize.rewrites.resize_conv import conv_refusal, own_padding
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
 from pixelize.rewrites.vocabulary import shape_of
+from torch import Tensor, fx, nn
 
 _MOVES = ("view", "reshape", "permute", "transpose", "_unsafe_view", "unflatten", "clone", "contiguous")
 
@@ -27,7 +27,8 @@ _MOVES = ("view", "reshape", "permute", "transpose", "_unsafe_view", "unflatten"
 def match(
     flow: Flow, name: str, names: tuple[str, ...], module: nn.Conv2d, calls: list[fx.Node]
 ) -> Site | str | None:
-    """The site that a convolution is whose output is shuffled and goes nowhere else; a reason or None if it is none."""
+    """The site that a convolution is whose output is shuffled and goes nowhere else; a reason or None if it
+    is none."""
     shuffles: set[tuple[int, tuple[int, ...] | None]] = set()
     others = set()
     for call in calls:
@@ -43,7 +44,8 @@ def match(
     if not shuffles:
         return None
     if others or len(shuffles) > 1:
-        return f"its output goes to {', '.join(sorted(others)) or 'different shuffles'} as well as to the shuffle"
+        where = ", ".join(sorted(others)) or "different shuffles"
+        return f"its output goes to {where} as well as to the shuffle"
     refusal = conv_refusal(module)
     if refusal:
         return refusal
@@ -58,9 +60,11 @@ def match(
 
 
 def shuffle_order(value: fx.Node, user: fx.Node) -> tuple[int, tuple[int, ...]] | None:
-    """The factor r of a shuffle that ``user`` begins, and which channel of ``value`` each (c, a, b) of the output takes.
+    """The factor r of a shuffle that ``user`` begins, and which channel of ``value`` each (c, a, b) of the
+    output takes.
 
-    Follows reshapes and permutations from ``user`` on, doing them to numbered elements; None if they are no shuffle.
+    Follows reshapes and permutations from ``user`` on, doing them to numbered elements; None if they are no
+    shuffle.
     """
     shape = shape_of(value)
     if shape is None or len(shape) != 4:
@@ -104,7 +108,8 @@ def geometry(module: nn.Conv2d, r: int) -> Geometry | str:
     if tuple(module.dilation) != (1, 1):
         return f"dilation {tuple(module.dilation)} before a pixel shuffle"
     if r == 1 or module.out_channels % (r * r) or (module.out_channels // (r * r)) % module.groups:
-        return f"{module.out_channels} channels in {module.groups} groups do not make whole groups of {r * r} phases"
+        groups = f"{module.out_channels} channels in {module.groups} groups"
+        return f"{groups} do not make whole groups of {r * r} phases"
     inverse = [module.kernel_size[i] - 1 - padding[i] for i in (0, 1)]
     if min(inverse) < 0:
         return f"the convolution's padding {padding} is larger than its kernel"
@@ -122,7 +127,8 @@ def geometry(module: nn.Conv2d, r: int) -> Geometry | str:
 
 
 def canonical(site: Site, module: nn.Conv2d) -> TransposedConv:
-    """The transposed convolution that convolution and shuffle are together: W'[r(k-1-t) + a] = W[t] of phase a.
+    """The transposed convolution that convolution and shuffle are together: W'[r(k-1-t) + a] = W[t] of phase
+    a.
 
     The bias is the mean over the phases of each channel; what is left of it stays in :class:`ShuffleConv2d`.
     """
@@ -148,7 +154,8 @@ def _phases(bias: Tensor, options: Mapping[str, Any]) -> Tensor:
 
 
 class ShuffleConv2d(nn.Module):
-    """Takes the place of a convolution whose output is shuffled: pixel_unshuffle(layer(x)) and what the bias differs by from phase to phase.
+    """Takes the place of a convolution whose output is shuffled: pixel_unshuffle(layer(x)) and what the bias
+    differs by from phase to phase.
 
     Shapes: input (N, C_in, H, W), output (N, C_out r^2, H', W') as of the convolution.
     """

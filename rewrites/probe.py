@@ -30,7 +30,8 @@ def resized_inputs(example_inputs: Any, ratio: float) -> Any:
 
 
 def factors_kept(model: nn.Module, sites: Sequence[Site], example_inputs: Any) -> dict[str, bool] | None:
-    """For each resize-convolution, whether its input is a block image at another size too; None if no other size runs."""
+    """For each resize-convolution, whether its input is a block image at another size too; None if no other
+    size runs."""
     for ratio in RATIOS:
         kept: dict[str, bool] = {}
         handles = [

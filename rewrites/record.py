@@ -1,7 +1,7 @@
 """Recording what a model really runs: an fx graph of aten operators, for any model that runs at all.
 
-Where ``torch.export`` gives up (data-dependent control flow, custom containers), the operators still pass through the
-dispatcher one by one. They are written down as they come, each with the module that called it.
+Where ``torch.export`` gives up (data-dependent control flow, custom containers), the operators still pass
+through the dispatcher one by one. They are written down as they come, each with the module that called it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Graph:
     """Runs ``model`` once and returns the graph of the operators it ran.
 
-    Nodes carry ``meta["owner"]`` (the innermost module's qualified name), ``meta["val"]`` (a meta tensor) and, where they are parameters or
-    buffers, ``meta["state"]`` (their qualified name). Raises what the model raises.
+    Nodes carry ``meta["owner"]`` (the innermost module's qualified name), ``meta["val"]`` (a meta tensor)
+    and, where they are parameters or buffers, ``meta["state"]`` (their qualified name). Raises what the model
+    raises.
     """
     recorder = _Recorder(model)
     handles = []
@@ -57,7 +58,8 @@ class _Recorder(TorchDispatchMode):
         return hook
 
     def leave(self, module: nn.Module) -> Any:
-        # In evaluation mode dropout leaves no trace, but in training its output is another thing than its input.
+        # In evaluation mode dropout leaves no trace, but in training its output is another thing than its
+        # input.
         drops = isinstance(module, nn.Dropout | nn.AlphaDropout) and module.p > 0
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:

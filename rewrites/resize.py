@@ -1,7 +1,9 @@
-"""A bare resize, by itself a depthwise transposed convolution; converted only where a caller asks for this kind of site.
+"""A bare resize, by itself a depthwise transposed convolution; converted only where a caller asks for this
+kind of site.
 
     interpolate(x, scale_factor=s, mode="nearest")   ==   conv_transpose2d(x, ones(s, s), stride=s, groups=C)
-    interpolate(x, scale_factor=2, mode="bilinear")  ==   conv_transpose2d(pad(x, 1, "replicate"), [1,3,3,1]/4, stride=2, padding=3, groups=C)
+    interpolate(x, scale_factor=2, mode="bilinear")  ==   conv_transpose2d(pad(x, 1, "replicate"),
+    [1,3,3,1]/4, stride=2, padding=3, groups=C)
 
 Only a module, ``nn.Upsample``, can be replaced: a call of ``F.interpolate`` in somebody's forward cannot.
 """
@@ -13,17 +15,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
-
 from pixelize.rewrites.flow import Flow, resize_factor
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
 from pixelize.rewrites.vocabulary import shape_of
+from torch import Tensor, fx, nn
 
 
 def match(
     flow: Flow, name: str, names: tuple[str, ...], module: nn.Module, calls: list[fx.Node], like: Tensor
 ) -> Site | str:
-    """The site that a resize module is, or the reason why it is none. ``like``: a parameter of the model, for device and type."""
+    """The site that a resize module is, or the reason why it is none. ``like``: a parameter of the model, for
+    device and type."""
     if not isinstance(module, nn.Upsample):
         return "called as a function: only an nn.Upsample module can be replaced"
     shapes = {(shape_of(flow.ops[c].args["input"]) or (0, 0))[1] for c in calls}
@@ -56,13 +58,22 @@ def match(
 
 
 def geometry(channels: int, options: Mapping[str, Any]) -> Geometry:
-    """The depthwise transposed convolution: s taps for nearest, 2s (2s-1 for odd s) on an edge of one pixel for bilinear."""
+    """The depthwise transposed convolution: s taps for nearest, 2s (2s-1 for odd s) on an edge of one pixel
+    for bilinear."""
     (sh, sw), bilinear = options["factor"], options["mode"] == "bilinear"
     kernel = tuple(len(_taps(s, bilinear)) for s in (sh, sw))
     padding = tuple((s + (kernel[i] - s) // 2) if bilinear else 0 for i, s in enumerate((sh, sw)))
     return Geometry(
-        channels, channels, (kernel[0], kernel[1]), (sh, sw), (padding[0], padding[1]), (0, 0), channels, (1, 1), False
-    )  # fmt: skip
+        channels,
+        channels,
+        (kernel[0], kernel[1]),
+        (sh, sw),
+        (padding[0], padding[1]),
+        (0, 0),
+        channels,
+        (1, 1),
+        False,
+    )
 
 
 def _taps(s: int, bilinear: bool) -> list[float]:
@@ -75,7 +86,8 @@ def _taps(s: int, bilinear: bool) -> list[float]:
 
 
 def canonical(site: Site) -> TransposedConv:
-    """The resize as a transposed convolution, in the type and on the device of the model that it was found in."""
+    """The resize as a transposed convolution, in the type and on the device of the model that it was found
+    in."""
     bilinear = site.options["mode"] == "bilinear"
     rows, columns = (torch.tensor(_taps(s, bilinear), dtype=torch.float64) for s in site.options["factor"])
     kernel = (rows[:, None] * columns).expand(site.geometry.in_channels, 1, -1, -1)
@@ -84,7 +96,8 @@ def canonical(site: Site) -> TransposedConv:
 
 
 class ResizeTransposed2d(nn.Module):
-    """Takes the place of an ``nn.Upsample``: ``layer`` on the picture, with one more pixel on each side where the resize was bilinear."""
+    """Takes the place of an ``nn.Upsample``: ``layer`` on the picture, with one more pixel on each side where
+    the resize was bilinear."""
 
     def __init__(self, layer: nn.Module, options: Mapping[str, Any]) -> None:
         super().__init__()

@@ -1,12 +1,14 @@
 """Nearest resize, then convolution: a transposed convolution in disguise.
 
-    u = interpolate(x, scale_factor=s, mode="nearest")          y = conv_transpose2d(x, W', stride=s, padding=k-1-p)
-    y = conv2d(cat([u, skip]), W, padding=p)             ==         + conv2d(skip, W_skip, padding=p)
+    u = interpolate(x, scale_factor=s, mode="nearest")          y = conv_transpose2d(x, W', stride=s,
+    padding=k-1-p) y = conv2d(cat([u, skip]), W, padding=p)             ==         + conv2d(skip, W_skip,
+    padding=p)
 
-Nearest resize is a transposed convolution with a kernel of s ones, so W' is the full convolution of those ones with the flipped W: s+k-1
-taps, of which each output phase uses about k/s along each axis. Exact, borders included. Where the padding repeats the edge
-(``replicate``, or ``reflect`` by one pixel, which is the same inside a block), x is padded by q = ceil(p/s) such pixels instead and the
-transposed convolution's padding is k-1 + qs-p.
+Nearest resize is a transposed convolution with a kernel of s ones, so W' is the full convolution of those
+ones with the flipped W: s+k-1 taps, of which each output phase uses about k/s along each axis. Exact, borders
+included. Where the padding repeats the edge (``replicate``, or ``reflect`` by one pixel, which is the same
+inside a block), x is padded by q = ceil(p/s) such pixels instead and the transposed convolution's padding is
+k-1 + qs-p.
 """
 
 from __future__ import annotations
@@ -17,10 +19,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
-
 from pixelize.rewrites.flow import Blocks, Factor, Flow, read_by
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
+from torch import Tensor, fx, nn
 
 Range = tuple[int, int]
 NO_MIXING = "a 1x1 convolution of a resized picture"
@@ -50,7 +51,8 @@ def own_padding(module: nn.Conv2d) -> tuple[int, int] | None:
 def match(
     flow: Flow, name: str, names: tuple[str, ...], module: nn.Conv2d, calls: list[fx.Node]
 ) -> Site | str | None:
-    """The site that a convolution module is, given all its calls in a graph; a reason if it cannot be one, None if it reads no resize.
+    """The site that a convolution module is, given all its calls in a graph; a reason if it cannot be one,
+    None if it reads no resize.
 
     A 1x1 convolution mixes no pixels, makes no pattern and gains nothing: it counts as a bare resize.
     """
@@ -76,7 +78,8 @@ def match(
 
 
 def plan(module: nn.Conv2d, blocks: Blocks) -> dict[str, Any] | str:
-    """What a replacement needs to know beside the module: the factor, the channels that have it, the padding before and its kind."""
+    """What a replacement needs to know beside the module: the factor, the channels that have it, the padding
+    before and its kind."""
     factor, ranges = common_factor(blocks.over(module.in_channels))
     padding = own_padding(module)
     if padding is None:
@@ -116,7 +119,7 @@ def geometry(module: nn.Conv2d, options: Mapping[str, Any]) -> Geometry | str:
     if min(inverse) < 0:
         return f"the convolution's padding {tuple(around)} is larger than its kernel"
     if any(module.dilation[i] > max(factor[i], 1) for i in (0, 1)):
-        return f"dilation {tuple(module.dilation)}: the transposed convolution would cost more than the convolution"
+        return f"dilation {tuple(module.dilation)}: the transposed convolution would cost more than it saves"
     if module.groups > 1 and channels != module.in_channels:
         return "a grouped convolution over a concatenation"
     return Geometry(
@@ -162,7 +165,8 @@ def canonical(site: Site, module: nn.Conv2d) -> TransposedConv:
 def merge_taps(weight: Tensor, dilation: Sequence[int], factor: Sequence[int], groups: int) -> Tensor:
     """Conv2d layout (C_out, C_in/groups, k, k) to ConvTranspose2d layout (C_in, C_out/groups, d(k-1)+s, ..).
 
-    W'[T] = sum of W[t] over the taps t with 0 <= T - d(k-1-t) < s: the flipped, dilated kernel convolved with s ones.
+    W'[T] = sum of W[t] over the taps t with 0 <= T - d(k-1-t) < s: the flipped, dilated kernel convolved with
+    s ones.
     """
     c_out, c_in, kh, kw = weight.shape
     grouped = weight.reshape(groups, c_out // groups, c_in, kh, kw).transpose(1, 2)
@@ -176,7 +180,8 @@ def merge_taps(weight: Tensor, dilation: Sequence[int], factor: Sequence[int], g
 def split_taps(
     weight: Tensor, kernel_size: Sequence[int], dilation: Sequence[int], groups: int, factor: Sequence[int]
 ) -> Tensor:
-    """The convolution kernel nearest, in least squares, to what :func:`merge_taps` made of it: its left inverse."""
+    """The convolution kernel nearest, in least squares, to what :func:`merge_taps` made of it: its left
+    inverse."""
     axes = []
     for k, d, s in zip(kernel_size, dilation, factor, strict=True):
         matrix = torch.zeros(d * (k - 1) + s, k, dtype=torch.float64)
@@ -203,7 +208,8 @@ def complement(ranges: Sequence[Sequence[int]], channels: int) -> list[Range]:
 
 
 def pick(x: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """The resized channels of a convolution's input (N, C, H, W), without the margin that was padded around them."""
+    """The resized channels of a convolution's input (N, C, H, W), without the margin that was padded around
+    them."""
     (top, left), ranges = options["margin"], options["ranges"]
     x = channels_of(x, ranges)
     return x[..., top : x.shape[-2] - top, left : x.shape[-1] - left] if top or left else x
@@ -218,7 +224,8 @@ def channels_of(x: Tensor, ranges: Sequence[Sequence[int]]) -> Tensor:
 
 
 def is_block_image(x: Tensor, factor: Sequence[int]) -> bool:
-    """Whether ``x`` (..., H, W) is constant over blocks of ``factor`` pixels counted from the top left corner."""
+    """Whether ``x`` (..., H, W) is constant over blocks of ``factor`` pixels counted from the top left
+    corner."""
     h, w = x.shape[-2:]
     small = x[..., :: factor[0], :: factor[1]]
     whole = small.repeat_interleave(factor[0], -2).repeat_interleave(factor[1], -1)
@@ -228,10 +235,11 @@ def is_block_image(x: Tensor, factor: Sequence[int]) -> bool:
 class ResizeConv2d(nn.Module):
     """Takes the place of a convolution that reads a nearest-resized image, alone or concatenated with others.
 
-    It receives what the convolution received, (N, C, H, W), picks the small image out of it, which the resize had only repeated, and runs
-    ``layer`` on that; channels that were not resized go through ``skip``, an ordinary convolution with the remaining weights. A picture
-    whose last blocks are cut (a resize to an odd size), or that was not resized at all, gives what the convolution gave, as far as the
-    layer's weight still is one.
+    It receives what the convolution received, (N, C, H, W), picks the small image out of it, which the resize
+    had only repeated, and runs
+    ``layer`` on that; channels that were not resized go through ``skip``, an ordinary convolution with the
+    remaining weights. A picture whose last blocks are cut (a resize to an odd size), or that was not resized
+    at all, gives what the convolution gave, as far as the layer's weight still is one.
 
     Shapes: input (N, C, H, W), output (N, C_out, H', W') as of the convolution.
     """
@@ -250,9 +258,16 @@ class ResizeConv2d(nn.Module):
         self.skip: nn.Conv2d | None = None
         if self.rest:
             self.skip = nn.Conv2d(
-                sum(b - a for a, b in self.rest), module.out_channels, module.kernel_size, 1, padding, module.dilation,  # type: ignore[arg-type]
-                bias=False, padding_mode=module.padding_mode, device="meta",
-            )  # fmt: skip
+                sum(b - a for a, b in self.rest),
+                module.out_channels,
+                module.kernel_size,
+                1,
+                padding,
+                module.dilation,  # type: ignore[arg-type]
+                bias=False,
+                padding_mode=module.padding_mode,
+                device="meta",
+            )
             rest = _take(module.weight.detach(), self.rest).clone()
             self.skip.weight = nn.Parameter(rest, requires_grad=module.weight.requires_grad)
         self.training = module.training
@@ -279,7 +294,8 @@ class ResizeConv2d(nn.Module):
         return y if self.skip is None else y + self.skip(channels_of(input, self.rest))
 
     def _is_resized(self, x: Tensor) -> bool:
-        """Whether ``x`` repeats its pixels, looked at once for each size and mode; a graph being captured takes it for granted."""
+        """Whether ``x`` repeats its pixels, looked at once for each size and mode; a graph being captured
+        takes it for granted."""
         if type(x) is not Tensor or x.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return True
         case = (x.shape[-2], x.shape[-1], self.training)
@@ -294,7 +310,8 @@ class ResizeConv2d(nn.Module):
         return any(x.shape[-2 + i] % self.factor[i] and self._around(i) for i in (0, 1))
 
     def _around(self, axis: int) -> int:
-        """What the convolution saw beyond the picture on each side of an axis: the margin and its own padding."""
+        """What the convolution saw beyond the picture on each side of an axis: the margin and its own
+        padding."""
         return self.options["margin"][axis] + self.padding[axis]
 
     def _up_sampled(self, resized: Tensor) -> Tensor:
@@ -308,7 +325,8 @@ class ResizeConv2d(nn.Module):
         return y if isinstance(y, fx.Proxy) else self._cut(y, small, resized)
 
     def _cut(self, y: Tensor, small: Tensor, resized: Tensor) -> Tensor:
-        """``y`` without what the last blocks have beyond the picture, which the convolution saw as padding."""
+        """``y`` without what the last blocks have beyond the picture, which the convolution saw as
+        padding."""
         (h, w), (sh, sw) = resized.shape[-2:], self.factor
         if h % sh == 0 and w % sw == 0:
             return y
@@ -332,13 +350,14 @@ class ResizeConv2d(nn.Module):
         return F.pad(x, (w, w, h, h), mode=mode) if h or w else x
 
     def _kernel(self) -> Tensor:
-        """The convolution that the layer's weight still is: exact as inherited, the nearest one after training."""
+        """The convolution that the layer's weight still is: exact as inherited, the nearest one after
+        training."""
         weight = self.layer.weight
         if tuple(weight.shape[2:]) != tuple(self.layer.kernel_size):
             raise ValueError(
-                f"a converted resize-convolution got a picture that was not resized by {self.factor}; its layer "
-                f"({type(self.layer).__name__}) cannot stand in for the convolution it replaced: leave this module out of the "
-                "conversion (exclude=...) or use layer='ipixeldcl'"
+                f"a converted resize-convolution got a picture that was not resized by {self.factor}; its "
+                f"layer ({type(self.layer).__name__}) cannot stand in for the convolution it replaced: leave "
+                "this module out of the conversion (exclude=...) or use layer='ipixeldcl'"
             )
         return split_taps(weight, self.kernel_size, self.dilation, self.groups, self.factor)
 

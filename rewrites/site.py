@@ -29,7 +29,8 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class TransposedConv:
-    """The canonical form of a site: a geometry with its weight (C_in, C_out/groups, k_h, k_w) and bias (C_out,)."""
+    """The canonical form of a site: a geometry with its weight (C_in, C_out/groups, k_h, k_w) and bias
+    (C_out,)."""
 
     geometry: Geometry
     weight: Tensor
@@ -40,8 +41,9 @@ class TransposedConv:
 class Site:
     """One up-sampler of a model.
 
-    ``name`` is the qualified name of the module that a conversion replaces and ``names`` all names that the same
-    module goes by; ``options`` is what the kind needs to know beside the module (plain data that JSON can hold).
+    ``name`` is the qualified name of the module that a conversion replaces and ``names`` all names that the
+    same module goes by; ``options`` is what the kind needs to know beside the module (plain data that JSON
+    can hold).
     """
 
     name: str
@@ -64,7 +66,8 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Survey:
-    """All that was found in a model: sites in the order of execution (or of registration), and what was left out.
+    """All that was found in a model: sites in the order of execution (or of registration), and what was left
+    out.
 
     ``capture`` names the way the model was seen, ``notes`` what could not be seen and why.
     """

@@ -1,4 +1,5 @@
-"""Putting one module in another's place without moving it: whoever holds a reference to it sees the new one."""
+"""Putting one module in another's place without moving it: whoever holds a reference to it sees the new
+one."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ def state_of(module: nn.Module) -> State:
 def become(module: nn.Module, state: State) -> None:
     """Makes ``module`` the module that ``state`` describes, keeping its identity.
 
-    Every reference to it stays valid: parents (shared modules have several), plain lists, closures, hooks' handles,
-    compiled code.
+    Every reference to it stays valid: parents (shared modules have several), plain lists, closures, hooks'
+    handles, compiled code.
     """
     module.__class__, module.__dict__ = state

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx, nn
-
 from pixelize.rewrites import pixel_shuffle, resize, resize_conv
 from pixelize.rewrites.capture import capture
 from pixelize.rewrites.flow import Flow, analyse, read_by
@@ -14,6 +12,7 @@ from pixelize.rewrites.functional import scan_functional
 from pixelize.rewrites.modules import qualified_names, scan_conv_transpose
 from pixelize.rewrites.probe import factors_kept
 from pixelize.rewrites.site import Site, Skipped, Survey
+from torch import fx, nn
 
 VARYING = "the resize has another factor at another input size"
 FUNCTIONAL = "called as F.conv_transpose2d: make it a module first (pixelize.rewrites.outline)"
@@ -24,8 +23,9 @@ Calls = dict[str, list[fx.Node]]
 def survey(model: nn.Module, example_inputs: Any = None, functional: bool = False) -> Survey:
     """Finds every up-sampling site of ``model`` and changes nothing.
 
-    ``example_inputs``: a tensor, a tuple of positional or a dict of keyword arguments. ``functional`` is for a caller that makes modules
-    of the functional sites with :func:`pixelize.rewrites.outline` before it swaps any: without it they are listed as skipped.
+    ``example_inputs``: a tensor, a tuple of positional or a dict of keyword arguments. ``functional`` is for
+    a caller that makes modules of the functional sites with :func:`pixelize.rewrites.outline` before it swaps
+    any: without it they are listed as skipped.
     """
     sites, skipped = scan_conv_transpose(model)
     seen = capture(model, example_inputs)
@@ -48,7 +48,8 @@ def survey(model: nn.Module, example_inputs: Any = None, functional: bool = Fals
 
 
 def _calls(flow: Flow, model: nn.Module) -> Calls:
-    """The nodes in which each module convolves or resizes, by its first qualified name, in the order of execution."""
+    """The nodes in which each module convolves or resizes, by its first qualified name, in the order of
+    execution."""
     first = {name: names[0] for names in qualified_names(model).values() for name in names}
     calls: Calls = {}
     for node, op in flow.ops.items():
@@ -61,7 +62,8 @@ def _calls(flow: Flow, model: nn.Module) -> Calls:
 def _convolutions(
     flow: Flow, model: nn.Module, calls: Calls
 ) -> tuple[list[Site], list[Skipped], set[fx.Node]]:
-    """Convolutions that follow a resize or precede a shuffle, those that cannot be converted, and the resizes that any of them reads."""
+    """Convolutions that follow a resize or precede a shuffle, those that cannot be converted, and the resizes
+    that any of them reads."""
     names = qualified_names(model)
     sites: list[Site] = []
     skipped: list[Skipped] = []
@@ -120,7 +122,8 @@ def _resizes(
 def _unchanging(
     model: nn.Module, flow: Flow, calls: Calls, sites: list[Site], example_inputs: Any, notes: list[str]
 ) -> tuple[list[Site], list[Skipped]]:
-    """The sites whose resize has the same factor at another input size, and the others; a scale given as a number needs no look."""
+    """The sites whose resize has the same factor at another input size, and the others; a scale given as a
+    number needs no look."""
     doubtful = [
         site
         for site in sites

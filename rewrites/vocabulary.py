@@ -1,7 +1,10 @@
-"""What a node of a graph does, in one vocabulary for aten operators, torch functions, tensor methods and modules.
+"""What a node of a graph does, in one vocabulary for aten operators, torch functions, tensor methods and
+modules.
 
-Two captures of the same model name its operators differently: ``torch.export`` says ``aten.relu_.default``, symbolic tracing
-``torch.nn.functional.relu``, the method ``relu`` or a module of class ``nn.ReLU``. :func:`describe` makes them one.
+Two captures of the same model name its operators differently: ``torch.export`` says ``aten.relu_.default``,
+symbolic tracing
+``torch.nn.functional.relu``, the method ``relu`` or a module of class ``nn.ReLU``. :func:`describe` makes
+them one.
 """
 
 from __future__ import annotations
@@ -14,17 +17,30 @@ import torch
 from torch import Tensor, fx, nn
 
 OpKind = Literal[
-    "resize", "pointwise", "channelwise", "alias", "cat", "slice", "item", "dropout", "conv", "conv_transpose",
-    "shuffle", "pad", "other",
-]  # fmt: skip
+    "resize",
+    "pointwise",
+    "channelwise",
+    "alias",
+    "cat",
+    "slice",
+    "item",
+    "dropout",
+    "conv",
+    "conv_transpose",
+    "shuffle",
+    "pad",
+    "other",
+]
 
 
 @dataclass(frozen=True)
 class Op:
     """One node: its kind, the name to show a reader, and its arguments by the names that the kind uses.
 
-    ``resize``: mode, size, scale (each a pair or None), input. ``cat``: tensors, dim. ``slice``: input, dim, start, stop, step.
-    ``conv`` and ``conv_transpose``: input, weight, bias (nodes) or module (in a graph whose nodes are modules). ``shuffle``: input, factor.
+    ``resize``: mode, size, scale (each a pair or None), input. ``cat``: tensors, dim. ``slice``: input, dim,
+    start, stop, step.
+    ``conv`` and ``conv_transpose``: input, weight, bias (nodes) or module (in a graph whose nodes are
+    modules). ``shuffle``: input, factor.
     ``pad``: input, pads (left, right, top, bottom), mode, value.
     """
 
@@ -48,12 +64,31 @@ _CHANNELWISE = {
     "native_group_norm", "prelu", "_prelu_kernel", "feature_dropout", "dropout2d",
 }  # fmt: skip
 _ALIASES = {
-    "contiguous", "clone", "to", "_to_copy", "type_as", "detach", "alias", "lift_fresh_copy", "float", "half", "double",
-    "bfloat16", "type", "cuda", "cpu", "identity", "positive", "_assert_tensor_metadata",
-}  # fmt: skip
+    "contiguous",
+    "clone",
+    "to",
+    "_to_copy",
+    "type_as",
+    "detach",
+    "alias",
+    "lift_fresh_copy",
+    "float",
+    "half",
+    "double",
+    "bfloat16",
+    "type",
+    "cuda",
+    "cpu",
+    "identity",
+    "positive",
+    "_assert_tensor_metadata",
+}
 _PADS = {
-    "pad": None, "constant_pad_nd": "constant", "reflection_pad2d": "reflect", "replication_pad2d": "replicate",
-}  # fmt: skip
+    "pad": None,
+    "constant_pad_nd": "constant",
+    "reflection_pad2d": "reflect",
+    "replication_pad2d": "replicate",
+}
 _PAD_MODULES = {
     nn.ZeroPad2d: "constant",
     nn.ConstantPad2d: "constant",
@@ -62,8 +97,13 @@ _PAD_MODULES = {
 }
 _DROPOUTS = {"dropout", "native_dropout", "alpha_dropout", "bernoulli", "rrelu", "rrelu_with_noise"}
 _OPERATORS = {
-    "truediv": "div", "iadd": "add", "imul": "mul", "isub": "sub", "itruediv": "div", "hard_sigmoid": "hardsigmoid"
-}  # fmt: skip
+    "truediv": "div",
+    "iadd": "add",
+    "imul": "mul",
+    "isub": "sub",
+    "itruediv": "div",
+    "hard_sigmoid": "hardsigmoid",
+}
 _POINTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
     nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid,
@@ -137,7 +177,8 @@ def _is_pointwise(name: str) -> bool:
 
 
 def _bind(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
-    """Positional arguments by name; the first goes by several names (``self``, ``x``) when it is a keyword."""
+    """Positional arguments by name; the first goes by several names (``self``, ``x``) when it is a
+    keyword."""
     bound = dict(zip(names, node.args, strict=False))
     bound.update({k: v for k, v in node.kwargs.items() if k in names})
     return bound

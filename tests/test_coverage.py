@@ -1,4 +1,5 @@
-"""A quick subset of benchmarks/coverage.py: third-party models converted exactly, and still able to do what they could."""
+"""A quick subset of benchmarks/coverage.py: third-party models converted exactly, and still able to do what
+they could."""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from pixelize.rewrites.probe import resized_inputs
 
 import pixelize
 from pixelize import adapters
-from pixelize.rewrites.probe import resized_inputs
 from pixelize.running import relative_error
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

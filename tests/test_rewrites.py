@@ -1,4 +1,5 @@
-"""Finding up-samplers and stating them as transposed convolutions: exact in float64, whatever stands around them."""
+"""Finding up-samplers and stating them as transposed convolutions: exact in float64, whatever stands around
+them."""
 
 from __future__ import annotations
 
@@ -9,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, fx, nn
-
 from pixelize.rewrites import become, canonical, outline, replacement, state_of, survey
 from pixelize.rewrites.flow import axis_factor
 from pixelize.rewrites.passes import plain_layer
 from pixelize.rewrites.resize_conv import merge_taps, split_taps
+from torch import Tensor, fx, nn
 
 TOLERANCE = 1e-12
 SLOW = settings(
@@ -80,9 +80,13 @@ def pair(factor) -> tuple[int, int]:
 
 @SLOW
 @given(
-    st.integers(2, 5), st.integers(0, 4), st.integers(1, 2), st.sampled_from([2, 3, 4, (2, 3), (1, 2)]), st.sampled_from([0, 2]),
+    st.integers(2, 5),
+    st.integers(0, 4),
+    st.integers(1, 2),
+    st.sampled_from([2, 3, 4, (2, 3), (1, 2)]),
+    st.sampled_from([0, 2]),
     st.booleans(),
-)  # fmt: skip
+)
 def test_a_resize_and_a_convolution_are_one_transposed_convolution(
     kernel, padding, dilation, factor, skip, bias
 ):
@@ -102,10 +106,15 @@ def test_a_resize_and_a_convolution_are_one_transposed_convolution(
 @pytest.mark.parametrize(
     "pad, kernel, mode",
     [
-        (nn.ReflectionPad2d(1), 3, "zeros"), (nn.ReplicationPad2d(2), 5, "zeros"), (nn.ReplicationPad2d(3), 3, "zeros"),
-        (nn.ZeroPad2d(1), 3, "zeros"), (nn.ZeroPad2d((1, 1, 2, 2)), 5, "zeros"), (None, 3, "reflect"), (None, 3, "replicate"),
+        (nn.ReflectionPad2d(1), 3, "zeros"),
+        (nn.ReplicationPad2d(2), 5, "zeros"),
+        (nn.ReplicationPad2d(3), 3, "zeros"),
+        (nn.ZeroPad2d(1), 3, "zeros"),
+        (nn.ZeroPad2d((1, 1, 2, 2)), 5, "zeros"),
+        (None, 3, "reflect"),
+        (None, 3, "replicate"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("factor", [2, 3])
 def test_padding_between_resize_and_convolution_is_seen_through(pad, kernel, mode, factor):
     model = Resized(kernel, 0 if pad else 1, factor=factor, skip=0, pad=pad, mode=mode).double()
@@ -238,11 +247,14 @@ def test_a_1x1_convolution_of_a_resize_counts_as_a_bare_resize():
 @pytest.mark.parametrize(
     "resize",
     [
-        nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=(2, 3), mode="nearest-exact"), nn.UpsamplingNearest2d(scale_factor=3),
-        nn.Upsample(scale_factor=2, mode="bilinear"), nn.Upsample(scale_factor=3, mode="bilinear"),
+        nn.Upsample(scale_factor=2),
+        nn.Upsample(scale_factor=(2, 3), mode="nearest-exact"),
+        nn.UpsamplingNearest2d(scale_factor=3),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.Upsample(scale_factor=3, mode="bilinear"),
         nn.Upsample(scale_factor=(2, 4), mode="bilinear"),
     ],
-)  # fmt: skip
+)
 def test_a_bare_resize_is_a_depthwise_transposed_convolution(resize):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), resize, nn.Tanh()).double()
     x = torch.randn(2, 3, 7, 8).double()
@@ -254,10 +266,12 @@ def test_a_bare_resize_is_a_depthwise_transposed_convolution(resize):
 @pytest.mark.parametrize(
     "resize",
     [
-        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), nn.Upsample(scale_factor=2, mode="bicubic"),
-        nn.Upsample(scale_factor=1.5), nn.Upsample(size=(8, 8)),
+        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+        nn.Upsample(scale_factor=2, mode="bicubic"),
+        nn.Upsample(scale_factor=1.5),
+        nn.Upsample(size=(8, 8)),
     ],
-)  # fmt: skip
+)
 def test_resizes_that_cannot_be_converted_are_reported_with_a_reason(resize):
     found = survey(nn.Sequential(nn.Conv2d(3, 4, 3), resize), torch.randn(1, 3, 7, 7))
     assert not found.sites
@@ -265,7 +279,8 @@ def test_resizes_that_cannot_be_converted_are_reported_with_a_reason(resize):
 
 
 class Shuffled(nn.Module):
-    """A convolution and a shuffle, as torch has it or as a permutation with the phases before the channels."""
+    """A convolution and a shuffle, as torch has it or as a permutation with the phases before the
+    channels."""
 
     def __init__(self, factor=2, kernel=3, padding=1, groups=1, permuted=False, bias=True):
         super().__init__()
