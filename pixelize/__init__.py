@@ -1,7 +1,7 @@
 """pixelize: take the checkerboard out of trained PyTorch models.
 
-``pixelize.convert(model)`` replaces the up-sampling layers of a trained model by pixel deconvolutions (Gao et al., *Pixel Deconvolutional
-Networks*) that inherit its weights.
+``pixelize.convert(model)`` replaces the up-sampling layers of a trained model by pixel deconvolutions (Gao et
+al., *Pixel Deconvolutional Networks*) that inherit its weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""`inspect`, `convert` and `revert`: the plan is pure, and applying it is the only thing that touches a model."""
+"""`inspect`, `convert` and `revert`: the plan is pure, and applying it is the only thing that touches a
+model.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,8 @@ from pixelize.errors import (
     PixelizeWarning,
 )
 from pixelize.inherit import LAYERS, Design, inherit
+from pixelize.norm_statistics import input_prior
+from pixelize.prior_fit import InputPrior
 from pixelize.report import Report, SiteReport, attach
 from pixelize.rewrites import (
     SITE_KINDS,
@@ -45,9 +49,11 @@ Selection = str | Sequence[str] | Callable[[Site], bool]
 
 @dataclass(frozen=True)
 class Record:
-    """What a converted module remembers: the site it stands for, its layer and design, and what was there before.
+    """What a converted module remembers: the site it stands for, its layer and design, and what was there
+    before.
 
-    ``origin`` is None where the original weights are not at hand (a loaded model); ``fingerprint`` tells whether the layer was trained.
+    ``origin`` is None where the original weights are not at hand (a loaded model); ``fingerprint`` tells
+    whether the layer was trained.
     """
 
     site: Site
@@ -62,8 +68,9 @@ def inspect(model: nn.Module, example_inputs: Any = None) -> Report:
 
     Args:
         model: any module.
-        example_inputs: what the model takes, a tensor, a tuple or a dict: lets it be captured as a graph, which finds resizes followed by
-            convolutions and pixel shuffles in its forward, and counts multiply-adds. Without it a known library's adapter supplies them.
+        example_inputs: what the model takes, a tensor, a tuple or a dict: lets it be captured as a graph,
+            which finds resizes followed by convolutions and pixel shuffles in its forward, and counts
+            multiply-adds. Without it a known library's adapter supplies them.
     """
     _check_model(model)
     inner = _uncompiled(model)
@@ -102,25 +109,31 @@ def convert(
 
     Args:
         model: any module. The returned model is of the same class, with its methods and attributes.
-        layer: ``"ipixeldcl"`` (eq. 2 of Gao et al.: computes what the model computed before), ``"pixeldcl"`` (eq. 3: only the first phase is
-            inherited exactly), ``"auto"`` (at each site the cheapest design whose error on ``data`` stays within ``tolerance``, see
-            :func:`pixelize.auto.choose_designs`) or ``"dcl"`` (one plain ``nn.ConvTranspose2d``, exact).
+        layer: ``"ipixeldcl"`` (eq. 2 of Gao et al.: computes what the model computed before), ``"pixeldcl"``
+            (eq. 3: only the first phase is inherited exactly), ``"auto"`` (at each site the cheapest design
+            whose error on ``data`` stays within ``tolerance``, see :func:`pixelize.auto.choose_designs`) or
+            ``"dcl"`` (one plain ``nn.ConvTranspose2d``, exact).
         init: ``"inherit"`` (from the weights alone), ``"calibrate"`` (fitted on ``data``) or ``"random"``.
-        data: for ``init="calibrate"`` and ``layer="auto"``: an iterable of inputs, a tensor, tuple or dict each.
-        example_inputs: what the model takes: lets it be captured as a graph, and both models be run and compared.
-        include, exclude: fnmatch patterns on qualified names, or a predicate on a :class:`pixelize.rewrites.Site`.
+        data: for ``init="calibrate"`` and ``layer="auto"``: an iterable of inputs, a tensor, tuple or dict
+            each.
+        example_inputs: what the model takes: lets it be captured as a graph, and both models be run and
+            compared.
+        include, exclude: fnmatch patterns on qualified names, or a predicate on a
+            :class:`pixelize.rewrites.Site`.
         sites: the kinds of sites to convert; ``"resize"`` (a bare resize) only on request.
         inplace: convert ``model`` itself instead of a copy.
-        dependency_kernel_size, dependency_groups, schedule: the design of the new layers (:class:`pixelize.iPixelDCL2d`). ``dependency_groups``
-            may be -1 for depthwise.
-        tolerance: for ``layer="auto"``: the relative error that a site's output may have on samples that were not fitted.
+        dependency_kernel_size, dependency_groups, schedule: the design of the new layers
+            (:class:`pixelize.iPixelDCL2d`). ``dependency_groups`` may be -1 for depthwise.
+        tolerance: for ``layer="auto"``: the relative error that a site's output may have on samples that were
+            not fitted.
 
     Returns:
         The converted model; :func:`pixelize.report` tells what was done.
 
     Raises:
         ArgumentError: an argument means nothing, or a pattern matches no site.
-        NothingToConvertError: the model has no site that these arguments convert; the message lists what was found.
+        NothingToConvertError: the model has no site that these arguments convert; the message lists what was
+            found.
         ConversionError: a site could not be converted, or the outputs changed where they must not.
         In each case the model is as it was.
     """
@@ -128,9 +141,9 @@ def convert(
     _check_arguments(layer, init, data, sites)
     if hasattr(model, "_orig_mod") and hasattr(model, "dynamo_ctx"):  # torch.compile(model)
         converted = convert(
-            model._orig_mod, layer, init=init, data=data, example_inputs=example_inputs, include=include, exclude=exclude,  # type: ignore[arg-type]
-            sites=sites, inplace=inplace, dependency_kernel_size=dependency_kernel_size,
-            dependency_groups=dependency_groups, schedule=schedule, tolerance=tolerance,
+            _uncompiled(model), layer, init=init, data=data, example_inputs=example_inputs, include=include,
+            exclude=exclude, sites=sites, inplace=inplace,
+            dependency_kernel_size=dependency_kernel_size, dependency_groups=dependency_groups, schedule=schedule, tolerance=tolerance,
         )  # fmt: skip
         return model if inplace else type(model)(converted, model.dynamo_ctx)
     found = _survey(model, example_inputs)
@@ -138,7 +151,8 @@ def convert(
     target = model if inplace else copy_model(model)
     if not chosen:
         warnings.warn(
-            f"this {type(model).__name__} is converted already: nothing was changed; pixelize.report(model) tells what it is",
+            f"this {type(model).__name__} is converted already: nothing was changed; pixelize.report(model) "
+            "tells what it is",
             PixelizeWarning,
             stacklevel=2,
         )
@@ -205,10 +219,12 @@ def convert(
 
 
 def revert(model: nn.Module) -> nn.Module:
-    """Undoes a conversion that has not been trained, in place: every module is again what it was. Returns ``model``.
+    """Undoes a conversion that has not been trained, in place: every module is again what it was. Returns
+    ``model``.
 
-    Raises PixelizeError, leaving the model as it was, if it was never converted, was loaded from a folder without its original weights, or
-    was trained since (``pixelize.fold`` gives a trained layer's one plain ``nn.ConvTranspose2d``).
+    Raises PixelizeError, leaving the model as it was, if it was never converted, was loaded from a folder
+    without its original weights, or was trained since (``pixelize.fold`` gives a trained layer's one plain
+    ``nn.ConvTranspose2d``).
     """
     _check_model(model)
     converted = converted_modules(_uncompiled(model))
@@ -220,12 +236,14 @@ def revert(model: nn.Module) -> nn.Module:
         record: Record = module.__dict__["_pixelize_record"]
         if record.origin is None:
             raise PixelizeError(
-                f"{name}: its original weights are not at hand (the model was loaded); use pixelize.fold(model)"
+                f"{name}: its original weights are not at hand (the model was loaded); use "
+                "pixelize.fold(model)"
             )
         precise = all(p.dtype.itemsize >= 4 for p in module.parameters())
         if not _same(record.fingerprint, fingerprint(module), 1e-5 if precise else 1e-2):
             raise PixelizeError(
-                f"{name}: it was trained since its conversion, which cannot be undone; use pixelize.fold(model), or build the "
+                f"{name}: it was trained since its conversion, which cannot be undone; use "
+                "pixelize.fold(model), or build the "
                 "original model again"
             )
     for module in converted.values():
@@ -260,7 +278,9 @@ def remember(module: nn.Module, record: Record) -> None:
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """``copy.deepcopy``, also for models that hold tensors with a gradient history (old weight_norm after a forward does)."""
+    """``copy.deepcopy``, also for models that hold tensors with a gradient history (old weight_norm after a
+    forward does).
+    """
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in module.__dict__.values():
@@ -270,12 +290,15 @@ def copy_model(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise ConversionError(
-            f"this {type(model).__name__} cannot be copied ({type(error).__name__}: {error}); pass inplace=True"
+            f"this {type(model).__name__} cannot be copied ({type(error).__name__}: {error}); pass "
+            "inplace=True"
         ) from error
 
 
 def fingerprint(module: nn.Module) -> tuple[float, ...]:
-    """Two numbers for each parameter that tell a trained module from an untrained one, whatever its precision."""
+    """Two numbers for each parameter that tell a trained module from an untrained one, whatever its
+    precision.
+    """
     found: list[float] = []
     for p in module.parameters():
         if p.device.type == "meta":
@@ -286,9 +309,13 @@ def fingerprint(module: nn.Module) -> tuple[float, ...]:
 
 
 def build_layer(
-    site: Site, module: nn.Module, layer: str, design: Design, init: str
+    site: Site, module: nn.Module, layer: str, design: Design, init: str, prior: InputPrior | None = None
 ) -> tuple[nn.Module, float | None, str | None]:
-    """What takes the place of ``module``, the expected relative error of its layer, and a note; ``module`` is not changed."""
+    """What takes the place of ``module``, the expected relative error of its layer, and a note; ``module`` is
+    not changed.
+
+    ``prior``: what is known of its input, for ``init="inherit"`` of a PixelDCL.
+    """
     if site.kind == "conv_transpose":
         assert isinstance(module, nn.ConvTranspose2d)
         source = module
@@ -300,7 +327,7 @@ def build_layer(
         note = None
     else:
         groups = site.geometry.out_channels if design.groups == -1 else design.groups
-        new, error, note = inherit(source, layer, replace(design, groups=groups), init)
+        new, error, note = inherit(source, layer, replace(design, groups=groups), init, prior)
     if site.kind != "conv_transpose":
         new = replacement(site, module, new)
         new.train(module.training)
@@ -319,7 +346,8 @@ def _build(
 ) -> tuple[nn.Module, SiteReport]:
     start = "inherit" if init == "calibrate" else init
     try:
-        new, error, note = build_layer(site, module, layer, design, start)
+        prior = input_prior(model, site.name, site.geometry.in_channels) if layer == "pixeldcl" else None
+        new, error, note = build_layer(site, module, layer, design, start, prior)
     except PixelizeError:
         raise
     except Exception as failure:
@@ -334,7 +362,8 @@ def _build(
 
 
 def _origin(module: nn.Module) -> State:
-    # An old norm's weight has a gradient history, which nothing that keeps it could be copied with; the norm computes it anew.
+    # An old norm's weight has a gradient history, which nothing that keeps it could be copied with; the norm
+    # computes it anew.
     kind, state = state_of(module)
     return kind, {k: v.detach() if isinstance(v, Tensor) and not v.is_leaf else v for k, v in state.items()}
 
@@ -342,7 +371,8 @@ def _origin(module: nn.Module) -> State:
 def _plain(form: TransposedConv, module: nn.Module) -> nn.ConvTranspose2d:
     g = form.geometry
     plain = nn.ConvTranspose2d(
-        g.in_channels, g.out_channels, g.kernel_size, g.stride, g.padding, g.output_padding, g.groups, g.bias, g.dilation,
+        g.in_channels, g.out_channels, g.kernel_size, g.stride, g.padding, g.output_padding, g.groups, g.bias,
+        g.dilation,
         device="meta",
     )  # fmt: skip
     trainable = any(p.requires_grad for p in module.parameters())
@@ -472,7 +502,8 @@ def _check_unchanged(model: nn.Module, error: float) -> None:
     allowed = 1e4 * torch.finfo(kind).eps if kind.itemsize >= 4 else 100 * torch.finfo(kind).eps
     if not error <= allowed:
         raise ConversionError(
-            f"the converted model's output differs by {error:.2g} (relative), more than rounding explains; nothing was changed. "
+            f"the converted model's output differs by {error:.2g} (relative), more than rounding explains; "
+            "nothing was changed. "
             "Please report the model; include or exclude can narrow down the site"
         )
 

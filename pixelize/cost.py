@@ -23,7 +23,8 @@ def count_parameters(module: nn.Module) -> int:
 def multiply_adds(module: nn.Module, input_size: torch.Size, output_size: torch.Size) -> int:
     """Multiply-adds of one convolution-like module on an input of that size; 0 for anything else.
 
-    Counts every tap at every position that it is applied to, borders included, as the arithmetic in DESIGN does.
+    Counts every tap at every position that it is applied to, borders included, as the arithmetic in DESIGN
+    does.
     """
     if isinstance(module, _PixelDeconvolution2d):
         return _pixel_deconvolution(module, input_size)
@@ -62,7 +63,9 @@ def _pixel_deconvolution(layer: _PixelDeconvolution2d, input_size: torch.Size) -
 
 
 def measure_multiply_adds(sites: dict[str, nn.Module], run: Callable[[], Any]) -> tuple[Any, dict[str, int]]:
-    """Runs ``run()`` and counts the multiply-adds inside each of the named modules; returns its result and the counts."""
+    """Runs ``run()`` and counts the multiply-adds inside each of the named modules; returns its result and
+    the counts.
+    """
     counts = dict.fromkeys(sites, 0)
     handles = []
     for name, site in sites.items():

@@ -1,4 +1,6 @@
-"""`pixelize demo`: a trained generator with a checkerboard, converted, shown to be unchanged, and repaired, with a control beside it."""
+"""`pixelize demo`: a trained generator with a checkerboard, converted, shown to be unchanged, and repaired,
+with a control beside it.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ RATE = 2e-4
 
 @dataclass(frozen=True)
 class Outcome:
-    """One row of the table: the artifact in dB by frequency (global and windowed), fidelity in dB, and what it took."""
+    """One row of the table: the artifact in dB by frequency (global and windowed), fidelity in dB, and what
+    it took.
+    """
 
     name: str
     checkerboard: dict[str, float]
@@ -50,12 +54,17 @@ class Outcome:
 
 
 def run_demo(
-    out: str | os.PathLike[str] = "pixelize-demo", *, steps: int = 200, seed: int = 0, console: Console | None = None
+    out: str | os.PathLike[str] = "pixelize-demo",
+    *,
+    steps: int = 200,
+    seed: int = 0,
+    console: Console | None = None,
 ) -> list[Outcome]:
-    """Inspects, converts, fine-tunes without labels, and repairs the shipped generator; prints a table and writes model and picture to ``out``.
+    """Inspects, converts, fine-tunes without labels, and repairs the shipped generator; prints a table and
+    writes model and picture to ``out``.
 
-    The generator's own pictures, with the checkerboard notched out, are the target. The control is the generator as it came, fine-tuned in
-    the same way on the same latents for the same number of steps.
+    The generator's own pictures, with the checkerboard notched out, are the target. The control is the
+    generator as it came, fine-tuned in the same way on the same latents for the same number of steps.
 
     Args:
         out: folder for ``model/`` (:func:`pixelize.save`), ``comparison.png`` and ``results.json``.
@@ -69,7 +78,9 @@ def run_demo(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     original = load_demo_model()
-    latents = torch.randn(POOL + HELD_OUT, original.latent_channels, generator=torch.Generator().manual_seed(seed))
+    latents = torch.randn(
+        POOL + HELD_OUT, original.latent_channels, generator=torch.Generator().manual_seed(seed)
+    )
     pool, held_out = latents[:POOL], latents[POOL:]
 
     console.rule("1. A trained generator: what up-samples in it")
@@ -102,20 +113,27 @@ def run_demo(
         name: _draw(model, held_out)
         for name, model in (("iPixelDCL", converted), ("control", control), ("repair", repaired))
     }
-    outcomes = [_measure(name, pictures, before, wanted, seconds.get(name)) for name, pictures in drawn.items()]
+    outcomes = [
+        _measure(name, pictures, before, wanted, seconds.get(name)) for name, pictures in drawn.items()
+    ]
     console.rule("4. What became of the checkerboard")
     console.print(_table(outcomes))
     console.print(
-        f"{HELD_OUT} latents that were not trained on. Checkerboard: global / windowed measure in dB; real faces show "
-        "about 0 / -4. PSNR in dB to the original's pictures, and to those with the checkerboard notched out. "
-        f"control: the unconverted model after the same {steps} steps. repair: pixelize.repair(model, latents), "
+        f"{HELD_OUT} latents that were not trained on. Checkerboard: global / windowed measure in dB; real "
+        "faces show "
+        "about 0 / -4. PSNR in dB to the original's pictures, and to those with the checkerboard notched "
+        "out. "
+        f"control: the unconverted model after the same {steps} steps. repair: pixelize.repair(model, "
+        "latents), "
         "closed form, no training.",
         highlight=False,
     )
     save(converted, out / "model")
     picture = comparison_figure(drawn, "before", out / "comparison.png")
     write_bytes(out / "results.json", (json.dumps([asdict(o) for o in outcomes], indent=1) + "\n").encode())
-    console.print(f"\nWrote the converted model to {out / 'model'} and the picture to {picture}", highlight=False)
+    console.print(
+        f"\nWrote the converted model to {out / 'model'} and the picture to {picture}", highlight=False
+    )
     return outcomes
 
 
@@ -133,7 +151,8 @@ def _fine_tune(
     optimizer = torch.optim.Adam(groups)
     warm = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min((i + 1) / warm, 0.5 * (1 + torch.cos(torch.tensor(torch.pi * i / steps)).item()))
+        optimizer,
+        lambda i: min((i + 1) / warm, 0.5 * (1 + torch.cos(torch.tensor(torch.pi * i / steps)).item())),
     )
     order = torch.Generator().manual_seed(seed)
     for _ in range(steps):
@@ -149,9 +168,11 @@ def _fine_tune(
 
 def _measure(name: str, pictures: Tensor, original: Tensor, wanted: Tensor, seconds: float | None) -> Outcome:
     found = checkerboard(pictures)
-    named = [{frequency_name(f): float(found[form][f]) for f in frequencies(2)} for form in ("global", "windowed")]
+    by_form = [
+        {frequency_name(f): float(found[form][f]) for f in frequencies(2)} for form in ("global", "windowed")
+    ]
     fidelity = None if pictures is original else _psnr(pictures, original)
-    return Outcome(name, *named, fidelity, _psnr(pictures, wanted), seconds)
+    return Outcome(name, by_form[0], by_form[1], fidelity, _psnr(pictures, wanted), seconds)
 
 
 def _psnr(a: Tensor, b: Tensor) -> float:

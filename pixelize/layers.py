@@ -1,6 +1,8 @@
-"""The layers of Gao et al., *Pixel Deconvolutional Networks*: :class:`iPixelDCL2d` (eq. 2) and :class:`PixelDCL2d` (eq. 3).
+"""The layers of Gao et al., *Pixel Deconvolutional Networks*: :class:`iPixelDCL2d` (eq. 2) and
+:class:`PixelDCL2d` (eq. 3).
 
-Both take the place of ``nn.ConvTranspose2d``: the same constructor arguments, shapes and ``forward(input, output_size=None)``.
+Both take the place of ``nn.ConvTranspose2d``: the same constructor arguments, shapes and ``forward(input,
+output_size=None)``.
 """
 
 from __future__ import annotations
@@ -75,7 +77,8 @@ class _PixelDeconvolution2d(nn.ConvTranspose2d):
             raise ArgumentError(f"dependency_kernel_size is {kernel_size}; it must be at least 1")
         if groups < 1 or self.out_channels % groups:
             raise ArgumentError(
-                f"dependency_groups is {groups}, which does not divide the {self.out_channels} output channels; "
+                f"dependency_groups is {groups}, which does not divide the {self.out_channels} output "
+                "channels; "
                 "use a divisor of them"
             )
         anchor = anchor_phase(self.kernel_size, self.stride, self.padding, self.dilation)
@@ -113,9 +116,11 @@ class _PixelDeconvolution2d(nn.ConvTranspose2d):
 
 
 def raw_weight(module: nn.ConvTranspose2d) -> Tensor:
-    """The parameter behind ``module.weight``: itself, or what a parametrization or an old norm hook computes it from.
+    """The parameter behind ``module.weight``: itself, or what a parametrization or an old norm hook computes
+    it from.
 
-    Reading ``module.weight`` instead would run the parametrization, which for spectral norm in training mode changes its state.
+    Reading ``module.weight`` instead would run the parametrization, which for spectral norm in training mode
+    changes its state.
     """
     weights = [p for name, p in module.named_parameters() if "weight" in name]
     return weights[0]
@@ -124,15 +129,16 @@ def raw_weight(module: nn.ConvTranspose2d) -> Tensor:
 class iPixelDCL2d(_PixelDeconvolution2d):
     """Input pixel deconvolution (eq. 2): every phase sees the input and the phases made before it.
 
-    ``F_i = conv([F_in, F_1 .. F_{i-1}], k_i)`` for each of the s_h * s_w phases, interleaved into the output; one bias per channel is
-    added at the end. ``weight`` is the input's part in ``nn.ConvTranspose2d``'s own layout, ``dependency_kernels`` the rest: with those
-    at zero the layer *is* ``nn.ConvTranspose2d``.
+    ``F_i = conv([F_in, F_1 .. F_{i-1}], k_i)`` for each of the s_h * s_w phases, interleaved into the output;
+    one bias per channel is added at the end. ``weight`` is the input's part in ``nn.ConvTranspose2d``'s own
+    layout, ``dependency_kernels`` the rest: with those at zero the layer *is* ``nn.ConvTranspose2d``.
 
     Shapes: input (N, C_in, H, W) or (C_in, H, W), output (N, C_out, H_out, W_out) or (C_out, H_out, W_out),
     ``H_out = (H - 1) stride - 2 padding + dilation (kernel_size - 1) + output_padding + 1``.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
+        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
+        padding_mode,
         device, dtype: as for ``nn.ConvTranspose2d``.
         dependency_kernel_size: the low-resolution window through which one phase reads another.
         dependency_groups: groups of the dependency convolutions; ``out_channels`` makes them depthwise.
@@ -170,8 +176,9 @@ class iPixelDCL2d(_PixelDeconvolution2d):
 class PixelDCL2d(_PixelDeconvolution2d):
     """Pixel deconvolution (eq. 3): only the first phase sees the input, the others are made from it.
 
-    ``F_1 = conv(F_in, k_1)``, ``F_i = conv([F_1 .. F_{i-1}], k_i)``, interleaved; one bias per channel is added at the end.
-    ``weight`` holds the taps of the first phase alone, (C_in, C_out/groups, h, w) with h and w about kernel_size / stride.
+    ``F_1 = conv(F_in, k_1)``, ``F_i = conv([F_1 .. F_{i-1}], k_i)``, interleaved; one bias per channel is
+    added at the end. ``weight`` holds the taps of the first phase alone, (C_in, C_out/groups, h, w) with h
+    and w about kernel_size / stride.
 
     Arguments, shapes and errors are those of :class:`iPixelDCL2d`.
     """

@@ -1,7 +1,9 @@
-"""The label-free target of a fine-tuning: a model's own pictures with the slowly varying pattern at the artifact's frequencies taken out.
+"""The label-free target of a fine-tuning: a model's own pictures with the slowly varying pattern at the
+artifact's frequencies taken out.
 
-For a frequency f, the picture is demodulated (times exp(-2 pi i <f, x>)), blurred, which keeps what varies slowly, and remodulated: that is the
-picture's content in a band around f. A fraction of it is subtracted: so much that the power left at f is what the neighbourhood has.
+For a frequency f, the picture is demodulated (times exp(-2 pi i <f, x>)), blurred, which keeps what varies
+slowly, and remodulated: that is the picture's content in a band around f. A fraction of it is subtracted: so
+much that the power left at f is what the neighbourhood has.
 """
 
 from __future__ import annotations
@@ -16,14 +18,18 @@ from pixelize.checkerboard import Frequency, checkerboard, frequencies
 from pixelize.errors import ArgumentError
 
 NATURAL = -4.5
-"""Windowed measure of natural pictures at the artifact's frequencies, in dB: between -3.2 and -5.0 on real faces."""
+"""Windowed measure of natural pictures at the artifact's frequencies, in dB: between -3.2 and -5.0 on real
+faces.
+"""
 
 
 def notch(images: Tensor, period: int = 2, *, depth: Mapping[Frequency, float], sigma: float = 2.0) -> Tensor:
-    """``images`` (N, C, H, W) without ``depth[f]``, from 0 to 1, of their content in a Gaussian band around each frequency f.
+    """``images`` (N, C, H, W) without ``depth[f]``, from 0 to 1, of their content in a Gaussian band around
+    each frequency f.
 
-    ``sigma``: the blur in pixels; the band's standard deviation is 1 / (2 pi sigma) cycles per pixel. At the picture's edge the blur is
-    normalised to the pixels inside. Raises ArgumentError for images that are no batch, or a depth outside [0, 1].
+    ``sigma``: the blur in pixels; the band's standard deviation is 1 / (2 pi sigma) cycles per pixel. At the
+    picture's edge the blur is normalised to the pixels inside. Raises ArgumentError for images that are no
+    batch, or a depth outside [0, 1].
     """
     if images.dim() != 4:
         raise ArgumentError(f"images have shape {tuple(images.shape)}; notch needs (N, C, H, W)")
@@ -38,7 +44,8 @@ def notch(images: Tensor, period: int = 2, *, depth: Mapping[Frequency, float], 
     removed = torch.zeros_like(x)
     for f in frequencies(period):
         angle = 2 * torch.pi * (f[0] * rows + f[1] * columns)
-        # a frequency that is its own conjugate has one real component, any other is counted with its mirror image
+        # a frequency that is its own conjugate has one real component, any other is counted with its mirror
+        # image
         own = all((2 * v) % 1 == 0 for v in f)
         part = _blur(x * angle.cos(), sigma) / norm * angle.cos()
         if not own:
@@ -48,10 +55,12 @@ def notch(images: Tensor, period: int = 2, *, depth: Mapping[Frequency, float], 
 
 
 def clean_target(images: Tensor, period: int = 2) -> Tensor:
-    """``images`` (N, C, H, W) with the artifact brought down to the level of natural pictures, by both measures of :func:`checkerboard`.
+    """``images`` (N, C, H, W) with the artifact brought down to the level of natural pictures, by both
+    measures of :func:`checkerboard`.
 
-    What keeps its sign over the picture goes first (a narrow band, by the global measure), then what is left around the frequency (a wide
-    band, by the windowed one). A frequency at which the pictures are natural already is left alone.
+    What keeps its sign over the picture goes first (a narrow band, by the global measure), then what is left
+    around the frequency (a wide band, by the windowed one). A frequency at which the pictures are natural
+    already is left alone.
     """
     for sigma, form, natural in ((6.0, "global", 0.0), (2.0, "windowed", NATURAL)):
         measured = checkerboard(images, period)[form]

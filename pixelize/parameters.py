@@ -12,8 +12,9 @@ from pixelize.errors import ArgumentError
 def param_groups(model: nn.Module, lr: float, dependency_lr: float | None = None) -> list[dict[str, Any]]:
     """Groups for any torch optimizer: inherited weights at ``lr``, dependency kernels at ``dependency_lr``.
 
-    Dependency kernels start at zero and are many; Adam moves each by its rate a step whatever the gradient, so they need a smaller one:
-    ``lr / 20`` unless told. Frozen parameters are in no group; an empty group is left out.
+    Dependency kernels start at zero and are many; Adam moves each by its rate a step whatever the gradient,
+    so they need a smaller one: ``lr / 20`` unless told. Frozen parameters are in no group; an empty group is
+    left out.
 
     Raises ArgumentError if a rate is negative or nothing in the model can be trained.
     """

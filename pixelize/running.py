@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """``model`` on one set of inputs: a tensor, a tuple or list of positional or a mapping of keyword arguments."""
+    """``model`` on one set of inputs: a tensor, a tuple or list of positional or a mapping of keyword
+    arguments.
+    """
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, tuple | list):
@@ -36,7 +38,9 @@ def evaluation(model: nn.Module, seed: int = 0) -> Iterator[None]:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All floating-point tensors in a model's output, in order: through lists, mappings, dataclasses and plain objects."""
+    """All floating-point tensors in a model's output, in order: through lists, mappings, dataclasses and
+    plain objects.
+    """
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
     if isinstance(value, Mapping):
@@ -51,7 +55,9 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def relative_error(before: Any, after: Any) -> float:
-    """max |after - before| / max |before| over all floating-point tensors of two outputs; inf where shapes differ."""
+    """max |after - before| / max |before| over all floating-point tensors of two outputs; inf where shapes
+    differ.
+    """
     a, b = tensors(before), tensors(after)
     if len(a) != len(b) or any(x.shape != y.shape for x, y in zip(a, b, strict=True)):
         return float("inf")

@@ -1,7 +1,8 @@
 """Which phase is made when, and from which others: the dependency schedules of pixel deconvolution.
 
-Gao et al., *Pixel Deconvolutional Networks*: eq. 2 and 3 (``"sequential"``) and figure 4 (``"paired"`` and, with one shared
-masked kernel for the last two maps, ``"masked"``). A schedule is plain data; the layers, the fits and ``fold`` read it.
+Gao et al., *Pixel Deconvolutional Networks*: eq. 2 and 3 (``"sequential"``) and figure 4 (``"paired"`` and,
+with one shared masked kernel for the last two maps, ``"masked"``). A schedule is plain data; the layers, the
+fits and ``fold`` read it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ SCHEDULES: tuple[str, ...] = ("paired", "sequential", "masked")
 
 @dataclass(frozen=True)
 class Term:
-    """One window of a stage: ``target`` reads ``source`` at the low-resolution ``start .. start + size - 1`` of each axis.
+    """One window of a stage: ``target`` reads ``source`` at the low-resolution ``start .. start + size - 1``
+    of each axis.
 
-    ``rows`` and ``columns`` index the stage's kernel: the taps that this window is made of, in the window's order.
+    ``rows`` and ``columns`` index the stage's kernel: the taps that this window is made of, in the window's
+    order.
     """
 
     target: Phase
@@ -36,7 +39,9 @@ class Term:
 
 @dataclass(frozen=True)
 class Feature:
-    """One pixel that a target reads: ``source`` at a low-resolution ``offset``, weighted by the kernel's ``tap`` (row, column)."""
+    """One pixel that a target reads: ``source`` at a low-resolution ``offset``, weighted by the kernel's
+    ``tap`` (row, column).
+    """
 
     source: Phase
     offset: tuple[int, int]
@@ -47,8 +52,9 @@ class Feature:
 class Stage:
     """Phases made in one step, each the input's part plus a convolution of the sources.
 
-    A dense stage has one kernel (n_targets * C, n_sources * C / groups, k, k). A shared one (schedule ``"masked"``) has a single
-    kernel (C, C / groups, k, k), laid over the full-resolution grid on which only the sources are non-zero.
+    A dense stage has one kernel (n_targets * C, n_sources * C / groups, k, k). A shared one (schedule
+    ``"masked"``) has a single kernel (C, C / groups, k, k), laid over the full-resolution grid on which only
+    the sources are non-zero.
     """
 
     targets: tuple[Phase, ...]
@@ -76,7 +82,8 @@ class Stage:
     def assemble(self, solutions: dict[Phase, Tensor], kernel: Tensor, groups: int) -> None:
         """Writes least-squares solutions into a dependency kernel of this stage, in place.
 
-        ``solutions``: for each target (groups, n_features, C/groups in, C/groups out); a shared stage takes the first target's.
+        ``solutions``: for each target (groups, n_features, C/groups in, C/groups out); a shared stage takes
+            the first target's.
         """
         channels = kernel.shape[0] if self.shared else kernel.shape[0] // len(self.targets)
         width = channels // groups
@@ -92,7 +99,9 @@ class Stage:
                 )
 
     def windows(self, kernel: Tensor, channels: int, groups: int) -> dict[Phase, list[Window]]:
-        """The stage's kernel taken apart: for each target, (source, start, dense kernel (C, C, h, w)) of each window it reads."""
+        """The stage's kernel taken apart: for each target, (source, start, dense kernel (C, C, h, w)) of each
+        window it reads.
+        """
         found: dict[Phase, list[Window]] = {target: [] for target in self.targets}
         width = channels // groups
         for term in self.terms:
@@ -121,15 +130,19 @@ class Schedule:
 def make_schedule(
     name: str, stride: tuple[int, int], kernel_size: tuple[int, int], anchor: Phase = (0, 0)
 ) -> Schedule:
-    """The schedule of that name for a stride, dependency kernels of ``kernel_size`` and a first phase at ``anchor``.
+    """The schedule of that name for a stride, dependency kernels of ``kernel_size`` and a first phase at
+    ``anchor``.
 
-    - ``"sequential"``: one phase at a time, each from all before it (eq. 2, 3): s_h * s_w - 1 dependent steps.
+    - ``"sequential"``: one phase at a time, each from all before it (eq. 2, 3): s_h * s_w - 1 dependent
+      steps.
     - ``"paired"``: the phase half a period away in both directions from the first, then all that remain from
-      those two, in one convolution. For stride 2 this is figure 4 of the paper; for any stride it is two dependent steps.
-    - ``"masked"``: as ``"paired"`` for stride 2, with one kernel shared by the last two maps and masked to the taps that
-      fall on the first two: the four edge neighbours of a 3x3 kernel.
+      those two, in one convolution. For stride 2 this is figure 4 of the paper; for any stride it is two
+      dependent steps.
+    - ``"masked"``: as ``"paired"`` for stride 2, with one kernel shared by the last two maps and masked to
+      the taps that fall on the first two: the four edge neighbours of a 3x3 kernel.
 
-    Raises ArgumentError for an unknown name, or for ``"masked"`` with a stride other than 2 or an even kernel.
+    Raises ArgumentError for an unknown name, or for ``"masked"`` with a stride other than 2 or an even
+    kernel.
     """
     if name not in SCHEDULES:
         raise ArgumentError(f"schedule is {name!r}; choose one of {', '.join(map(repr, SCHEDULES))}")
@@ -169,7 +182,8 @@ def _dense(
 
 
 def _window_start(targets: list[Phase], source: Phase, size: tuple[int, int]) -> tuple[int, int]:
-    # An odd window is centred, as in the authors' code. An even one leans to the side on which the targets lie.
+    # An odd window is centred, as in the authors' code. An even one leans to the side on which the targets
+    # lie.
     start = []
     for axis in (0, 1):
         k = size[axis]
@@ -179,8 +193,8 @@ def _window_start(targets: list[Phase], source: Phase, size: tuple[int, int]) ->
 
 
 def _masked(targets: list[Phase], sources: list[Phase], size: tuple[int, int]) -> Stage:
-    # On the full-resolution grid, tap (y, x) of target a reads pixel a + (y, x) - size // 2; it belongs to a source b if that pixel's
-    # phase is b, at the low-resolution offset (a + y - size // 2 - b) / 2.
+    # On the full-resolution grid, tap (y, x) of target a reads pixel a + (y, x) - size // 2; it belongs to a
+    # source b if that pixel's phase is b, at the low-resolution offset (a + y - size // 2 - b) / 2.
     def axis(a: int, b: int, k: int) -> tuple[int, tuple[int, ...]]:
         taps = tuple(t for t in range(k) if (a + t - k // 2 - b) % 2 == 0)
         return ((a + taps[0] - k // 2 - b) // 2 if taps else 0), taps

@@ -1,4 +1,6 @@
-"""`save` and `load`: a folder of ``model.safetensors`` and ``pixelize.json`` turns a freshly built model into the converted one."""
+"""`save` and `load`: a folder of ``model.safetensors`` and ``pixelize.json`` turns a freshly built model into
+the converted one.
+"""
 
 from __future__ import annotations
 
@@ -32,19 +34,24 @@ PLAN = "pixelize.json"
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str], *, source: str | None = None) -> Path:
-    """Writes a converted model: ``model.safetensors`` (all its weights) and ``pixelize.json`` (what was converted, and how).
+    """Writes a converted model: ``model.safetensors`` (all its weights) and ``pixelize.json`` (what was
+    converted, and how).
 
-    ``source`` is noted in the latter: the name by which the command line builds the model anew, such as ``smp:Linknet``.
+    ``source`` is noted in the latter: the name by which the command line builds the model anew, such as
+    ``smp:Linknet``.
 
-    The folder is made if need be; files in it are replaced atomically, and other files are left alone. Returns the folder.
+    The folder is made if need be; files in it are replaced atomically, and other files are left alone.
+    Returns the folder.
 
-    Raises PixelizeError if the model was not converted, or has state that is no tensor; OSError if the disk refuses.
+    Raises PixelizeError if the model was not converted, or has state that is no tensor; OSError if the disk
+    refuses.
     """
     model = getattr(model, "_orig_mod", model)
     plan = plan_of(model)
     if not plan["sites"]:
         raise PixelizeError(
-            f"this {type(model).__name__} has no converted layers to save; convert it first, or save its state_dict"
+            f"this {type(model).__name__} has no converted layers to save; convert it first, or save its "
+            "state_dict"
         )
     tensors, aliases = _unique_tensors(model)
     plan["aliases"] = aliases
@@ -66,11 +73,13 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, source: str | None
 
 
 def load(folder: str | os.PathLike[str], into: nn.Module) -> nn.Module:
-    """Makes ``into``, a freshly built model of the saved one's architecture, the converted and trained model, in place.
+    """Makes ``into``, a freshly built model of the saved one's architecture, the converted and trained model,
+    in place.
 
     Nothing is unpickled. Returns ``into``.
 
-    Raises LoadError if the folder is missing a file, is damaged, or belongs to another model; ``into`` is then as it was.
+    Raises LoadError if the folder is missing a file, is damaged, or belongs to another model; ``into`` is
+    then as it was.
     """
     folder = Path(folder)
     plan = read_plan(folder)
@@ -79,7 +88,8 @@ def load(folder: str | os.PathLike[str], into: nn.Module) -> nn.Module:
         raise LoadError(f"{folder}: {WEIGHTS} is missing; pixelize.save writes it beside {PLAN}")
     if _sha256(weights) != plan["sha256"]:
         raise LoadError(
-            f"{folder}: {WEIGHTS} is not the file that {PLAN} was written with (damaged, or an interrupted save); save again"
+            f"{folder}: {WEIGHTS} is not the file that {PLAN} was written with (damaged, or an interrupted "
+            "save); save again"
         )
     try:
         tensors = load_file(weights)
@@ -102,7 +112,9 @@ def load(folder: str | os.PathLike[str], into: nn.Module) -> nn.Module:
 
 
 def plan_of(model: nn.Module) -> dict[str, Any]:
-    """What was converted in ``model``, as plain data: enough to convert a fresh copy of it the same way, without its weights."""
+    """What was converted in ``model``, as plain data: enough to convert a fresh copy of it the same way,
+    without its weights.
+    """
     sites = []
     for name, module in converted_modules(model).items():
         record: Record = module.__dict__["_pixelize_record"]
@@ -169,7 +181,8 @@ def apply_plan(model: nn.Module, plan: dict[str, Any], where: str) -> Callable[[
                 module = model.get_submodule(entry.site.name)
             except AttributeError:
                 raise LoadError(
-                    f"{where}: it was saved from a {plan.get('model')} with a module {entry.site.name!r}, which this "
+                    f"{where}: it was saved from a {plan.get('model')} with a module {entry.site.name!r}, "
+                    "which this "
                     f"{type(model).__name__} does not have"
                 ) from None
             made.append((module, state_of(_converted(module, entry, where))))
@@ -206,19 +219,23 @@ def _parsed(entry: dict[str, Any], where: str) -> _Entry:
 
 
 def _converted(module: nn.Module, entry: _Entry, where: str) -> nn.Module:
-    """What ``module`` becomes: the entry's layer with the module's own weights in it, where it has any for it."""
+    """What ``module`` becomes: the entry's layer with the module's own weights in it, where it has any for
+    it.
+    """
     site, geometry = entry.site, entry.site.geometry
     record: Record | None = module.__dict__.get("_pixelize_record")
     if record is not None:
         if (record.layer, record.design, record.site.geometry) != (entry.layer, entry.design, geometry):
             raise LoadError(
-                f"{where}: {site.name} is converted already, into another layer; load into a freshly built model"
+                f"{where}: {site.name} is converted already, into another layer; load into a freshly built "
+                "model"
             )
         new = module
     else:
         if isinstance(module, nn.ConvTranspose2d) and geometry_of(module) != geometry:
             raise LoadError(
-                f"{where}: {site.name} is {_told(geometry_of(module))} here, and {_told(geometry)} in the saved model"
+                f"{where}: {site.name} is {_told(geometry_of(module))} here, and {_told(geometry)} in the "
+                "saved model"
             )
         try:
             new, _, _ = build_layer(site, module, entry.layer, entry.design, "zero")
@@ -244,7 +261,8 @@ def _attach_report(model: nn.Module, where: str) -> None:
         g = site.geometry
         rows.append(
             SiteReport(
-                name, site.kind, site.type, "converted", site.names, layer_name(layer), in_channels=g.in_channels,
+                name, site.kind, site.type, "converted", site.names, layer_name(layer),
+                in_channels=g.in_channels,
                 out_channels=g.out_channels, kernel_size=g.kernel_size, stride=g.stride,
                 parameters_after=count_parameters(module),
             )

@@ -1,4 +1,6 @@
-"""Slow, obvious pixel deconvolution, one output pixel at a time, written from equations 1 to 3 and figure 4 of the paper."""
+"""Slow, obvious pixel deconvolution, one output pixel at a time, written from equations 1 to 3 and figure 4
+of the paper.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ def output_extent(size, k, s, p, d, op):
 
 
 def transposed(x, w, s, p, d, groups, size):
-    """Transposed convolution, straight from o = s*i - p + d*t, on the output rows and columns 0 .. size - 1."""
+    """Transposed convolution, straight from o = s*i - p + d*t, on the output rows and columns 0 .. size -
+    1.
+    """
     c_in, per_group, kh, kw = w.shape
     out = np.zeros((per_group * groups, *size))
     for c in range(c_in):
@@ -38,8 +42,12 @@ def window_start(k, targets, source):
     return -(k // 2) + (1 if sum(t - source for t in targets) >= 0 else 0)
 
 
-def pixel_deconvolution(x, w, kernels, bias, s, p, d, op, groups, dep_groups, dep_size, schedule, anchor, sees_input, k):
-    """Either layer on one image ``x`` (C_in, H, W). ``sees_input``: the phases whose input part is added, by phase: a number."""
+def pixel_deconvolution(
+    x, w, kernels, bias, s, p, d, op, groups, dep_groups, dep_size, schedule, anchor, sees_input, k
+):
+    """Either layer on one image ``x`` (C_in, H, W). ``sees_input``: the phases whose input part is added, by
+    phase: a number.
+    """
     height, width = (output_extent(x.shape[1 + i], k[i], s[i], p[i], d[i], op[i]) for i in (0, 1))
     grid = (-(-height // s[0]), -(-width // s[1]))
     base = transposed(x, w, s, p, d, groups, (grid[0] * s[0], grid[1] * s[1]))
@@ -88,7 +96,9 @@ def _dense_step(new, made, kernel, targets, sources, grid, channels, dep_groups,
 
 
 def _masked_step(new, made, kernel, targets, sources, grid, dep_groups, size):
-    """Figure 4: F_1 and F_2 dilated onto the full grid and added, then one kernel masked to the taps that can hit them."""
+    """Figure 4: F_1 and F_2 dilated onto the full grid and added, then one kernel masked to the taps that can
+    hit them.
+    """
     channels = kernel.shape[0]
     dilated = np.zeros((channels, 2 * grid[0], 2 * grid[1]))
     for source in sources:

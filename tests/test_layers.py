@@ -98,13 +98,19 @@ def test_every_schedule_against_the_per_pixel_oracle(kind, data):
         full = np.zeros((*weight.shape[:2], *layer.kernel_size))
         full[np.ix_(range(2), range(weight.shape[1]), *layer.first_taps())] = weight
         weight = full
-    gate = data.draw(st.sampled_from([1.0, 0.25, 0.0])  # exact in float32
-    ) if kind is iPixelDCL2d else 0.0
+    gate = (
+        data.draw(
+            st.sampled_from([1.0, 0.25, 0.0])  # exact in float32
+        )
+        if kind is iPixelDCL2d
+        else 0.0
+    )
     if kind is iPixelDCL2d:
         pixelize.set_input_gate(layer, gate)
     expected = pixel_deconvolution(
         x[0].numpy(), weight, [k.detach().numpy() for k in layer.dependency_kernels],
-        None if layer.bias is None else layer.bias.detach().numpy(), layer.stride, layer.padding, layer.dilation,
+        None if layer.bias is None else layer.bias.detach().numpy(), layer.stride, layer.padding,
+        layer.dilation,
         layer.output_padding, layer.groups, design.groups, design.kernel_size, design.schedule, layer.anchor,
         lambda phase: 1.0 if phase == layer.anchor else gate, layer.kernel_size,
     )  # fmt: skip
@@ -118,7 +124,9 @@ def test_every_schedule_against_the_per_pixel_oracle(kind, data):
 def test_inherited_pixeldcl_keeps_the_first_phase(data):
     arguments, size = data.draw(geometries())
     original = nn.ConvTranspose2d(4, 4, dtype=torch.float64, **arguments)
-    layer, error, _ = inherit(original, "pixeldcl", data.draw(designs(original.stride, 4, largest=2)), "inherit")
+    layer, error, _ = inherit(
+        original, "pixeldcl", data.draw(designs(original.stride, 4, largest=2)), "inherit"
+    )
     x = torch.randn(2, 4, *size, dtype=torch.float64)
     expected, got = original(x), layer(x)
     (a, b), s = layer.anchor, original.stride
@@ -192,7 +200,9 @@ def test_what_the_two_functions_return_is_what_the_modules_return(kind):
     if kind is iPixelDCL2d:
         got = pixelize.ipixel_dcl2d(x, layer.weight, list(layer.dependency_kernels), layer.bias, **shared)
     else:
-        got = pixelize.pixel_dcl2d(x, layer.weight, list(layer.dependency_kernels), layer.bias, kernel_size=4, **shared)
+        got = pixelize.pixel_dcl2d(
+            x, layer.weight, list(layer.dependency_kernels), layer.bias, kernel_size=4, **shared
+        )
     torch.testing.assert_close(got, layer(x), rtol=0, atol=0)
 
 
@@ -203,7 +213,9 @@ def test_tools_see_one_node_and_any_size(kind):
     x = torch.randn(3, 2, 5, 6)
     torch.testing.assert_close(traced(x), layer(x))
     auto = torch.export.Dim.DYNAMIC
-    exported = torch.export.export(layer, (torch.randn(2, 2, 4, 4),), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+    exported = torch.export.export(
+        layer, (torch.randn(2, 2, 4, 4),), dynamic_shapes=({0: auto, 2: auto, 3: auto},)
+    )
     torch.testing.assert_close(exported.module()(x), layer(x))
 
 

@@ -1,4 +1,6 @@
-"""`save` and `load`: a fresh model becomes the converted one; anything else is refused and changes nothing."""
+"""`save` and `load`: a fresh model becomes the converted one; anything else is refused and changes
+nothing.
+"""
 
 from __future__ import annotations
 
