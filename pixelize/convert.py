@@ -143,7 +143,8 @@ def convert(
         converted = convert(
             _uncompiled(model), layer, init=init, data=data, example_inputs=example_inputs, include=include,
             exclude=exclude, sites=sites, inplace=inplace,
-            dependency_kernel_size=dependency_kernel_size, dependency_groups=dependency_groups, schedule=schedule, tolerance=tolerance,
+            dependency_kernel_size=dependency_kernel_size, dependency_groups=dependency_groups,
+            schedule=schedule, tolerance=tolerance,
         )  # fmt: skip
         return model if inplace else type(model)(converted, model.dynamo_ctx)
     found = _survey(model, example_inputs)

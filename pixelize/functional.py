@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixelize.polyphase import Phase, anchor_phase, axis_phases, output_excess
-from pixelize.schedule import Schedule, Stage, Term, make_schedule
+from pixelize.schedule import Schedule, Stage, Term, build_schedule, make_schedule
 from pixelize.shuffle import add_up, interleave, is_channels_last, split_phases
 
 Pair = tuple[int, int]
@@ -32,7 +32,7 @@ def ipixel_dcl2d(
     *,
     dependency_groups: int = 1,
     dependency_kernel_size: int | Pair = 3,
-    schedule: str | Schedule = "paired",
+    schedule: str = "paired",
     input_gate: Tensor | None = None,
 ) -> Tensor:
     """Input pixel deconvolution, eq. 2: ``F_i = conv([F_in, F_1 .. F_{i-1}], k_i)``, interleaved.
@@ -78,7 +78,7 @@ def pixel_dcl2d(
     dilation: int | Pair = 1,
     dependency_groups: int = 1,
     dependency_kernel_size: int | Pair = 3,
-    schedule: str | Schedule = "paired",
+    schedule: str = "paired",
 ) -> Tensor:
     """Pixel deconvolution, eq. 3: only ``F_1`` sees the input, ``F_i = conv([F_1 .. F_{i-1}], k_i)``, interleaved.
 
@@ -202,9 +202,10 @@ def _source(terms: Sequence[Tensor]) -> Tensor:
     return total.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def _plan(schedule: str | Schedule, stride: Pair, size: Pair, anchor: Phase) -> Schedule:
-    # a layer hands its own in: a compiler warns of the cache in make_schedule
-    return schedule if isinstance(schedule, Schedule) else make_schedule(schedule, stride, size, anchor)
+def _plan(schedule: str, stride: Pair, size: Pair, anchor: Phase) -> Schedule:
+    # a compiler looks through a cache, and warns that it does
+    make = build_schedule if torch.compiler.is_dynamo_compiling() else make_schedule
+    return make(schedule, stride, size, anchor)
 
 
 def _symmetric(lead: Sequence[int], tail: Sequence[int]) -> Pair:

@@ -214,5 +214,5 @@ class PixelDCL2d(_PixelDeconvolution2d):
             dilation=self.dilation,
             dependency_groups=self.dependency_groups,
             dependency_kernel_size=self.dependency_kernel_size,
-            schedule=self.plan,
+            schedule=self.schedule,
         )

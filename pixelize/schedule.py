@@ -126,8 +126,7 @@ class Schedule:
     stages: tuple[Stage, ...]
 
 
-@lru_cache(maxsize=512)
-def make_schedule(
+def build_schedule(
     name: str, stride: tuple[int, int], kernel_size: tuple[int, int], anchor: Phase = (0, 0)
 ) -> Schedule:
     """The schedule of that name for a stride, dependency kernels of ``kernel_size`` and a first phase at
@@ -168,6 +167,10 @@ def make_schedule(
         elif len(phases) > 2:
             stages.append(_dense(phases[2:], phases[:2], kernel_size, stride))
     return Schedule(name, stride, anchor, tuple(stages))
+
+
+make_schedule = lru_cache(maxsize=512)(build_schedule)
+"""The same, cached: a schedule is a constant of a layer, asked for in every forward."""
 
 
 def _dense(
