@@ -23,7 +23,10 @@ def start(s: Settings) -> Accelerator:
     if s.threads:
         torch.set_num_threads(s.threads)
     accelerator = Accelerator(
-        cpu=s.cpu, mixed_precision=s.precision, gradient_accumulation_steps=s.accumulate
+        cpu=s.cpu,
+        mixed_precision=s.precision,
+        gradient_accumulation_steps=s.accumulate,
+        dynamo_backend="inductor" if s.compile else None,
     )
     if s.batch % (accelerator.num_processes * s.accumulate):
         raise ArgumentError(
@@ -54,8 +57,6 @@ def prepare(accelerator: Accelerator, s: Settings, model: nn.Module) -> nn.Modul
         model = join_norms(model, accelerator.device)
     if s.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if s.compile:
-        model = torch.compile(model)  # type: ignore[assignment]
     return accelerator.prepare(model)
 
 
