@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pixelize import __version__
-from pixelize.command_line import EXIT_CODES, errors
+from pixelize.command_line import EXIT_CODES, print_error
 from pixelize.errors import PixelizeError, PixelizeWarning
 from pixelize.model_commands import convert_command, inspect_command
 from pixelize.report_command import report_command
@@ -123,9 +123,9 @@ app.add_typer(_finetune(), name="finetune")
 def _warn(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
     """Our own warnings as a line; those of libraries are not for users of a command."""
     if issubclass(category, PixelizeWarning):
-        errors.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
+        print_error(f"warning: {message}")
 
 
 def _fail(message: str) -> None:
-    errors.print(f"error: {message}", markup=False, highlight=False, soft_wrap=True)
+    print_error(f"error: {message}")
     sys.exit(1)

@@ -46,8 +46,13 @@ Source = Annotated[
 Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
-errors = Console(stderr=True)
-"""Where errors, warnings and progress go; results go to standard output."""
+_PLAIN: dict[str, Any] = {
+    "markup": False,
+    "emoji": False,
+    "highlight": False,
+}  # ":key:" in a name is no emoji
+errors = Console(stderr=True, **_PLAIN)
+"""Where progress goes; results go to standard output."""
 
 
 def read_model(name: str, source: str, weights: str, device: str) -> nn.Module:
@@ -84,7 +89,12 @@ def print_json(data: Any) -> None:
 
 def print_rich(*things: Any) -> None:
     """On standard output, as wide as the terminal; strings as they are, without markup."""
-    Console().print(*things, markup=False, highlight=False, sep="\n")
+    Console(**_PLAIN).print(*things, sep="\n")
+
+
+def print_error(line: str) -> None:
+    """One line on standard error, however long."""
+    errors.print(line, soft_wrap=True)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -138,8 +139,12 @@ def _array(path: Path) -> Any:
             if isinstance(loaded, np.ndarray):
                 return _tensor(loaded, str(path))
             return {name: _tensor(loaded[name], f"{path}[{name}]") for name in loaded.files}
-    except (ValueError, OSError, EOFError, KeyError) as error:
-        raise ArgumentError(f"{path}: not a readable array file ({type(error).__name__}: {error})") from error
+    except ArgumentError:
+        raise
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise ArgumentError(
+            f"{path}: not an array file that numpy reads, or one of Python objects"
+        ) from error
 
 
 def _tensor(array: np.ndarray, told: str) -> Tensor:

@@ -18,7 +18,7 @@ from pixelize.command_line import (
     Size,
     Source,
     Weights,
-    errors,
+    print_error,
     print_json,
     print_rich,
     progress,
@@ -125,7 +125,8 @@ def convert_command(
         tell("converting")
         converted = convert(
             built, layer, init=init, data=samples, example_inputs=one_sample(examples[0]),
-            include=include or "*", exclude=exclude or (), sites=tuple(sites.split(",")), inplace=True, tolerance=tolerance,
+            include=include or "*", exclude=exclude or (), sites=tuple(sites.split(",")), inplace=True,
+            tolerance=tolerance,
             dependency_groups=dependency_groups, dependency_kernel_size=dependency_kernel_size,
             schedule=schedule,
         )  # fmt: skip
@@ -135,4 +136,4 @@ def convert_command(
         print_json({"model": model, "folder": str(out), **found.to_dict()})
         return
     print_rich(found)
-    errors.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
+    print_error(f"wrote {out}")
