@@ -1,0 +1,215 @@
+"""Adapters: the registry, inputs from the model alone, running, saving and loading as the library does."""
+
+from __future__ import annotations
+
+import copy
+import runpy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pixelize.adapters import adapter as registry
+from torch import nn
+
+import pixelize
+from pixelize import adapters
+from pixelize.running import relative_error
+
+
+@pytest.fixture
+def clean_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_adapters", registry.adapters())
+
+
+class Strange(nn.Module):
+    """Inputs that nobody can guess."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, *, picture, mask):
+        return self.conv(F.interpolate(picture * mask, scale_factor=2))
+
+
+def strange_inputs(model):
+    return {"picture": torch.ones(1, 3, 4, 4), "mask": torch.ones(1, 1, 4, 4)}
+
+
+STRANGE = adapters.Adapter("strange", lambda model: isinstance(model, Strange), strange_inputs)
+
+
+def test_a_registered_adapter_is_found_first(clean_registry):
+    assert adapters.find(Strange()).name == "generic"
+    adapters.register(STRANGE)
+    assert adapters.find(Strange()) is STRANGE
+    better = replace(STRANGE, detect=lambda model: False)
+    adapters.register(better)
+    assert [a.name for a in adapters.adapters()].count("strange") == 1
+    assert adapters.find(Strange()).name == "generic"
+
+
+def test_a_failed_registration_leaves_the_registry_as_it_was(clean_registry):
+    before = adapters.adapters()
+    with pytest.raises(TypeError, match="not an Adapter"):
+        adapters.register("strange")
+    assert adapters.adapters() == before
+
+
+class EntryPoint:
+    """What importlib.metadata gives for an entry point, as far as the registry asks."""
+
+    name, value = "strange", "somewhere:ADAPTER"
+
+    def __init__(self, load):
+        self.load = load
+
+
+def test_other_packages_add_adapters_by_entry_points(clean_registry, monkeypatch):
+    monkeypatch.setattr(registry, "_entry_points_read", False)
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [EntryPoint(lambda: STRANGE)] * (group == "pixelize.adapters")
+    )
+    assert adapters.find(Strange()) is STRANGE
+
+
+def test_a_broken_entry_point_is_a_warning(clean_registry, monkeypatch):
+    def load():
+        raise ImportError("not installed")
+
+    monkeypatch.setattr(registry, "_entry_points_read", False)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint(load)])
+    with pytest.warns(UserWarning, match="strange.*not installed"):
+        adapters.adapters()
+
+
+def test_convert_asks_the_adapter_for_inputs(clean_registry):
+    adapters.register(STRANGE)
+    model = Strange().eval()
+    converted = pixelize.convert(model)
+    assert [s.kind for s in pixelize.report(converted).converted] == ["resize_conv"]
+    inputs = strange_inputs(model)
+    torch.testing.assert_close(converted(**inputs), model(**inputs), rtol=1e-5, atol=1e-5)
+
+
+def generic_models():
+    yield nn.Sequential(nn.ConvTranspose2d(7, 4, 4, 1, 0), nn.ConvTranspose2d(4, 3, 4, 2, 1)), (2, 7, 1, 1)
+    yield (
+        nn.Sequential(nn.Linear(5, 64), nn.Unflatten(1, (4, 4, 4)), nn.ConvTranspose2d(4, 3, 4, 2, 1)),
+        (2, 5),
+    )
+    yield nn.Sequential(nn.Conv2d(2, 4, 3), nn.ConvTranspose2d(4, 3, 4, 2, 1)), (2, 2, 64, 64)
+    yield nn.Sequential(nn.ConvTranspose2d(6, 3, 4, 2, 1)), (2, 6, 8, 8)
+
+
+@pytest.mark.parametrize("model, shape", generic_models())
+def test_inputs_are_guessed_from_the_first_layer(model, shape):
+    model = model.double().train()
+    inputs = adapters.find(model).example_inputs(model)
+    assert (tuple(inputs.shape), inputs.dtype) == (shape, torch.float64)
+    assert model.training
+
+
+def test_what_cannot_be_guessed_says_so():
+    with pytest.raises(ValueError, match="pass example_inputs"):
+        adapters.find(Strange()).example_inputs(Strange())
+
+
+def test_guessing_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
+    model[1].eval()
+    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    adapters.find(model).example_inputs(model)
+    assert [m.training for m in model] == [True, False, True]
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def tiny_vae():
+    diffusers = pytest.importorskip("diffusers")
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+    ).eval()
+
+
+def tiny_unet():
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    return smp.Unet(
+        "resnet18", encoder_weights=None, decoder_channels=(16, 16, 8, 8, 8), classes=3, in_channels=1
+    ).eval()
+
+
+def test_an_autoencoder_is_run_through_its_decoder_when_given_latents():
+    vae = tiny_vae()
+    adapter = adapters.find(vae)
+    assert adapter.name == "diffusers"
+    latents, picture = torch.randn(1, 4, 8, 8), torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        assert adapter.run(vae, latents).sample.shape == (1, 3, 16, 16)
+        torch.testing.assert_close(adapter.run(vae, latents).sample, vae.decode(latents).sample)
+        torch.testing.assert_close(adapter.run(vae, picture).sample, vae(picture).sample)
+
+
+def test_inputs_of_libraries_fit_the_model():
+    unet = tiny_unet()
+    assert adapters.find(unet).name == "smp"
+    assert adapters.find(unet).example_inputs(unet).shape == (1, 1, 64, 64)
+    vae = tiny_vae().double()
+    assert adapters.find(vae).example_inputs(vae)["sample"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("build", [tiny_unet, tiny_vae])
+@pytest.mark.parametrize("layer", ["ipixeldcl", "dcl"])
+def test_save_pretrained_gives_the_converted_model_back(build, layer, tmp_path):
+    model = build()
+    adapter = adapters.find(model)
+    inputs = adapter.example_inputs(model)
+    converted = pixelize.convert(model, layer, example_inputs=inputs)
+    with torch.no_grad():
+        for parameter in converted.parameters():  # as if trained
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    converted.save_pretrained(tmp_path / "converted")
+    loaded = type(model).from_pretrained(tmp_path / "converted")
+    assert type(loaded) is type(model)
+    assert relative_error(adapters.call(converted, inputs), adapters.call(loaded, inputs)) == 0
+    assert pixelize.report(loaded).converted
+    # a model that was not converted goes through the library's own methods
+    model.save_pretrained(tmp_path / "plain")
+    plain = type(model).from_pretrained(tmp_path / "plain").eval()
+    assert not (tmp_path / "plain" / "pixelize.json").exists()
+    assert relative_error(adapters.call(model, inputs), adapters.call(plain, inputs)) == 0
+
+
+@pytest.mark.slow
+def test_another_process_loads_what_save_pretrained_wrote(tmp_path):
+    """Without this package the library refuses the folder, rather than filling in random weights."""
+    vae = tiny_vae()
+    pixelize.convert(vae, example_inputs=torch.randn(1, 3, 16, 16)).save_pretrained(tmp_path)
+    script = (
+        "import sys\n"
+        "from diffusers import AutoencoderKL\n"
+        "try:\n"
+        "    AutoencoderKL.from_pretrained(sys.argv[1])\n"
+        "except OSError:\n"
+        "    print('refused')\n"
+        "import pixelize\n"
+        "print(len(pixelize.report(AutoencoderKL.from_pretrained(sys.argv[1])).converted))\n"
+    )
+    run = [sys.executable, "-c", script, str(tmp_path)]
+    out = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["refused", "1"]
+
+
+def test_the_third_party_example_runs(clean_registry, capsys):
+    example = Path(__file__).parent.parent / "examples" / "third_party_adapter.py"
+    runpy.run_path(str(example), run_name="__main__")
+    out = capsys.readouterr().out
+    assert "resize_conv" in out and "1 converted" in out
