@@ -24,12 +24,16 @@ from pixelize.rewrites.splice import State
 from pixelize.schedule import make_schedule
 
 SMALL_WINDOW = (2, 2)
-"""The window that is tried beside the one asked for: with it, a PixelDCL costs less than the transposed convolution."""
+"""The window that is tried beside the one asked for: with it, a PixelDCL costs less than the transposed
+convolution.
+"""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One design tried at a site: its measured relative error, and its multiply-adds on the first pair of maps seen."""
+    """One design tried at a site: its measured relative error, and its multiply-adds on the first pair of
+    maps seen.
+    """
 
     layer: str
     design: Design
@@ -65,14 +69,17 @@ class Choice:
 def choose_designs(
     model: nn.Module, data: Iterable[Any], tolerance: float, *, progress: bool = True
 ) -> dict[str, Choice]:
-    """Gives every converted site of ``model``, in place, the cheapest design whose error on ``data`` is at most ``tolerance``.
+    """Gives every converted site of ``model``, in place, the cheapest design whose error on ``data`` is at
+    most ``tolerance``.
 
-    ``model`` was converted with ``layer="ipixeldcl"``, and not trained since. Sites are settled in the order of execution, each on its own
-    inputs as the sites before it leave them, against the original model's output there. Tried, cheapest first: PixelDCL and the designs in
-    which the phases of the first stages see the input too, each with 2x2 windows and with the model's; last, iPixelDCL, with
-    depthwise dependencies, which is exact and is taken whatever its error (that of its inputs, then).
+    ``model`` was converted with ``layer="ipixeldcl"``, and not trained since. Sites are settled in the
+    order of execution, each on its own inputs as the sites before it leave them, against the original
+    model's output there. Tried, cheapest first: PixelDCL and the designs in which the phases of the first
+    stages see the input too, each with 2x2 windows and with the model's; last, iPixelDCL, with depthwise
+    dependencies, which is exact and is taken whatever its error (that of its inputs, then).
 
-    Returns for each module what was tried. Raises ArgumentError and PixelizeError as :func:`pixelize.calibrate`.
+    Returns for each module what was tried. Raises ArgumentError and PixelizeError as
+    :func:`pixelize.calibrate`.
     """
     batches = list(data) if iter(data) is data else data  # type: ignore[arg-type]
     probe = next(iter(batches), None)

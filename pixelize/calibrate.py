@@ -1,4 +1,6 @@
-"""`calibrate`: refits the dependency kernels of a converted model to what the original computes, layer by layer, on unlabelled data."""
+"""`calibrate`: refits the dependency kernels of a converted model to what the original computes, layer by
+layer, on unlabelled data.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +21,26 @@ from pixelize.report import report
 
 
 def calibrate(model: nn.Module, data: Iterable[Any], *, progress: bool = True) -> nn.Module:
-    """Refits a converted model's pixel deconvolutions, in place, to what the original model computes on ``data``; returns ``model``.
+    """Refits a converted model's pixel deconvolutions, in place, to what the original model computes on
+    ``data``; returns ``model``.
 
-    Layer by layer in the order of execution: the layer's own input in the converted model, with the layers before it fitted already, against
-    the original layer's output in the original model. Least squares on streamed normal equations: memory does not depend on how much data there
-    is, the data is run through once for each stage of each layer. No labels are needed, and no gradients.
+    Layer by layer in the order of execution: the layer's own input in the converted model, with the layers
+    before it fitted already, against the original layer's output in the original model. Least squares on
+    streamed normal equations: memory does not depend on how much data there is, the data is run through
+    once for each stage of each layer. No labels are needed, and no gradients.
 
-    One sample in eight is held back: on these the ridge is chosen and the errors in :func:`pixelize.report` are measured.
+    One sample in eight is held back: on these the ridge is chosen and the errors in :func:`pixelize.report`
+    are measured.
 
     Args:
         model: a model from :func:`pixelize.convert`, not trained since.
-        data: an iterable of inputs, a tensor, tuple or dict each, on the model's device. A generator is read into memory.
+        data: an iterable of inputs, a tensor, tuple or dict each, on the model's device. A generator is
+            read into memory.
         progress: show a progress bar on standard error.
 
     Raises:
-        PixelizeError: the model was not converted, or its original weights are not at hand (loaded or hardened).
+        PixelizeError: the model was not converted, or its original weights are not at hand (it was loaded,
+            or hardened).
         ArgumentError: there is no data, or the model cannot be run on it.
     """
     errors = fit_model(model, data, progress=progress)
@@ -45,7 +52,9 @@ def calibrate(model: nn.Module, data: Iterable[Any], *, progress: bool = True) -
 
 
 def fit_model(model: nn.Module, data: Iterable[Any], *, progress: bool = True) -> dict[str, float]:
-    """:func:`calibrate`, returning the relative error of each layer on held-back samples by the name of its module."""
+    """:func:`calibrate`, returning the relative error of each layer on held-back samples by the name of its
+    module.
+    """
     batches = list(data) if iter(data) is data else data  # type: ignore[arg-type]
     probe = next(iter(batches), None)
     if probe is None:

@@ -18,11 +18,13 @@ from pixelize.rewrites import become, state_of
 
 
 def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """Every pixel deconvolution of ``model`` as one plain ``nn.ConvTranspose2d``, for runtimes that know nothing of this package.
+    """Every pixel deconvolution of ``model`` as one plain ``nn.ConvTranspose2d``, for runtimes that know
+    nothing of this package.
 
-    Exact on the interior. A pixel deconvolution counts its phases as zero outside their grid, a transposed convolution cannot: with a
-    paired schedule and 3x3 dependency kernels, the outermost 2 low-resolution pixels (2 * stride pixels of the output) on
-    each side differ; in general the sum of the half windows of the stages in a row. With zero dependency kernels nothing differs.
+    Exact on the interior. A pixel deconvolution counts its phases as zero outside their grid, a transposed
+    convolution cannot: with a paired schedule and 3x3 dependency kernels, the outermost 2 low-resolution
+    pixels (2 * stride pixels of the output) on each side differ; in general the sum of the half windows of
+    the stages in a row. With zero dependency kernels nothing differs.
 
     Returns a copy, or ``model`` itself with ``inplace``. Raises PixelizeError if there is nothing to fold.
     """
@@ -42,7 +44,7 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
 def folded_layer(layer: _PixelDeconvolution2d) -> nn.ConvTranspose2d:
     """One layer as a plain ``nn.ConvTranspose2d`` (computed in float64, returned in the layer's dtype)."""
-    s, op = layer.stride, layer.output_padding
+    s, op = layer.stride, list(layer.output_padding)
     filters = phase_composites(layer)
     size, padding = [0, 0], [0, 0]
     for i in (0, 1):
@@ -63,6 +65,8 @@ def folded_layer(layer: _PixelDeconvolution2d) -> nn.ConvTranspose2d:
             size[i] += surplus
         else:
             size[i] -= surplus
+        if op[i] >= s[i]:  # which only a dilation allows: trailing taps of zeros do the same
+            size[i], op[i] = size[i] + op[i], 0
     groups = gcd(layer.groups, layer.dependency_groups)
     c_in, c_out = layer.in_channels, layer.out_channels
     weight = layer.weight.new_zeros(c_in, c_out // groups, *size, dtype=torch.float64)
@@ -80,7 +84,7 @@ def folded_layer(layer: _PixelDeconvolution2d) -> nn.ConvTranspose2d:
         (size[0], size[1]),
         s,
         (padding[0], padding[1]),
-        op,
+        (op[0], op[1]),
         groups,
         layer.bias is not None,
         device="meta",

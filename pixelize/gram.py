@@ -1,4 +1,6 @@
-"""Streamed normal equations: least squares whose memory does not depend on how many rows it sees, the ridge chosen on held-back rows."""
+"""Streamed normal equations: least squares whose memory does not depend on how many rows it sees, the ridge
+chosen on held-back rows.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ FAVOUR = 100.0
 class NormalEquations:
     """Sums of ``X'X``, ``X'Y`` and ``|Y|^2`` over rows, for several independent problems (groups) at once.
 
-    Every call of :meth:`add` goes either to the sums that are solved or to those held back, on which the ridge is chosen. What is kept is
-    2 groups (n^2 + n m) numbers in float64 for n features and m targets.
+    Every call of :meth:`add` goes either to the sums that are solved or to those held back, on which the
+    ridge is chosen. What is kept is 2 groups (n^2 + n m) numbers in float64 for n features and m targets.
     """
 
     def __init__(self, groups: int, features: int, targets: int, device: torch.device) -> None:
@@ -41,11 +43,14 @@ class NormalEquations:
             self.rows += features.shape[-2]
 
     def solve(self) -> Tensor:
-        """The solution (groups, n, m) with the ridge that is best on the held-back rows; ``DEFAULT_RIDGE`` where none were held back."""
+        """The solution (groups, n, m) with the ridge that is best on the held-back rows; ``DEFAULT_RIDGE``
+        where none were held back.
+        """
         return self._solve(self.gram, self.cross)
 
     def solve_favouring(self, rows: Tensor, targets: Tensor, *, tax: float) -> Tensor:
-        """As :meth:`solve`, but satisfying rows (r, n) with targets (r, m) too, where that costs at most ``tax`` times the error.
+        """As :meth:`solve`, but satisfying rows (r, n) with targets (r, m) too, where that costs at most
+        ``tax`` times the error.
 
         The rows are as heavy as ``FAVOUR`` times the mean feature's whole sum, and the same in every group.
         """
@@ -77,7 +82,8 @@ class NormalEquations:
 
 
 def solve_ridge(gram: Tensor, right: Tensor, ridge: float) -> Tensor | None:
-    """Solves ``(gram + ridge * mean(diag(gram)) * I) x = right`` for each group: gram (..., n, n), right (..., n, m).
+    """Solves ``(gram + ridge * mean(diag(gram)) * I) x = right`` for each group: gram (..., n, n), right
+    (..., n, m).
 
     None where that matrix is not positive definite in this precision: the ridge is too small for it.
     """

@@ -1,7 +1,9 @@
-"""Making a pixel deconvolution from a trained ``nn.ConvTranspose2d``: which of its state the new layer takes over.
+"""Making a pixel deconvolution from a trained ``nn.ConvTranspose2d``: which of its state the new layer takes
+over.
 
-An iPixelDCL2d takes all of it: the same Parameter objects, parametrizations, norm hooks and hooks, with zero dependency kernels
-beside them, so that it computes the same function. A PixelDCL2d takes the taps of the first phase, and its dependency kernels are fitted.
+An iPixelDCL2d takes all of it: the same Parameter objects, parametrizations, norm hooks and hooks, with zero
+dependency kernels beside them, so that it computes the same function. A PixelDCL2d takes the taps of the
+first phase, and its dependency kernels are fitted.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from pixelize.layers import PixelDCL2d, _PixelDeconvolution2d, iPixelDCL2d
 from pixelize.partial_layer import PartialPixelDCL2d
-from pixelize.prior_fit import fit_from_prior
+from pixelize.prior_fit import InputPrior, fit_from_prior
 from pixelize.rewrites import TransposedConv, geometry_of
 
 LAYERS: dict[str, type[_PixelDeconvolution2d]] = {"ipixeldcl": iPixelDCL2d, "pixeldcl": PixelDCL2d}
@@ -34,7 +36,8 @@ _NORM_HOOKS = (WeightNorm, SpectralNorm, SpectralNormStateDictHook, SpectralNorm
 
 @dataclass(frozen=True)
 class Design:
-    """The dependency part of a layer: window, groups and schedule, and after how many stages a PixelDCL stops seeing the input.
+    """The dependency part of a layer: window, groups and schedule, and after how many stages a PixelDCL stops
+    seeing the input.
 
     ``input_stages``: 0 for PixelDCL itself; see :class:`pixelize.partial_layer.PartialPixelDCL2d`.
     """
@@ -46,14 +49,17 @@ class Design:
 
 
 def inherit(
-    module: nn.ConvTranspose2d, layer: str, design: Design, init: str
+    module: nn.ConvTranspose2d, layer: str, design: Design, init: str, prior: InputPrior | None = None
 ) -> tuple[_PixelDeconvolution2d, float | None, str | None]:
-    """A new layer of the kind ``layer`` that computes what ``module`` does, or comes as close as it can; ``module`` is not changed.
+    """A new layer of the kind ``layer`` that computes what ``module`` does, or comes as close as it can;
+    ``module`` is not changed.
 
-    ``init``: ``"inherit"``, ``"random"``, or ``"zero"`` for the layer's structure alone, with zero dependency kernels, to be filled.
+    ``init``: ``"inherit"``, ``"random"``, or ``"zero"`` for the layer's structure alone, with zero dependency
+    kernels, to be filled.
+    ``prior``: what is known of the input, for the fit of a PixelDCL.
 
-    Returns the layer, the expected relative error of the fit (0 where inheritance is exact, None where nothing is inherited) and a note
-    on what could not be taken over.
+    Returns the layer, the expected relative error of the fit (0 where inheritance is exact, None where
+    nothing is inherited) and a note on what could not be taken over.
     """
     note = None
     if layer == "ipixeldcl" and init != "random":
@@ -88,7 +94,7 @@ def inherit(
     bias = None if plain.bias is None else plain.bias.detach()
     teacher = TransposedConv(geometry_of(plain), plain.weight.detach(), bias)
     kernels, error = fit_from_prior(
-        teacher, new.plan, new.dependency_kernel_size, design.groups, design.input_stages
+        teacher, new.plan, new.dependency_kernel_size, design.groups, design.input_stages, prior
     )
     with torch.no_grad():
         for parameter, kernel in zip(new.dependency_kernels, kernels, strict=True):
@@ -97,7 +103,9 @@ def inherit(
 
 
 def baked(module: nn.ConvTranspose2d) -> nn.ConvTranspose2d:
-    """``module`` with its weight as a plain parameter: without parametrizations and old norm hooks. ``module`` is not changed."""
+    """``module`` with its weight as a plain parameter: without parametrizations and old norm hooks.
+    ``module`` is not changed.
+    """
     hooks = [h for h in module._forward_pre_hooks.values() if isinstance(h, WeightNorm | SpectralNorm)]
     if not hooks and not parametrize.is_parametrized(module):
         return module
@@ -150,7 +158,9 @@ def _evaluation(module: nn.Module) -> Iterator[None]:
 
 
 def _shell(module: nn.Module, layer: type, exactly: bool = False) -> Any:
-    """A module of class ``layer`` with ``module``'s state: the same tensors, hooks and attributes, its own registries."""
+    """A module of class ``layer`` with ``module``'s state: the same tensors, hooks and attributes, its own
+    registries.
+    """
     state = dict(module.__dict__)
     for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         state[registry] = copy.copy(state[registry])
@@ -161,9 +171,11 @@ def _shell(module: nn.Module, layer: type, exactly: bool = False) -> Any:
 
 
 def _class_for(origin: type, layer: type) -> type:
-    """``layer`` itself for a plain ConvTranspose2d; for a subclass, a class that is both, so that its methods stay.
+    """``layer`` itself for a plain ConvTranspose2d; for a subclass, a class that is both, so that its methods
+    stay.
 
-    A subclass with a ``forward`` of its own comes first (it calls ``super().forward``, which is then the layer's).
+    A subclass with a ``forward`` of its own comes first (it calls ``super().forward``, which is then the
+    layer's).
     """
     if origin is nn.ConvTranspose2d or origin is nn.LazyConvTranspose2d:
         return layer
@@ -183,7 +195,9 @@ def _class_for(origin: type, layer: type) -> type:
 
 
 def reclass(module: nn.Module, old: type, new: type) -> Any:
-    """``module``'s state in a class that is ``new`` where its own is ``old``; a user's subclass in between stays."""
+    """``module``'s state in a class that is ``new`` where its own is ``old``; a user's subclass in between
+    stays.
+    """
     kind = type(module)
     if kind is not old:
         kind = type(
@@ -195,5 +209,7 @@ def reclass(module: nn.Module, old: type, new: type) -> Any:
 
 
 def effective_weight(module: nn.ConvTranspose2d) -> Tensor:
-    """The weight that ``module`` computes with, parametrizations and norm hooks included, without side effects."""
+    """The weight that ``module`` computes with, parametrizations and norm hooks included, without side
+    effects.
+    """
     return baked(module).weight.detach()

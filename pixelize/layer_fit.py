@@ -1,8 +1,10 @@
-"""Fitting one pixel deconvolution to given inputs and outputs: linear least squares, stage by stage, on streamed normal equations.
+"""Fitting one pixel deconvolution to given inputs and outputs: linear least squares, stage by stage, on
+streamed normal equations.
 
-Every phase is ``F_t[j] = own_t[j] + sum of taps K F_s[j + q]``, where ``own_t`` is what it sees of the input (nothing in a PixelDCL's later
-phases). So, the earlier phases being fitted already, the kernels of a stage solve a linear least-squares problem whose rows are the
-low-resolution pixels j, whose features are the student's own earlier phases around j, and whose target is what the teacher's phase has beyond
+Every phase is ``F_t[j] = own_t[j] + sum of taps K F_s[j + q]``, where ``own_t`` is what it sees of the
+input (nothing in a PixelDCL's later phases). So, the earlier phases being fitted already, the kernels of a
+stage solve a linear least-squares problem whose rows are the low-resolution pixels j, whose features are
+the student's own earlier phases around j, and whose target is what the teacher's phase has beyond
 ``own_t[j]``.
 """
 
@@ -26,14 +28,18 @@ from pixelize.schedule import Stage
 Read = tuple[int, tuple[int, int]]
 """One thing that a regression reads: which map, and at which low-resolution offset."""
 Pairs = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Gives, each time it is called, the same pairs of a layer's input (N, C_in, h, w) and wanted output (N, C_out, H, W)."""
+"""Gives, each time it is called, the same pairs of a layer's input (N, C_in, h, w) and wanted output (N,
+C_out, H, W).
+"""
 
 HELD_BACK = 8
 """One sample in so many is held back: the ridge is chosen on it, and the error measured."""
 ROWS_PER_BATCH = 32768
 """Pixels of one batch that a fit looks at, at most; drawn at random where there are more."""
 PICTURE_CHANNELS = 4
-"""A layer with so many output channels or fewer makes pictures: its fit favours kernels that interpolate (see :func:`interpolation`),"""
+"""A layer with so many output channels or fewer makes pictures: its fit favours kernels that interpolate
+(see :func:`interpolation`),
+"""
 INTERPOLATION_TAX = 1.05
 """as long as that costs no more than so many times the error of the fit that does not."""
 CHUNK = 2**25
@@ -41,9 +47,11 @@ CHUNK = 2**25
 
 
 def fit_layer(layer: _PixelDeconvolution2d, pairs: Pairs, *, first: bool = True) -> float:
-    """Fits ``layer`` to ``pairs``, in place, and returns its relative error on the held-back samples (on all if there is but one).
+    """Fits ``layer`` to ``pairs``, in place, and returns its relative error on the held-back samples (on
+    all if there is but one).
 
-    ``first``: whether what a PixelDCL sees of the input is fitted too, rather than left as it was inherited. The bias stays.
+    ``first``: whether what a PixelDCL sees of the input is fitted too, rather than left as it was
+    inherited. The bias stays.
     """
     if first and isinstance(layer, PixelDCL2d):
         fit_inputs(layer, pairs)
@@ -53,7 +61,9 @@ def fit_layer(layer: _PixelDeconvolution2d, pairs: Pairs, *, first: bool = True)
 
 
 def fit_inputs(layer: PixelDCL2d, pairs: Pairs) -> None:
-    """Refits a PixelDCL's weight to the teacher's first phase, in place, and likewise every other phase that sees the input."""
+    """Refits a PixelDCL's weight to the teacher's first phase, in place, and likewise every other phase
+    that sees the input.
+    """
     kernels = {phase: _fit_input(layer, phase, pairs) for phase in input_kernels_of(layer)}
     fitted = {
         phase: nn.Parameter(k, requires_grad=layer.weight.requires_grad)
@@ -142,7 +152,9 @@ def interpolation(layer: _PixelDeconvolution2d, stage: Stage) -> tuple[Tensor, T
 
 
 def layer_error(layer: _PixelDeconvolution2d, pairs: Pairs) -> float:
-    """The relative error on the held-back samples: the root of the squared error over the squared output, both without the bias."""
+    """The relative error on the held-back samples: the root of the squared error over the squared output,
+    both without the bias.
+    """
     sums = {held: [0.0, 0.0] for held in (True, False)}
     bias = 0 if layer.bias is None else layer.bias.detach()[:, None, None]
     for x, y, held in _numbered(pairs):
@@ -157,7 +169,9 @@ def layer_error(layer: _PixelDeconvolution2d, pairs: Pairs) -> float:
 
 
 def phase_maps(layer: _PixelDeconvolution2d, x: Tensor, size: list[int], stages: int) -> dict[Phase, Tensor]:
-    """The layer's phases without bias after its first ``stages`` stages; of the later ones what they see of the input, if anything."""
+    """The layer's phases without bias after its first ``stages`` stages; of the later ones what they see of
+    the input, if anything.
+    """
     with torch.no_grad():
         phases = own_phases(layer, x, size)
         for stage, kernel in list(zip(layer.plan.stages, layer.dependency_kernels, strict=True))[:stages]:
@@ -169,7 +183,9 @@ def phase_maps(layer: _PixelDeconvolution2d, x: Tensor, size: list[int], stages:
 
 
 def own_phases(layer: _PixelDeconvolution2d, x: Tensor, size: list[int]) -> dict[Phase, Tensor]:
-    """What each phase sees of the input ``x`` (N, C_in, h, w), for those that see it: (N, C_out, ceil(H/s_h), ceil(W/s_w)), (H, W) = ``size``."""
+    """What each phase sees of the input ``x`` (N, C_in, h, w), for those that see it: (N, C_out,
+    ceil(H/s_h), ceil(W/s_w)), (H, W) = ``size``.
+    """
     geometry = layer.kernel_size, layer.stride, layer.padding, layer.dilation
     growth = (-(-size[0] // layer.stride[0]) - x.shape[-2], -(-size[1] // layer.stride[1]) - x.shape[-1])
     if isinstance(layer, PixelDCL2d):
@@ -190,7 +206,9 @@ def own_phases(layer: _PixelDeconvolution2d, x: Tensor, size: list[int]) -> dict
 
 
 class _Block(NamedTuple):
-    """Rows of a regression: features (groups, rows, n), for each target phase (groups, rows, C_out/groups), and whether they are held back."""
+    """Rows of a regression: features (groups, rows, n), for each target phase (groups, rows, C_out/groups),
+    and whether they are held back.
+    """
 
     features: Tensor
     targets: dict[Phase, Tensor]
@@ -207,7 +225,8 @@ def _blocks(
 ) -> Iterator[_Block]:
     """The rows of one batch, in blocks of bounded size.
 
-    ``maps``: what is read, (N, C, h, w) each; ``wanted``: for each target phase (N, C_out, gh, gw), of which the pixels that all have count.
+    ``maps``: what is read, (N, C, h, w) each; ``wanted``: for each target phase (N, C_out, gh, gw), of
+    which the pixels that all have count.
     """
     height, width = (min(t.shape[i] for t in wanted.values()) for i in (-2, -1))
     n = held.numel()

@@ -1,4 +1,6 @@
-"""A converted model beside the one it was made of: the same layer's input in the one and output in the other, batch by batch."""
+"""A converted model beside the one it was made of: the same layer's input in the one and output in the
+other, batch by batch.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class _Enough(Exception):
 
 
 class Lockstep:
-    """The student, a converted model, and its teacher, the same model with its original up-samplers, which take turns in one set of modules.
+    """The student, a converted model, and its teacher, the same model with its original up-samplers, which
+    take turns in one set of modules.
 
     Nothing is copied: for the teacher's turn the converted modules become what their records say they were.
 
@@ -37,7 +40,7 @@ class Lockstep:
         self._teachers = {name: _teacher_state(name, module) for name, module in self.modules.items()}
 
     def layer(self, name: str) -> nn.ConvTranspose2d:
-        """The up-sampling layer of a converted module as it is now: the module itself or the one inside it."""
+        """The up-sampling layer of a converted module as it is now: itself or the one inside it."""
         return inner_layer(self.modules[name])
 
     def students(self) -> dict[str, _PixelDeconvolution2d]:
@@ -65,7 +68,9 @@ class Lockstep:
         return seen
 
     def pairs(self, name: str, data: Iterable[Any], calls: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each call of a layer on each batch: the student's input (N, C_in, h, w) and the teacher's output (N, C_out, H, W)."""
+        """For each call of a layer on each batch: the student's input (N, C_in, h, w) and the teacher's
+        output (N, C_out, H, W).
+        """
         for batch in data:
             with evaluation(self.model), self._teaching():
                 outputs = [y for _, y in self._record(name, batch, calls)]
@@ -73,7 +78,8 @@ class Lockstep:
                 inputs = [x for x, _ in self._record(name, batch, calls)]
             if [len(x) for x in inputs] != [len(y) for y in outputs]:
                 raise ArgumentError(
-                    f"{name}: called {len(outputs)} times in the original model and {len(inputs)} times in the converted one"
+                    f"{name}: called {len(outputs)} times in the original model and {len(inputs)} times "
+                    "in the converted one, or on other batch sizes"
                 )
             yield from zip(inputs, outputs, strict=True)
 
@@ -95,7 +101,8 @@ class Lockstep:
             x = args[0] if args else kwargs["input"]
             last = len(seen) == calls - 1
             # what runs after the layer may overwrite its tensors in place, unless nothing does
-            seen.append(tuple(_batched(t.detach() if last else t.detach().clone()) for t in (x, output)))
+            x, y = (_batched(t.detach() if last else t.detach().clone()) for t in (x, output))
+            seen.append((x, y))
             if last:
                 raise _Enough
 
@@ -123,7 +130,8 @@ def _teacher_state(name: str, module: nn.Module) -> State:
     record: Record = module.__dict__["_pixelize_record"]
     if record.origin is None:
         raise PixelizeError(
-            f"{name}: its original weights are not at hand (the model was loaded, or hardened); convert the original model again"
+            f"{name}: its original weights are not at hand (the model was loaded, or hardened); convert the "
+            "original model again"
         )
     before = original(record)
     plain, _, _ = build_layer(record.site, before, "dcl", record.design, "inherit")
@@ -135,7 +143,9 @@ def _teacher_state(name: str, module: nn.Module) -> State:
 
 
 def original(record: Record) -> nn.Module:
-    """The module that a conversion replaced, built again of its record: another object with the same parameters."""
+    """The module that a conversion replaced, built again of its record: another object with the same
+    parameters.
+    """
     assert record.origin is not None
     kind, state = record.origin
     module: nn.Module = object.__new__(kind)

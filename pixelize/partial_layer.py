@@ -1,7 +1,8 @@
-"""Between PixelDCL and iPixelDCL: :class:`PartialPixelDCL2d`, in which only the phases of the first few stages see the input.
+"""Between PixelDCL and iPixelDCL: :class:`PartialPixelDCL2d`, in which only the phases of the first few
+stages see the input.
 
-Gao et al. remove "such dependencies for some intermediate feature maps"; PixelDCL removes the input from all but the first. How many phases
-can do without it is a question for each layer.
+Gao et al. remove "such dependencies for some intermediate feature maps"; PixelDCL removes the input from
+all but the first. How many phases can do without it is a question for each layer.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ torch.fx.wrap("partial_pixel_dcl2d")
 
 
 class PartialPixelDCL2d(PixelDCL2d):
-    """PixelDCL whose first phase and the phases of the first ``input_stages`` stages see the input; all see the phases before them.
+    """PixelDCL whose first phase and the phases of the first ``input_stages`` stages see the input; all see
+    the phases before them.
 
-    With ``input_stages=0`` it is PixelDCL (eq. 3), with as many as the schedule has stages iPixelDCL (eq. 2). ``weight`` holds the first
-    phase's taps, ``input_kernels`` those of the other phases that see the input, each (C_in, C_out/groups, h, w).
+    With ``input_stages=0`` it is PixelDCL (eq. 3), with as many as the schedule has stages iPixelDCL (eq.
+    2). ``weight`` holds the first phase's taps, ``input_kernels`` those of the other phases that see the
+    input, each (C_in, C_out/groups, h, w).
 
-    Arguments, shapes and errors are otherwise those of :class:`pixelize.PixelDCL2d`; ArgumentError for ``input_stages`` that the schedule
-    does not have.
+    Arguments, shapes and errors are otherwise those of :class:`pixelize.PixelDCL2d`; ArgumentError for
+    ``input_stages`` that the schedule does not have.
     """
 
     input_stages: int = 0
@@ -48,7 +51,9 @@ class PartialPixelDCL2d(PixelDCL2d):
         self.set_input_stages(input_stages, full)
 
     def set_input_stages(self, stages: int, weight: Tensor) -> None:
-        """Lets the phases of the first ``stages`` stages see the input with their taps of ``weight`` (C_in, C_out/groups, k_h, k_w)."""
+        """Lets the phases of the first ``stages`` stages see the input with their taps of ``weight`` (C_in,
+        C_out/groups, k_h, k_w).
+        """
         if not 0 <= stages <= len(self.plan.stages):
             raise ArgumentError(
                 f"input_stages is {stages}; schedule {self.schedule!r} with stride {self.stride} has "
@@ -64,7 +69,9 @@ class PartialPixelDCL2d(PixelDCL2d):
         )
 
     def further_phases(self) -> list[Phase]:
-        """The phases beyond the first that see the input: those with taps among the targets of the first ``input_stages`` stages."""
+        """The phases beyond the first that see the input: those with taps among the targets of the first
+        ``input_stages`` stages.
+        """
         targets = [t for stage in self.plan.stages[: self.input_stages] for t in stage.targets]
         return [t for t in targets if all(axis.taps for axis in self._axes(t))]
 
@@ -101,7 +108,9 @@ class PartialPixelDCL2d(PixelDCL2d):
 
 
 def input_kernels_of(layer: PixelDCL2d) -> dict[Phase, Tensor]:
-    """The phases of a layer that see the input, the first one first, each with its taps (C_in, C_out/groups, h, w)."""
+    """The phases of a layer that see the input, the first one first, each with its taps (C_in,
+    C_out/groups, h, w).
+    """
     kernels = {layer.anchor: layer.weight}
     if isinstance(layer, PartialPixelDCL2d):
         kernels.update(zip(layer.further_phases(), layer.input_kernels, strict=True))
@@ -119,11 +128,15 @@ def partial_pixel_dcl2d(
     channels: int,
     dependency_groups: int,
 ) -> Tensor:
-    """The functional form: ``geometry`` is (kernel_size, stride, padding, dilation, groups), ``size`` that of the output."""
-    *window, groups = geometry
-    stride = geometry[1]
+    """The functional form: ``geometry`` is (kernel_size, stride, padding, dilation, groups), ``size`` that
+    of the output.
+    """
+    kernel_size, stride, padding, dilation, groups = geometry
     growth = (-(-size[0] // stride[0]) - input.shape[-2], -(-size[1] // stride[1]) - input.shape[-1])
-    phases = {a: first_phase(input, w, *window, groups, growth, a) for a, w in input_kernels.items()}
+    phases = {
+        a: first_phase(input, w, kernel_size, stride, padding, dilation, groups, growth, a)
+        for a, w in input_kernels.items()
+    }
     for stage, kernel in zip(plan.stages, dependency_kernels, strict=True):
         for target, part in dependency(stage, kernel, phases, channels, dependency_groups).items():
             phases[target] = phases[target] + part if target in phases else part

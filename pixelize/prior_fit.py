@@ -1,144 +1,176 @@
 """PixelDCL's dependency kernels from the weights alone: least squares under a prior over the input.
 
-The input is taken as zero-mean, its channels uncorrelated, with the separable covariance ``rho ** (|dy| + |dx|)`` between
-pixels (natural images and feature maps are about first-order autoregressive). Then every phase of the transposed convolution
-(the teacher) and every phase of the PixelDCL (the student, eq. 3 of Gao et al.) is a linear filter of the input, all second
-moments have closed forms, and each stage is one linear solve, with the student's own earlier phases as regressors.
+The input's channels are taken as uncorrelated, each with a mean and a variance (0 and 1 unless more is
+known), with the separable covariance ``rho ** (|dy| + |dx|)`` between pixels: natural images and feature maps
+are about first-order autoregressive. Then every phase of the transposed convolution (the teacher) and every
+phase of the PixelDCL (the student, eq. 3 of Gao et al.) is a linear filter of the input, all second moments
+have closed forms, and each stage is one linear solve, with the student's own earlier phases as regressors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pixelize.polyphase import Phase, PhaseFilter, add_filters, compose, phase_filters
+from pixelize.gram import solve_ridge
+from pixelize.polyphase import Phase, PhaseFilter, phase_filters
 from pixelize.rewrites import TransposedConv
-from pixelize.schedule import Schedule
+from pixelize.schedule import Feature, Schedule, Stage
 
 CORRELATION = 0.5
-RIDGE = 1e-6
+RIDGES = (1e-6, 1e-4, 1e-2)
+"""Relative to the mean feature's power; the larger ones where rounding leaves the smaller without effect."""
+
+
+@dataclass(frozen=True)
+class InputPrior:
+    """What is known of a layer's input: mean and standard deviation of each channel, (C_in,) in float64."""
+
+    mean: Tensor
+    deviation: Tensor
 
 
 def fit_from_prior(
-    teacher: TransposedConv, plan: Schedule, kernel_size: tuple[int, int], groups: int, input_stages: int = 0
+    teacher: TransposedConv,
+    plan: Schedule,
+    kernel_size: tuple[int, int],
+    groups: int,
+    input_stages: int = 0,
+    prior: InputPrior | None = None,
 ) -> tuple[list[Tensor], float]:
     """The dependency kernels that make a PixelDCL closest to ``teacher`` under the prior.
 
-    Returns the kernels, one for each stage (float64), and the expected relative error: the root of the expected squared error over the
-    expected squared output, over all phases.
+    ``input_stages``: the phases of so many stages see the input themselves, and need no dependencies.
+
+    Returns the kernels, one for each stage (float64), and the expected relative error: the root of the
+    expected squared error over the expected squared output, over all phases.
     """
     geometry = teacher.geometry
     channels = geometry.out_channels
-    targets = phase_filters(
-        teacher.weight.detach().double(),
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-        geometry.groups,
-    )
+    weight = teacher.weight.detach().double()
+    mean = weight.new_zeros(geometry.in_channels)
+    if prior is not None:  # in units of each channel's deviation
+        deviation = prior.deviation.to(weight).clamp_min(1e-12)
+        weight, mean = weight * deviation[:, None, None, None], prior.mean.to(weight) / deviation
+    targets = phase_filters(weight, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+    moments = _Moments(mean, groups)
     student: dict[Phase, PhaseFilter] = {plan.anchor: targets[plan.anchor]}
-    energy = sum(float(_covariance(f, f, (0, 0), 1).diagonal(0, -2, -1).sum()) for f in targets.values())
+    energy = sum(moments.power(f) for f in targets.values())
     missed = 0.0
     kernels = []
     for number, stage in enumerate(plan.stages):
-        if number < input_stages:  # these phases see the input: exact with zero dependencies
-            shape = stage.kernel_shape(channels, groups, kernel_size)
-            kernels.append(torch.zeros(shape, dtype=torch.float64, device=teacher.weight.device))
+        kernel = weight.new_zeros(stage.kernel_shape(channels, groups, kernel_size))
+        if number < input_stages:
             student.update({t: targets[t] for t in stage.targets})
-            continue
-        solutions, squared = _fit_stage(stage.features, stage.targets, stage.shared, student, targets, groups)
-        missed += squared
-        kernel = torch.zeros(
-            stage.kernel_shape(channels, groups, kernel_size),
-            dtype=torch.float64,
-            device=teacher.weight.device,
-        )
-        stage.assemble(solutions, kernel, groups)
+        else:
+            solutions, squared = _fit_stage(stage, student, targets, moments)
+            missed += squared
+            stage.assemble(solutions, kernel, groups)
+            for target in stage.targets:
+                student[target] = _composite(stage.features(target), solutions[target], student)
         kernels.append(kernel)
-        for target in stage.targets:
-            parts = []
-            for j, feature in enumerate(stage.features(target)):
-                tap = torch.block_diag(*solutions[target][:, j].transpose(-1, -2))
-                parts.append(compose(tap[:, :, None, None], feature.offset, student[feature.source]))
-            student[target] = add_filters(parts)
     return kernels, (max(missed, 0.0) / energy) ** 0.5 if energy > 0 else 0.0
 
 
-def _fit_stage(features, targets, shared, student, teacher, groups):  # type: ignore[no-untyped-def]
-    solutions: dict[Phase, Tensor] = {}
+class _Moments:
+    """Second moments, not centred, of filters of the input under the prior."""
+
+    def __init__(self, mean: Tensor, groups: int) -> None:
+        self.mean, self.groups = mean, groups
+
+    def between(self, f: PhaseFilter, g: PhaseFilter, lag: tuple[int, int]) -> Tensor:
+        """E f(j) g(j + lag)': (groups, C/groups, C/groups)."""
+        smooth = g.kernel
+        for axis in (0, 1):
+            here = f.origin[axis] + torch.arange(f.kernel.shape[2 + axis], device=smooth.device)
+            there = g.origin[axis] + lag[axis] + torch.arange(g.kernel.shape[2 + axis], device=smooth.device)
+            correlation = CORRELATION ** (here[:, None] - there).abs().to(smooth.dtype)
+            # moves the axis to the end, so that twice is in order again
+            smooth = torch.tensordot(smooth, correlation, dims=([2], [1]))
+        left, right = self._grouped(f.kernel), self._grouped(smooth)
+        means = (self._grouped(self._means(k.kernel)) for k in (f, g))
+        return left @ right.transpose(-1, -2) + next(means) @ next(means).transpose(-1, -2)
+
+    def power(self, f: PhaseFilter) -> float:
+        """E |f(j)|^2, summed over the channels."""
+        smooth = f.kernel
+        for axis in (0, 1):
+            at = torch.arange(f.kernel.shape[2 + axis], device=smooth.device)
+            correlation = CORRELATION ** (at[:, None] - at).abs().to(smooth.dtype)
+            smooth = torch.tensordot(smooth, correlation, dims=([2], [1]))
+        return float((smooth * f.kernel).sum() + self._means(f.kernel).square().sum())
+
+    def _means(self, kernel: Tensor) -> Tensor:
+        return (kernel.sum((2, 3)) @ self.mean)[:, None]
+
+    def _grouped(self, kernel: Tensor) -> Tensor:
+        return kernel.reshape(self.groups, kernel.shape[0] // self.groups, -1)
+
+
+def _fit_stage(
+    stage: Stage, student: dict[Phase, PhaseFilter], teacher: dict[Phase, PhaseFilter], moments: _Moments
+) -> tuple[dict[Phase, Tensor], float]:
+    """For each target (groups, features, C/groups, C/groups), and the expected squared error that is left."""
     lags: dict[tuple[Phase, Phase, int, int], Tensor] = {}
 
-    def source_covariance(f, g):  # type: ignore[no-untyped-def]
+    def between(f: Feature, g: Feature) -> Tensor:
         dy, dx = g.offset[0] - f.offset[0], g.offset[1] - f.offset[1]
-        key = (f.source, g.source, dy, dx)
-        if key not in lags:
-            mirror = (g.source, f.source, -dy, -dx)
-            lags[key] = (
-                lags[mirror].transpose(-1, -2)
-                if mirror in lags
-                else _covariance(student[f.source], student[g.source], (dy, dx), groups)
-            )
-        return lags[key]
+        key, mirror = (f.source, g.source, dy, dx), (g.source, f.source, -dy, -dx)
+        if key not in lags and mirror not in lags:
+            lags[key] = moments.between(student[f.source], student[g.source], (dy, dx))
+        return lags[key] if key in lags else lags[mirror].transpose(-1, -2)
 
     def gram(target: Phase) -> Tensor:
-        return torch.cat(
-            [torch.cat([source_covariance(f, g) for g in features(target)], -1) for f in features(target)], -2
-        )
+        features = stage.features(target)
+        return torch.cat([torch.cat([between(f, g) for g in features], -1) for f in features], -2)
 
     def cross(target: Phase) -> Tensor:
         rows = [
-            _covariance(teacher[target], student[f.source], f.offset, groups).transpose(-1, -2)
-            for f in features(target)
+            moments.between(teacher[target], student[f.source], f.offset).transpose(-1, -2)
+            for f in stage.features(target)
         ]
         return torch.cat(rows, -2)
 
+    targets = stage.targets
     crosses = {t: cross(t) for t in targets}
-    grams = {t: gram(t) for t in (targets if shared else targets[:1])}
-    total = sum(grams.values())
-    right: Sequence[Tensor] = [sum(crosses.values())] if shared else [crosses[t] for t in targets]  # type: ignore[list-item]
-    n = len(features(targets[0]))
-    solved = solve_ridge(total, torch.cat(list(right), -1), RIDGE).unflatten(-2, (n, -1))
-    missed = 0.0
-    for i, target in enumerate(targets):
-        width = crosses[target].shape[-1]
-        solution = solved if shared else solved[..., i * width : (i + 1) * width]
-        solutions[target] = solution
-        beta = solution.flatten(-3, -2)
-        power = float(_covariance(teacher[target], teacher[target], (0, 0), 1).diagonal(0, -2, -1).sum())
-        g = grams[target if shared else targets[0]]
-        missed += power - 2 * float((beta * crosses[target]).sum()) + float((beta * (g @ beta)).sum())
-    return solutions, missed
+    # in a dense stage all targets read the same; in a shared one all have the same kernel
+    total = sum((gram(t) for t in targets[1:]), gram(targets[0])) if stage.shared else gram(targets[0])
+    right = [sum(crosses.values())] if stage.shared else list(crosses.values())
+    solved = _solve(total, torch.cat(right, -1))  # type: ignore[arg-type]
+    parts = [solved] * len(targets) if stage.shared else solved.chunk(len(targets), -1)
+    missed = sum(moments.power(teacher[t]) for t in targets)
+    missed -= 2 * sum(float((beta * crosses[t]).sum()) for t, beta in zip(targets, parts, strict=True))
+    missed += float((solved * (total @ solved)).sum())
+    count = len(stage.features(targets[0]))
+    return {t: beta.unflatten(-2, (count, -1)) for t, beta in zip(targets, parts, strict=True)}, missed
 
 
-def solve_ridge(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
-    """Solves ``(gram + ridge * mean(diag(gram)) * I) x = right`` for each group: gram (..., n, n), right (..., n, m)."""
-    n = gram.shape[-1]
-    diagonal = gram.diagonal(0, -2, -1)
-    scale = diagonal.mean(-1).clamp_min(torch.finfo(gram.dtype).tiny)
-    loaded = gram + torch.diag_embed((ridge * scale)[..., None].expand(*diagonal.shape[:-1], n))
-    factor, info = torch.linalg.cholesky_ex(loaded)
-    if int(info.max()) == 0:
-        return torch.cholesky_solve(right, factor)
-    values, vectors = torch.linalg.eigh(
-        loaded
-    )  # not positive definite in this precision: leave the null space out
-    keep = values > 1e-10 * values.amax(-1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
-    inverse = torch.where(keep, 1 / values.where(keep, torch.ones_like(values)), torch.zeros_like(values))
-    return vectors @ (inverse[..., None] * (vectors.transpose(-1, -2) @ right))
+def _solve(gram: Tensor, right: Tensor) -> Tensor:
+    for ridge in RIDGES:
+        solution = solve_ridge(gram, right, ridge)
+        if solution is not None:
+            return solution
+    return torch.zeros_like(right)
 
 
-def _covariance(f: PhaseFilter, g: PhaseFilter, lag: tuple[int, int], groups: int) -> Tensor:
-    """Under the prior, the covariance of ``f`` at j with ``g`` at j + lag: (groups, C/groups, C/groups)."""
-    smooth = g.kernel
-    for axis in (0, 1):
-        here = f.origin[axis] + torch.arange(f.kernel.shape[2 + axis], device=smooth.device)
-        there = g.origin[axis] + lag[axis] + torch.arange(g.kernel.shape[2 + axis], device=smooth.device)
-        correlation = CORRELATION ** (here[:, None] - there).abs().to(smooth.dtype)
-        smooth = torch.tensordot(
-            smooth, correlation, dims=([2], [1])
-        )  # moves the axis to the end, so twice is in order
-    c = f.kernel.shape[0]
-    left = f.kernel.reshape(groups, c // groups, -1)
-    return left @ smooth.reshape(groups, c // groups, -1).transpose(-1, -2)
+def _composite(
+    features: tuple[Feature, ...], solution: Tensor, made: dict[Phase, PhaseFilter]
+) -> PhaseFilter:
+    """A phase made from others, ``solution`` (groups, features, C/groups in, C/groups out), as one filter of
+    the input.
+    """
+    starts = [tuple(made[f.source].origin[i] + f.offset[i] for i in (0, 1)) for f in features]
+    sizes = [made[f.source].kernel.shape[2:] for f in features]
+    origin = (min(s[0] for s in starts), min(s[1] for s in starts))
+    size = [max(s[i] + n[i] for s, n in zip(starts, sizes, strict=True)) - origin[i] for i in (0, 1)]
+    groups, _, width, _ = solution.shape
+    channels = made[features[0].source].kernel.shape[:2]
+    total = solution.new_zeros(groups, width, channels[1], *size)
+    for j, (feature, start, (h, w)) in enumerate(zip(features, starts, sizes, strict=True)):
+        source = made[feature.source].kernel.reshape(groups, width, -1)
+        part = (solution[:, j].transpose(-1, -2) @ source).reshape(groups, width, channels[1], h, w)
+        y, x = start[0] - origin[0], start[1] - origin[1]
+        total[..., y : y + h, x : x + w] += part
+    return PhaseFilter(total.reshape(*channels, *size), origin)

@@ -10,7 +10,10 @@ import pixelize
 from pixelize import ArgumentError, PixelDCL2d, PixelizeError, iPixelDCL2d
 from pixelize.calibrate import calibrate
 from pixelize.gram import NormalEquations
+from pixelize.inherit import Design, inherit
 from pixelize.layer_fit import fit_layer
+from pixelize.norm_statistics import input_prior
+from pixelize.prior_fit import CORRELATION, InputPrior
 
 DESIGNS = [
     dict(kernel_size=4, stride=2, padding=1),
@@ -165,3 +168,42 @@ def test_what_cannot_be_calibrated_says_so():
     with pytest.raises(ArgumentError, match="could not be run"):
         calibrate(converted, [torch.zeros(1, 5, 8, 8)])
     assert all(torch.equal(v, state[k]) for k, v in converted.state_dict().items())
+
+
+def test_the_prior_fit_is_the_least_squares_fit_to_data_drawn_from_the_prior():
+    torch.manual_seed(3)
+    mean, deviation = torch.rand(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64) + 0.5
+    noise = torch.randn(96, 6, 40, 40, dtype=torch.float64)
+    for axis in (-1, -2):  # first-order autoregression along both axes
+        planes = list(noise.unbind(axis))
+        for i in range(1, len(planes)):
+            planes[i] = CORRELATION * planes[i - 1] + (1 - CORRELATION**2) ** 0.5 * planes[i]
+        noise = torch.stack(planes, axis)
+    x = (noise * deviation[:, None, None] + mean[:, None, None]).float()
+    original = nn.ConvTranspose2d(6, 3, 4, 2, 1)
+    prior = InputPrior(mean, deviation)
+    free, expected, _ = inherit(original, "pixeldcl", Design(), "inherit", prior)
+    fitted, _, _ = inherit(original, "pixeldcl", Design(), "zero")
+    pairs = [(part, original(part).detach()) for part in x.split(16)]
+    error = fit_layer(fitted, lambda: pairs, first=False)
+    inner = (..., slice(8, -8), slice(8, -8))
+    missed = (free(x)[inner] - original(x)[inner]).norm() / (
+        original(x)[inner] - original.bias[:, None, None]
+    ).norm()
+    assert float(missed) == pytest.approx(expected, rel=0.05)
+    assert error == pytest.approx(expected, rel=0.1)
+    blind, _, _ = inherit(original, "pixeldcl", Design(), "inherit")
+    assert (blind(x) - original(x)).norm() > 1.02 * (free(x) - original(x)).norm()
+
+
+def test_a_batch_norm_tells_the_moments_of_what_follows_it():
+    norm, act = nn.BatchNorm2d(5), nn.LeakyReLU(0.2)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    up = nn.ConvTranspose2d(5, 2, 4, 2, 1)
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), norm, act, up)
+    values = act(norm.train()(torch.randn(4000, 5, 8, 8))).double()
+    found = input_prior(model, "3", 5)
+    torch.testing.assert_close(found.mean, values.mean((0, 2, 3)), atol=0.01, rtol=0.01)
+    torch.testing.assert_close(found.deviation, values.std((0, 2, 3)), atol=0.01, rtol=0.01)
+    assert input_prior(nn.Sequential(nn.Conv2d(3, 5, 1), act, up), "2", 5) is None
+    assert input_prior(nn.Sequential(nn.BatchNorm2d(7), up), "1", 5) is None
