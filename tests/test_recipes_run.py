@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 import pixelize
 from pixelize.errors import ArgumentError
 from pixelize.recipes import gan, repair, segmentation, vae
-from pixelize.recipes.annealing import gate_schedule
 from pixelize.recipes.arms import SCRATCH_ARMS, share_weights, upsampler
 from pixelize.recipes.artifact_loss import ArtifactLoss, decibels, natural_level, without_artifact
 from pixelize.recipes.checkpoint import load_checkpoint
@@ -160,11 +159,6 @@ def test_what_is_kept_has_no_artifact_and_low_frequencies_stay() -> None:
     inner = (..., slice(8, -8), slice(8, -8))
     assert (without_artifact(wave + pattern) - wave)[inner].abs().max() < 0.02
     assert (without_artifact(wave + pattern, period=4) - wave)[inner].abs().max() < 0.05
-
-
-def test_the_gate_goes_from_one_to_zero() -> None:
-    gates = [gate_schedule(50)(t) for t in range(50)]
-    assert gates[0] == 1 and gates[-1] == 0 and gates == sorted(gates, reverse=True)
 
 
 @pytest.mark.parametrize(

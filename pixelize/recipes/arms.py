@@ -23,6 +23,9 @@ SCRATCH_ARMS = (
     "resize-conv",
     "pixelshuffle-icnr",
 )
+ANNEALED = "annealed"
+"""The arm that starts as iPixelDCL and ends as PixelDCL."""
+
 CONVERTED_ARMS = ("control", "ipixeldcl", "pixeldcl", "ipixeldcl-dw", "pixeldcl-dw", "dcl")
 
 _NAMED = re.compile(r"(dcl|ipixeldcl|pixeldcl)(?:-k([2-6]))?")

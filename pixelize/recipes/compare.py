@@ -50,7 +50,7 @@ def compare(
                 torch.manual_seed(mixed(seed, 7))
                 model, trial = make(arm, seed)
                 at = fit(trial, s, seed, folder, accelerator, shown)
-                if trial.gate is not None:
+                if trial.anneal:
                     pixelize.harden(pixelize.set_input_gate(model, 0.0))
                 if accelerator.is_main_process and converted_modules(model):
                     pixelize.save(model, folder / "model")

@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from pixelize.recipes.annealing import ANNEALED, gate_schedule
-from pixelize.recipes.arms import CONVERTED_ARMS, SCRATCH_ARMS, convert_arm, share_weights, split_arms
+from pixelize.recipes.arms import (
+    ANNEALED,
+    CONVERTED_ARMS,
+    SCRATCH_ARMS,
+    convert_arm,
+    share_weights,
+    split_arms,
+)
 from pixelize.recipes.compare import compare
 from pixelize.recipes.dcgan import Critic, Generator
 from pixelize.recipes.loop import Trial
@@ -97,7 +103,6 @@ def make_trial(
         pictures = sampled(judged, s.latents, s.samples)
         return {**pattern(pictures), "spectral distance dB": spectral_distance(pictures, real_pictures)}
 
-    gate = gate_schedule(s.steps) if anneal else None
     return Trial(
         {"generator": network, "critic": opponent},
         {"generator": own, "critic": theirs},
@@ -106,7 +111,7 @@ def make_trial(
         measure,
         measure,
         "step",
-        gate,
+        anneal,
     )
 
 

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 import pixelize
 from pixelize.errors import PixelizeError
+from pixelize.gate import GateSchedule
 from pixelize.recipes.checkpoint import check_room
 from pixelize.recipes.order import StepBatches, mixed
 from pixelize.recipes.processes import bare
@@ -45,7 +46,7 @@ class Trial:
         evaluate, test: metrics of a bare model on validation and on test data.
         watch: the metric that tells the best weights: the highest, or for ``-name`` the lowest; ``step`` for
             the last.
-        gate: the input gate in each step, for an arm that goes from iPixelDCL to PixelDCL.
+        anneal: whether the model goes from iPixelDCL to PixelDCL (:class:`pixelize.gate.GateSchedule`).
         training: whether updates run in training mode; False keeps batch norm's statistics.
     """
 
@@ -56,7 +57,7 @@ class Trial:
     evaluate: Callable[[nn.Module], Metrics]
     test: Callable[[nn.Module], Metrics]
     watch: str
-    gate: Callable[[int], float] | None = None
+    anneal: bool = False
     training: bool = True
 
 
@@ -99,6 +100,7 @@ def fit(
     main, path = accelerator.is_main_process, folder / "checkpoint.safetensors"
     networks = {name: bare(accelerator, network) for name, network in trial.networks.items()}
     model = next(iter(networks.values()))
+    schedule = GateSchedule(model, s.steps) if trial.anneal else None
     average = (
         AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(s.ema), use_buffers=True) if s.ema else None
     )
@@ -140,10 +142,9 @@ def fit(
         for optimizer in trial.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["highest"] * rate_at(at.step, s.warmup, s.steps)
-        gate = 0.0 if trial.gate is None else trial.gate(at.step)
-        if trial.gate is not None:
-            pixelize.set_input_gate(model, gate)
-            pixelize.set_input_gate(judged, gate)
+        if schedule is not None:
+            schedule.load_state_dict({"taken": at.step + 1})
+            pixelize.set_input_gate(judged, schedule.gate)
         for micro in range(s.accumulate):
             torch.manual_seed(mixed(seed, 6, at.step, micro, accelerator.process_index))
             batch = _on(accelerator.device, next(loader), s.channels_last)
@@ -176,7 +177,7 @@ def fit(
             if writer is not None:
                 for name, value in row.items():
                     writer.add_scalar(name, value, at.step)
-            if gate == 0.0:  # weights on the way to PixelDCL are no result
+            if schedule is None or schedule.gate == 0.0:  # weights on the way to PixelDCL are no result
                 value = at.history[-1][trial.watch.removeprefix("-")] * (
                     -1 if trial.watch.startswith("-") else 1
                 )
@@ -198,8 +199,8 @@ def fit(
             accelerator.wait_for_everyone()
             began = time.perf_counter()
 
-    if trial.gate is not None:
-        pixelize.set_input_gate(model, trial.gate(s.steps - 1))
+    if schedule is not None:
+        schedule.load_state_dict({"taken": s.steps})
     best_of(folder, model)
     with torch.no_grad():
         at.result = trial.test(model.eval())

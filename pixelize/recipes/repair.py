@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from pixelize.checkerboard import checkerboard, frequency_name
 from pixelize.errors import ArgumentError
+from pixelize.html_report import write_report
 from pixelize.model_names import build_model
 from pixelize.recipes.arms import CONVERTED_ARMS, convert_arm, split_arms
 from pixelize.recipes.artifact_loss import ArtifactLoss, Level, low_pass, natural_level, without_artifact
@@ -83,11 +84,18 @@ def run(s: RepairSettings) -> dict[str, Any]:
         return model, make_trial(model, s, teacher, data, natural, fresh, original, accelerator)
 
     def draw(folder: Path, models: dict[str, nn.Module]) -> dict[str, Path]:
-        sheets = {"original": original, **{arm: pictures_of(model, fresh) for arm, model in models.items()}}
+        shown = {"as it came": teacher.cpu(), **models}
+        write_report(
+            shown,
+            folder / "pictures.html",
+            inputs=fresh[:64],
+            title=f"repair of {s.model}",
+            period=s.period,
+            natural=None if real is None else [real],
+        )
         scale = original.abs().max()
-        return {
-            name: save_sheet(x[:64] / scale, folder / f"samples-{name}.png") for name, x in sheets.items()
-        }
+        sheets = {name: pictures_of(model, fresh[:64]) / scale for name, model in shown.items()}
+        return {n: save_sheet(x, folder / f"samples-{n.replace(' ', '-')}.png") for n, x in sheets.items()}
 
     before = judge(original, original, natural, s.period)
     notes = {f"as it came: {name}": round(value, 2) for name, value in before.items() if "PSNR" not in name}

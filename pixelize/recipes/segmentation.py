@@ -19,8 +19,14 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from pixelize.errors import ArgumentError
 from pixelize.model_names import build_model
-from pixelize.recipes.annealing import ANNEALED, gate_schedule
-from pixelize.recipes.arms import CONVERTED_ARMS, SCRATCH_ARMS, convert_arm, share_weights, split_arms
+from pixelize.recipes.arms import (
+    ANNEALED,
+    CONVERTED_ARMS,
+    SCRATCH_ARMS,
+    convert_arm,
+    share_weights,
+    split_arms,
+)
 from pixelize.recipes.compare import compare
 from pixelize.recipes.loop import Trial, bars, fit
 from pixelize.recipes.processes import adam, descend, prepare, share, start
@@ -118,7 +124,7 @@ def make_trial(
         lambda m: measure(m, data.val, s.eval_batch, accelerator, "val "),
         lambda m: measure(m, data.test, s.eval_batch, accelerator),
         "val mIoU",
-        gate_schedule(s.steps) if anneal else None,
+        anneal,
     )
 
 

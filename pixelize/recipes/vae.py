@@ -15,8 +15,14 @@ from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from pixelize.model_names import build_model
-from pixelize.recipes.annealing import ANNEALED, gate_schedule
-from pixelize.recipes.arms import CONVERTED_ARMS, SCRATCH_ARMS, convert_arm, share_weights, split_arms
+from pixelize.recipes.arms import (
+    ANNEALED,
+    CONVERTED_ARMS,
+    SCRATCH_ARMS,
+    convert_arm,
+    share_weights,
+    split_arms,
+)
 from pixelize.recipes.compare import compare
 from pixelize.recipes.loop import Trial, bars, fit
 from pixelize.recipes.order import generator, noise
@@ -120,8 +126,7 @@ def make_trial(
     def test(judged: nn.Module) -> Metrics:
         return {**measure(judged, held, accelerator), **pattern(sampled(judged, s.samples), "samples ")}
 
-    gate = gate_schedule(s.steps) if anneal else None
-    return Trial({"model": network}, {"adam": optimizer}, data, update, evaluate, test, "val PSNR", gate)
+    return Trial({"model": network}, {"adam": optimizer}, data, update, evaluate, test, "val PSNR", anneal)
 
 
 def measure(model: nn.Module, held: Pictures, accelerator: Accelerator, batch: int = 64) -> Metrics:
