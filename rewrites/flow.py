@@ -113,7 +113,7 @@ def resize_factor(node: fx.Node, op: Op) -> tuple[Factor | None, str]:
     if not mode.startswith("nearest"):
         return (
             None,
-            f"{mode} resize: mixes neighbouring pixels before the convolution, inexact at the borders",
+            f"{mode} resize: mixes neighbouring pixels before the convolution, inexact where that zero-pads",
         )
     before, after = shape_of(op.args["input"]), shape_of(node)
     if before is None or after is None:

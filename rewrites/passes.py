@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from pixelize.rewrites import bilinear_conv
 from pixelize.rewrites.functional import outline
 from pixelize.rewrites.idioms import canonical, replacement
 from pixelize.rewrites.site import Site, TransposedConv
@@ -70,6 +71,30 @@ class ResizeConvToConvTranspose(_UpsamplingPass):
     """
 
     kinds = ("resize_conv",)
+
+
+class BilinearConvToConvTranspose(PassBase):
+    """A bilinear resize and the convolution that alone reads it become one transposed convolution, where that
+    is exact (:mod:`pixelize.rewrites.bilinear_conv`): the resize leaves the graph, the convolution's module
+    becomes
+    ``Sequential(ReplicationPad2d, ConvTranspose2d)``.
+    """
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Rewrites ``graph_module`` in place; ``modified`` says whether there was anything to rewrite."""
+        pairs = bilinear_conv.pairs(graph_module)
+        for call, source in pairs:
+            op = describe(source, graph_module)
+            module = graph_module.get_submodule(str(call.target))
+            form, edge = bilinear_conv.canonical(module, op)  # type: ignore[arg-type]
+            padded = nn.Sequential(nn.ReplicationPad2d(edge), plain_layer(form, module)).train(
+                module.training
+            )
+            become(module, state_of(padded))
+            call.replace_input_with(source, op.args["input"])
+            graph_module.graph.erase_node(source)
+        graph_module.recompile()
+        return PassResult(graph_module, bool(pairs))
 
 
 class PixelShuffleToConvTranspose(_UpsamplingPass):

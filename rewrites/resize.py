@@ -30,7 +30,9 @@ def match(
         return "called as a function: only an nn.Upsample module can be replaced"
     shapes = {(shape_of(flow.ops[c].args["input"]) or (0, 0))[1] for c in calls}
     channels = shapes.pop()
-    if shapes or not channels:
+    if not channels:
+        return "on an unknown number of channels: example inputs would tell"
+    if shapes:
         return "called on tensors of different numbers of channels"
     mode = module.mode
     if mode == "bilinear" and not module.align_corners:
@@ -61,7 +63,7 @@ def geometry(channels: int, options: Mapping[str, Any]) -> Geometry:
     """The depthwise transposed convolution: s taps for nearest, 2s (2s-1 for odd s) on an edge of one pixel
     for bilinear."""
     (sh, sw), bilinear = options["factor"], options["mode"] == "bilinear"
-    kernel = tuple(len(_taps(s, bilinear)) for s in (sh, sw))
+    kernel = tuple(len(taps(s, bilinear)) for s in (sh, sw))
     padding = tuple((s + (kernel[i] - s) // 2) if bilinear else 0 for i, s in enumerate((sh, sw)))
     return Geometry(
         channels,
@@ -76,7 +78,7 @@ def geometry(channels: int, options: Mapping[str, Any]) -> Geometry:
     )
 
 
-def _taps(s: int, bilinear: bool) -> list[float]:
+def taps(s: int, bilinear: bool) -> list[float]:
     """What one input pixel gives to the output pixels around it, along one axis."""
     if not bilinear:
         return [1.0] * s
@@ -89,7 +91,7 @@ def canonical(site: Site) -> TransposedConv:
     """The resize as a transposed convolution, in the type and on the device of the model that it was found
     in."""
     bilinear = site.options["mode"] == "bilinear"
-    rows, columns = (torch.tensor(_taps(s, bilinear), dtype=torch.float64) for s in site.options["factor"])
+    rows, columns = (torch.tensor(taps(s, bilinear), dtype=torch.float64) for s in site.options["factor"])
     kernel = (rows[:, None] * columns).expand(site.geometry.in_channels, 1, -1, -1)
     weight = kernel.to(site.options["device"], getattr(torch, site.options["dtype"])).clone()
     return TransposedConv(site.geometry, weight, None)

@@ -132,7 +132,11 @@ def describe(node: fx.Node, root: nn.Module) -> Op:
     if name in ("interpolate", "upsample"):
         a = _bind(node, ("input", "size", "scale_factor", "mode", "align_corners"))
         scale = a.get("scale_factor")
-        return Op("resize", name, _sized(a["input"], a.get("size"), scale, a.get("mode") or "nearest"))
+        return Op(
+            "resize",
+            name,
+            _sized(a["input"], a.get("size"), scale, a.get("mode") or "nearest", a.get("align_corners")),
+        )
     if name in ("conv2d", "conv_transpose2d", "convolution", "_convolution"):
         return _convolution(node, name)
     if name in ("cat", "concat", "concatenate"):
@@ -190,8 +194,14 @@ def _pair(value: Any) -> tuple[Any, Any] | None:
     return (value[0], value[1]) if isinstance(value, list | tuple) else (value, value)
 
 
-def _sized(input: Any, size: Any, scale: Any, mode: str) -> dict[str, Any]:
-    return {"input": input, "size": _pair(size), "scale": _pair(scale), "mode": mode}
+def _sized(input: Any, size: Any, scale: Any, mode: str, corners: Any = None) -> dict[str, Any]:
+    return {
+        "input": input,
+        "size": _pair(size),
+        "scale": _pair(scale),
+        "mode": mode,
+        "align_corners": corners,
+    }
 
 
 def _resize(node: fx.Node, name: str) -> Op:
@@ -206,7 +216,7 @@ def _resize(node: fx.Node, name: str) -> Op:
     scale = a.get("scales") or a.get("scale_factors")
     if scale is None and a.get("scales_h") is not None:
         scale = (a["scales_h"], a["scales_w"])
-    return Op("resize", name, _sized(a["input"], a.get("output_size"), scale, mode))
+    return Op("resize", name, _sized(a["input"], a.get("output_size"), scale, mode, a.get("align_corners")))
 
 
 def _pad(node: fx.Node, name: str) -> Op:
@@ -272,7 +282,9 @@ def _describe_module(node: fx.Node, module: nn.Module) -> Op:
     if isinstance(module, nn.Conv2d):
         return Op("conv", name, {"input": input, "module": str(node.target)})
     if isinstance(module, nn.Upsample):
-        return Op("resize", name, _sized(input, module.size, module.scale_factor, module.mode))
+        return Op(
+            "resize", name, _sized(input, module.size, module.scale_factor, module.mode, module.align_corners)
+        )
     if type(module) in _PAD_MODULES:
         value = getattr(module, "value", 0)
         return Op(

@@ -1,4 +1,4 @@
-"""The passes by themselves, on graphs: torch.fx's conventions, exact, and nothing rewritten that somebody else needs."""
+"""The passes by themselves: torch.fx's conventions, exact, nothing rewritten that somebody else needs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pixelize.rewrites.passes import (
+    BilinearConvToConvTranspose,
     OutlineConvTranspose,
     PixelShuffleToConvTranspose,
     ResizeConvToConvTranspose,
@@ -17,7 +18,13 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.fx.passes.infra.pass_manager import PassManager
 
-PASSES = (OutlineConvTranspose, ResizeConvToConvTranspose, PixelShuffleToConvTranspose, ResizeToConvTranspose)
+PASSES = (
+    OutlineConvTranspose,
+    BilinearConvToConvTranspose,
+    ResizeConvToConvTranspose,
+    PixelShuffleToConvTranspose,
+    ResizeToConvTranspose,
+)
 
 
 class Everything(nn.Module):
@@ -48,7 +55,8 @@ def test_all_passes_in_a_row_leave_only_transposed_convolutions(dtype, tolerance
     graph = fx.symbolic_trace(Everything().to(dtype))
     x = torch.randn(2, 3, 5, 6, dtype=dtype)
     before, other = graph(x), graph(x[:1, :, 1:])
-    result = PassManager([p() for p in PASSES])(graph)
+    passes = [OutlineConvTranspose(), ResizeConvToConvTranspose(), PixelShuffleToConvTranspose()]
+    result = PassManager([*passes, ResizeToConvTranspose(x)])(graph)  # channels are known from a run
     assert result.modified
     assert sum(isinstance(m, nn.ConvTranspose2d) for m in result.graph_module.modules()) == 4
     assert not any(type(m) is nn.Conv2d for m in result.graph_module.modules())
@@ -124,3 +132,37 @@ def test_a_resize_to_a_size_is_not_taken_out_of_the_graph():
     ResizeConvToConvTranspose((x, like))(graph)
     assert "interpolate" in names(graph)
     torch.testing.assert_close(graph(x, like[..., :7, :9]), odd, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [2, 3, (2, 4)])
+@pytest.mark.parametrize(
+    "settings", [{"kernel_size": 3}, {"kernel_size": 1}, {"kernel_size": 4, "groups": 2}]
+)
+@pytest.mark.parametrize("padding", [0, 1, 3])
+def test_a_bilinear_resize_and_a_convolution_that_does_not_zero_pad(scale, settings, padding):
+    conv = nn.Conv2d(4, 6, padding=padding, padding_mode="replicate", **settings)
+    model = nn.Sequential(nn.Upsample(scale_factor=scale, mode="bilinear"), conv, nn.Tanh()).double()
+    graph = fx.symbolic_trace(model)
+    x = torch.randn(2, 4, 5, 6).double()
+    before, other = graph(x), graph(x[..., 1:, 1:])
+    result = BilinearConvToConvTranspose()(graph)
+    assert result.modified and [str(n.target) for n in graph.graph.nodes if n.op == "call_module"] == [
+        "1",
+        "2",
+    ]
+    torch.testing.assert_close(graph(x), before, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(graph(x[..., 1:, 1:]), other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "resize, conv",
+    [
+        (nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(4, 4, 3, padding=1)),
+        (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), nn.Conv2d(4, 4, 3)),
+        (nn.Upsample(scale_factor=1.5, mode="bilinear"), nn.Conv2d(4, 4, 3)),
+        (nn.Upsample(size=(8, 8), mode="bilinear"), nn.Conv2d(4, 4, 3)),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(4, 4, 3, stride=2)),
+    ],
+)
+def test_a_bilinear_resize_where_it_would_be_inexact_stays(resize, conv):
+    assert not BilinearConvToConvTranspose()(fx.symbolic_trace(nn.Sequential(resize, conv))).modified
