@@ -14,7 +14,7 @@ from pixelize.spectrum import GLOBAL, Frequency, Spectrum, frequencies
 
 @dataclass
 class Levels:
-    """Power over the natural level, and the power itself, by kind of window and frequency."""
+    """Decibels over the natural level, and both powers, by kind of window and frequency."""
 
     excess: dict[tuple[str, Frequency], float]
     power: dict[tuple[str, Frequency], float]

@@ -41,12 +41,13 @@ _ROUNDS = 6
 _FAILURE = 10.0
 """A picture with more than so many times the usual prominence at a frequency is not counted: the generator
 failed."""
-_FINE = 0.7
-"""Decibels over the natural level at which a refit is good."""
-_TOUCH = 0.7
-_GLOBAL_AIM = 10**0.04
-_SLACK = 1.05
-"""Decibels over the natural level from which a frequency is brought down; others may rise by this factor."""
+_AIM = {GLOBAL: 0.9, LOCAL: 0.0}
+"""Decibels over the natural level that a refit aims at."""
+_FALL = {GLOBAL: 7.0, LOCAL: 3.0}
+_FINE = 0.3
+_WHITENING = 0.5
+"""How much more a change counts where there is little power: 0 for least squares in pixels, 1 for a
+relative change."""
 
 
 def repair(
@@ -243,35 +244,40 @@ class _Repair:
         period = self.period if direct else layer.stride[0]
         task = self.bar.add_task(f"refitting {name}", total=None)
         sums, natural, own = self._sums(plain, layer, direct, period, task)
-        best, best_levels, best_cost = None, None, now.cost(self.natural, _FINE)
-        natural = {c: level * (_GLOBAL_AIM if c[0] == GLOBAL else 1.0) for c, level in natural.items()}
-        correction = dict.fromkeys(natural, 1.0)
-        start = None
+        best, best_levels, best_cost = None, None, self._cost(now)
+        goal = {c: level * 10 ** (_AIM[c[0]] / 10) for c, level in natural.items()}
+        first = {c: goal[c] if own[c] > 1.1 * goal[c] else 1.05 * own[c] for c in goal}
+        aim, start = dict(first), None
         for _ in range(_ROUNDS):
-            aim = {
-                c: natural[c] * correction[c] if decibels(own[c] / natural[c]) > _TOUCH else own[c] * _SLACK
-                for c in natural
-            }
-            solution = sums.solve([Constraint(*c, aim[c]) for c in natural], start=start)
+            solution = sums.solve([Constraint(*c, aim[c]) for c in aim], start=start)
             start = solution.multipliers
             with swapped(self.model, name, with_weight(plain, solution.weight)):
                 levels = self._levels(self._pictures())
-            cost = levels.cost(self.natural, _FINE)
+            cost = self._cost(levels)
             if cost < best_cost and not self._worse(now, levels):
                 best, best_levels, best_cost = solution.weight, levels, cost
             if best_cost == 0:
                 break
-            for c, m in zip(natural, solution.multipliers, strict=True):
-                over = max(levels.power[k] / self.natural[k] for k in self._seen_as(c, period, name))
-                if direct:
-                    over = levels.power[c] / natural[c]
-                if m > 0 or over > 1:
-                    correction[c] = min(correction[c] * min(max(over, 0.3), 3.0) ** -0.8, 1.1)
+            for c, m in zip(aim, solution.multipliers, strict=True):
+                over = max(10 ** (self._over(levels, k) / 10) for k in self._seen_as(c, period, name))
+                if m > 0 or over > 1.05:
+                    aim[c] = min(aim[c] * min(max(over, 0.3), 3.0) ** -0.8, 1.1 * first[c])
         self.bar.remove_task(task)
         if best is None:
             return None, "no refit was better at one frequency and worse at none"
         replace_module(self.model, name, with_weight(plain, best))
         return best_levels, ""
+
+    def _over(self, levels: Levels, c: tuple[str, Frequency]) -> float:
+        """Decibels over the level aimed at: over what was natural before, or over what is now, if that is
+        less. (What lies around a pattern is part of it and falls with it; up to ``_FALL`` dB are
+        believed.)"""
+        natural = max(min(self.natural[c], levels.natural[c]), self.natural[c] * 10 ** (-_FALL[c[0]] / 10))
+        return decibels(levels.power[c] / natural) - _AIM[c[0]]
+
+    def _cost(self, levels: Levels) -> float:
+        """Decibels over the levels aimed at, summed, a fraction of one each left out."""
+        return sum(max(0.0, self._over(levels, c) - _FINE) for c in levels.power)
 
     def _seen_as(
         self, constraint: tuple[str, Frequency], period: int, name: str
@@ -310,7 +316,7 @@ class _Repair:
         spectrum = Spectrum(windows[LOCAL], LOCAL, scale)
         for m in made:
             spectrum.add(m)
-        value = (spectrum.power / spectrum.power.max()).clamp_min(1e-6) ** -0.5
+        value = (spectrum.power / spectrum.power.max()).clamp_min(1e-6) ** -_WHITENING
         weights = None if scale is None else scale**-2
         sums = Refit(plain, period, windows, value, sloped=direct, weights=weights)
         window = window_sizes(*self.size, self.period)[GLOBAL]
@@ -329,10 +335,9 @@ class _Repair:
         return sums, levels.natural, levels.power
 
     def _worse(self, now: Levels, then: Levels) -> bool:
-        """Whether a frequency is further over the natural level than it was, and by more than is natural."""
+        """Whether a frequency stands out more than it did, and not because what is around it fell."""
         return any(
-            decibels(then.power[c] / self.natural[c])
-            > max(self.spare, decibels(now.power[c] / self.natural[c]) + 0.1)
+            then.excess[c] > max(self.spare, now.excess[c] + 0.3) and then.power[c] > now.power[c]
             for c in now.power
         )
 
