@@ -28,7 +28,8 @@ def notch(images: Tensor, period: int = 2, *, depth: Mapping[Frequency, float], 
     each frequency f.
 
     ``sigma``: the blur in pixels; the band's standard deviation is 1 / (2 pi sigma) cycles per pixel. At the
-    picture's edge the blur is normalised to the pixels inside. Raises ArgumentError for images that are no
+    picture's edge the blur is normalised to the pixels inside, and the estimate is rougher there for
+    periods other than 2. Raises ArgumentError for images that are no
     batch, or a depth outside [0, 1].
     """
     if images.dim() != 4:
@@ -42,14 +43,18 @@ def notch(images: Tensor, period: int = 2, *, depth: Mapping[Frequency, float], 
     rows = torch.arange(h, device=x.device, dtype=x.dtype)[:, None]
     columns = torch.arange(w, device=x.device, dtype=x.dtype)
     removed = torch.zeros_like(x)
+    # at the edge, where half the blur's weights are missing, the bands are not orthogonal: what one has found
+    # is no longer there for the next
+    rest = x - _blur(x, sigma) / norm
     for f in frequencies(period):
         angle = 2 * torch.pi * (f[0] * rows + f[1] * columns)
         # a frequency that is its own conjugate has one real component, any other is counted with its mirror
         # image
         own = all((2 * v) % 1 == 0 for v in f)
-        part = _blur(x * angle.cos(), sigma) / norm * angle.cos()
+        part = _blur(rest * angle.cos(), sigma) / norm * angle.cos()
         if not own:
-            part = 2 * (part + _blur(x * angle.sin(), sigma) / norm * angle.sin())
+            part = 2 * (part + _blur(rest * angle.sin(), sigma) / norm * angle.sin())
+        rest = rest - part
         removed = removed + depth.get(f, 0.0) * part
     return (x - removed).reshape(n, c, h, w)
 
