@@ -146,9 +146,12 @@ def main() -> None:
             for s in told.converted
         }
         results.add(
-            f"auto, tolerance {tolerance:g}, {arguments.auto_latents} latents", model, time.process_time() - start,
-            sites=sites, multiply_adds=[told.multiply_adds_before, told.multiply_adds_after],
-        )  # fmt: skip
+            f"auto, tolerance {tolerance:g}, {arguments.auto_latents} latents",
+            model,
+            time.process_time() - start,
+            sites=sites,
+            multiply_adds=[told.multiply_adds_before, told.multiply_adds_after],
+        )
     model = None
     for count in arguments.latents:
         start = time.process_time()
