@@ -16,10 +16,10 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-import pixelize
 from pixelize.recipes import repair
 from pixelize.recipes.recipe_settings import RepairSettings
 
@@ -70,9 +70,27 @@ def main() -> None:
     )
     path = args.out / "gan_repair.json"
     found = json.loads(path.read_text()) if path.exists() else {"arms": {}}
+    found["settings"] = {
+        "model": args.model,
+        "real pictures": Path(args.data).name,
+        "batch": args.batch,
+        "lr": args.lr,
+        "fidelity": args.fidelity,
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "machine": f"CPU ({platform.machine()})",
+    }
     for arm in args.arms.split(","):
-        per_step = seconds_per_step(settings, arm)
-        steps = max(10, round(args.minutes * 60 / per_step))
+        if "result" in found["arms"].get(arm, {}):
+            continue
+        if (
+            arm not in found["arms"]
+        ):  # noted before training, so that a killed run goes on with the same steps
+            per_step = seconds_per_step(settings, arm)
+            steps = max(10, round(args.minutes * 60 / per_step))
+            found["arms"][arm] = {"CPU minutes": args.minutes, "seconds per step": per_step, "steps": steps}
+            write(args.out, found)
+        steps = found["arms"][arm]["steps"]
         run = replace(
             settings,
             out=f"{args.work}/{arm}",
@@ -81,47 +99,42 @@ def main() -> None:
             eval_every=max(1, steps // 8),
             samples=512,
         )
-        data = repair.run(run)["arms"][arm]
-        found["arms"][arm] = {
-            "steps": steps,
-            "seconds per step": per_step,
-            "parameters": data["facts"]["parameters"],
-            "result": data["results"][0],
-            "history": data["histories"][0],
+        data = repair.run(run)
+        done = data["arms"][arm]
+        found["as it came"] = {k: v for k, v in data["settings"].items() if k.startswith("as it came")}
+        found["arms"][arm] |= {
+            "parameters": done["facts"]["parameters"],
+            "result": done["results"][0],
+            "history": done["histories"][0],
         }
-    found |= {
-        "model": args.model,
-        "real pictures": Path(args.data).name,
-        "CPU minutes for each arm": args.minutes,
-        "batch": args.batch,
-        "lr": args.lr,
-        "fidelity": args.fidelity,
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "pixelize": pixelize.__version__,
-        "finished": time.strftime("%Y-%m-%d"),
-    }
-    args.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    names = [n for n in next(iter(found["arms"].values()))["result"] if n != "train minutes"]
-    lines = ["| | " + " | ".join(found["arms"]) + " | aim |", "|---|" + "---|" * (len(found["arms"]) + 1)]
-    for key in ("steps", "seconds per step", "parameters"):
-        lines.append(
-            f"| {key} | "
-            + " | ".join(
-                f"{a[key]:,.4g}" if key == "seconds per step" else f"{a[key]:,}"
-                for a in found["arms"].values()
+        write(args.out, found)
+
+
+def write(out: Path, found: dict[str, Any]) -> None:
+    """Writes all that is known so far as JSON, and the finished arms as a table."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "gan_repair.json").write_text(json.dumps(found, indent=1) + "\n")
+    arms = {name: arm for name, arm in found["arms"].items() if "result" in arm}
+    if not arms:
+        return
+    before = {k.removeprefix("as it came: "): v for k, v in found["as it came"].items()}
+    rows = [["", "as it came", *arms, "aim"], ["---"] * (len(arms) + 3)]
+    for key in ("CPU minutes", "steps", "seconds per step", "parameters"):
+        rows.append(
+            [
+                key,
+                "",
+                *(f"{arm[key]:,.4g}" if key != "parameters" else f"{arm[key]:,}" for arm in arms.values()),
+                "",
+            ]
+        )
+    for name in next(iter(arms.values()))["result"]:
+        if name != "train minutes":
+            came = f"{before[name]:.1f}" if name in before else ""
+            rows.append(
+                [name, came, *(f"{arm['result'][name]:.1f}" for arm in arms.values()), AIMS.get(name, "")]
             )
-            + " | |"
-        )
-    for name in names:
-        lines.append(
-            f"| {name} | "
-            + " | ".join(f"{a['result'][name]:.1f}" for a in found["arms"].values())
-            + f" | {AIMS.get(name, '')} |"
-        )
-    (args.out / "gan_repair.md").write_text("\n".join(lines) + "\n")
+    (out / "gan_repair.md").write_text("\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
 
 
 if __name__ == "__main__":

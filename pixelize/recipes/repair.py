@@ -99,6 +99,7 @@ def run(s: RepairSettings) -> dict[str, Any]:
 
     before = judge(original, original, natural, s.period)
     notes = {f"as it came: {name}": round(value, 2) for name, value in before.items() if "PSNR" not in name}
+    notes |= {f"natural: {form} {frequency_name(f)}": round(v, 2) for (form, f), v in natural.items()}
     return compare(s, accelerator, f"repair of {s.model}", arms, make, draw, notes)
 
 
