@@ -186,13 +186,14 @@ def _dependency(
 
 
 def _taps(stage: Stage, term: Term, kernel: Tensor, channels: int, groups: int) -> Tensor:
-    # one term's part of a stage's kernel: (C, C/groups, h, w)
+    # one term's part of a stage's kernel: (C, C/groups, h, w). Contiguous: torch's own backward of small convolutions fails for the
+    # strides that indexing gives a channels_last kernel.
     if stage.shared:
-        return kernel[:, :, list(term.rows)][:, :, :, list(term.columns)]
+        return kernel[:, :, list(term.rows)][:, :, :, list(term.columns)].contiguous()
     width = channels // groups
     blocks = kernel.view(groups, len(stage.targets), width, len(stage.sources), width, *kernel.shape[-2:])
     block = blocks[:, stage.targets.index(term.target), :, stage.sources.index(term.source)]
-    return block.reshape(channels, width, *kernel.shape[-2:])
+    return block.reshape(channels, width, *kernel.shape[-2:]).contiguous()
 
 
 def _source(terms: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,63 @@
+"""The layers against ConvTranspose2d, resize-convolution and sub-pixel convolution, over channels and sizes.
+
+python benchmarks/layers.py --out benchmarks/results/layers_cpu          # writes .json, .txt and .png
+python benchmarks/layers.py --quick --compiled
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from itertools import product
+from pathlib import Path
+
+from rich.console import Console
+
+from pixelize.bench import Case, as_table, plot_ratios, run_bench, save_result
+
+SHAPES = ((16, 8), (16, 64), (16, 256), (32, 128), (64, 8), (64, 64), (128, 32), (256, 16), (512, 8))
+    (16, 8),
+    (16, 64),
+    (16, 256),
+    (64, 8),
+    (64, 32),
+    (64, 128),
+    (256, 8),
+    (256, 32),
+    (512, 8),
+    (512, 16),
+)
+QUICK = ((16, 64), (64, 32), (256, 16))
+
+
+def main() -> None:
+    """Runs the cases and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="path without suffix for .json, .txt and .png")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=2.0, help="per case")
+    parser.add_argument("--dtypes", nargs="+", default=["float32"])
+    parser.add_argument("--kernels", nargs="+", type=int, default=[4, 2])
+    parser.add_argument("--compiled", action="store_true", help="torch.compile every contender")
+    parser.add_argument("--quick", action="store_true", help="three shapes instead of nine")
+    a = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    cases = [
+        Case(channels, size, kernel, train=train, channels_last=last, dtype=dtype, compiled=a.compiled)
+        for dtype, kernel, last, train, (channels, size) in product(
+            a.dtypes, a.kernels, (False, True), (False, True), QUICK if a.quick else SHAPES
+        )
+    ]
+    result = run_bench(cases, device=a.device, threads=a.threads, seconds=a.seconds, progress=print)
+    table = as_table(result)
+    Console(width=220).print(table)
+    if a.out:
+        save_result(result, a.out.with_suffix(".json"))
+        plot_ratios(result, a.out.with_suffix(".png"))
+        with a.out.with_suffix(".txt").open("w") as file:
+            Console(file=file, width=220, color_system=None).print(table)
+
+
+if __name__ == "__main__":
+    main()
