@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pixelize.adapters.adapter import call
+from pixelize.rewrites.capture import undisturbed
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 def place_of(model: nn.Module) -> dict[str, Any]:
@@ -28,21 +31,14 @@ def noise(model: nn.Module, *shape: int) -> Tensor:
 
 def runs(model: nn.Module, inputs: Any) -> bool:
     """Whether the model takes these inputs; it is run in evaluation mode and left as it was."""
-    from pixelize.adapters.adapter import call
-
-    modes = [(m, m.training) for m in model.modules()]
-    devices = list({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    if any(is_lazy(p) for p in model.parameters()):  # running it would initialise it
+        return False
     try:
-        for m, _ in modes:
-            m.training = False
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with undisturbed(model):
             call(model, inputs)
         return True
     except Exception:  # a stranger's forward may raise anything
         return False
-    finally:
-        for m, mode in modes:
-            m.training = mode
 
 
 def first_that_runs(model: nn.Module, candidates: list[Any]) -> Any:

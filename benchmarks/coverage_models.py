@@ -284,17 +284,6 @@ def _transformers() -> dict[str, Builder]:
             "DPTForSemanticSegmentation", "DPTConfig",
             {**vit, **neck, "patch_size": 16, "backbone_out_indices": [0, 1, 2, 3], "num_labels": 3},
         ),
-        "DPT hybrid": (
-            "DPTForDepthEstimation", "DPTConfig",
-            {
-                **vit, **neck, "patch_size": 16, "is_hybrid": True, "backbone_out_indices": [0, 1, 2, 3], "neck_ignore_stages": [0, 1],
-                "backbone_featmap_shape": [1, 32, 4, 4], "readout_type": "project",
-                "backbone_config": {
-                    "model_type": "bit", "layer_type": "bottleneck", "depths": [1, 1, 1], "hidden_sizes": [16, 32, 32], "embedding_size": 16,
-                    "global_padding": "same", "embedding_dynamic_padding": True, "out_features": ["stage1", "stage2", "stage3"], "num_groups": 4,
-                },
-            },
-        ),
         "DepthAnything": (
             "DepthAnythingForDepthEstimation", "DepthAnythingConfig", {"backbone_config": dino, **neck, "reassemble_hidden_size": 32, "patch_size": 8},
         ),

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from pixelize.rewrites.record import record
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +48,20 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
     """The best view of ``model`` that can be had; never raises for a model that cannot be seen, never changes
     it."""
     notes: list[str] = []
+    if any(is_lazy(p) for p in model.parameters()):
+        return Capture(
+            "modules", None, ("not captured: it has lazy modules; run it once to initialise them",)
+        )
     rungs: list[tuple[str, Callable[[], fx.Graph]]] = []
-    if isinstance(model, fx.GraphModule):
+    own = isinstance(model, fx.GraphModule)
+    if isinstance(model, fx.GraphModule) and (example_inputs is None or not _has_opaque_modules(model)):
         rungs.append(("graph", lambda: _own_graph(model, example_inputs)))
     elif example_inputs is not None:
         rungs.append(("export", lambda: _export(model, example_inputs)))
         rungs.append(("record", lambda: record(model, *arguments(example_inputs))))
     else:
         notes.append("no example inputs: only what symbolic tracing shows can be seen")
-    if not isinstance(model, fx.GraphModule):
+    if not own:
         rungs.append(("symbolic", lambda: _symbolic(model)))
     for name, rung in rungs:
         try:
@@ -69,6 +75,12 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
     return Capture("modules", None, tuple(notes))
 
 
+def _has_opaque_modules(model: fx.GraphModule) -> bool:
+    """Whether a graph calls modules of somebody's own, whose forward it does not show."""
+    called = {str(node.target) for node in model.graph.nodes if node.op == "call_module"}
+    return any(not type(model.get_submodule(name)).__module__.startswith("torch.nn.") for name in called)
+
+
 def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
@@ -76,8 +88,11 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, quiet; afterwards modes and the generator's state are as before."""
+    """Evaluation mode, no gradients, quiet; afterwards modes, buffers and the generator's state are as
+    before."""
     modes = [(module, module.training) for module in model.modules()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    values = [(b, b.detach().clone()) for _, held in buffers for b in held.values() if b is not None]
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     devices = list({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
@@ -97,6 +112,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        for module, held in buffers:
+            module._buffers.update(held)
+        for buffer, value in values:
+            buffer.data.copy_(value)
         logging.disable(level)
 
 

@@ -49,6 +49,8 @@ class Flow:
     """Each resize and why its result is no block image, or ``""`` if it is one."""
     ends: dict[fx.Node, list[str]] = field(default_factory=dict)
     """For each resize, the operations other than a convolution that mix its pixels."""
+    convolved: set[fx.Node] = field(default_factory=set)
+    """The resizes that a convolution reads."""
 
 
 def analyse(graph: fx.Graph, root: nn.Module) -> Flow:
@@ -60,6 +62,8 @@ def analyse(graph: fx.Graph, root: nn.Module) -> Flow:
             flow.blocks[node] = found
             continue
         for source in _sources(node, flow):
+            if op.kind == "conv":
+                flow.convolved.add(source)
             if op.kind not in ("conv", "resize") and node.op != "output":
                 flow.ends.setdefault(source, []).append(op.name)
     return flow

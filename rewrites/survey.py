@@ -111,9 +111,10 @@ def _resizes(
             continue
         for node in mine:
             ends = ", ".join(sorted(set(flow.ends.get(node, ()))))
-            reason = flow.resizes[node] or "no convolution reads its result" + (
-                f", which goes to {ends}" if ends else ""
-            )
+            read = "no convolution reads its result" + (f", which goes to {ends}" if ends else "")
+            if node in flow.convolved:
+                read = "read by F.conv2d: there is no nn.Conv2d module to replace"
+            reason = flow.resizes[node] or read
             kind = type(module).__name__ if isinstance(module, nn.Upsample) else flow.ops[node].name
             skipped.append(Skipped(path, "resize", kind, reason))
     return sites, skipped

@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import torch
@@ -479,6 +480,59 @@ def test_a_survey_changes_nothing():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[name])
+
+
+def test_a_survey_leaves_counters_and_lazy_modules_alone():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("last", None)
+            self.up = nn.ConvTranspose2d(3, 3, 4, 2, 1)
+
+        def forward(self, x):
+            self.calls += 1
+            self.last = x
+            return self.up(x) if x.sum().item() < 1e9 else x
+
+    model = Counting()
+    assert survey(model, torch.randn(1, 3, 4, 4)).capture == "record"
+    assert model.calls == 0 and model.last is None
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.ConvTranspose2d(4, 3, 4, 2, 1))
+    found = survey(lazy, torch.randn(1, 3, 8, 8))
+    assert "lazy" in found.notes[0] and [s.name for s in found.sites] == ["1"]
+    assert isinstance(lazy[0], nn.LazyConv2d)
+
+
+def test_a_graph_that_came_from_onnx_is_recorded():
+    """Its modules are another library's: what they do shows only when they run."""
+    onnx2torch = pytest.importorskip("onnx2torch")
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.ReLU(),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(4, 8, 3, padding=1),
+        nn.PixelShuffle(2),
+    ).eval()
+    path = io.BytesIO()
+    x = torch.randn(1, 3, 8, 8)
+    torch.onnx.export(model, (x,), path, dynamo=False, opset_version=17)
+    path.seek(0)
+    graph = onnx2torch.convert(pytest.importorskip("onnx").load(path)).double()
+    found = survey(graph, x.double())
+    assert isinstance(graph, fx.GraphModule)
+    assert (found.capture, [s.kind for s in found.sites]) == ("record", ["resize_conv"])
+    converted, _ = swapped(graph, x.double())
+    assert_same(graph, converted, x.double())
+
+
+def test_a_converted_model_can_be_traced_symbolically():
+    model = nn.Sequential(
+        nn.Upsample(scale_factor=2), nn.ReflectionPad2d(1), nn.Conv2d(3, 8, 3), nn.PixelShuffle(2), nn.ReLU()
+    ).double()
+    converted, sites = swapped(model, torch.randn(1, 3, 6, 5).double())
+    assert len(sites) == 1
+    assert_same(model, fx.symbolic_trace(converted), torch.randn(2, 3, 4, 7).double())
 
 
 @SLOW
