@@ -27,13 +27,15 @@ SMALL_WINDOW = (2, 2)
 """The window that is tried beside the one asked for: with it, a PixelDCL costs less than the transposed
 convolution.
 """
+SMALL_PERIOD = 4
+"""With so many phases or fewer, the sequential schedule is tried beside the one asked for: it has more
+designs in between.
+"""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One design tried at a site: its measured relative error, and its multiply-adds on the first pair of
-    maps seen.
-    """
+    """One design tried at a site: its measured relative error, and its multiply-adds for one sample."""
 
     layer: str
     design: Design
@@ -48,7 +50,10 @@ class Candidate:
 
     def __str__(self) -> str:
         h, w = self.design.kernel_size
-        return f"{self.name} {h}x{w}: error {self.error:.2g}, {self.multiply_adds:.3g} multiply-adds"
+        told = f"{self.name} {h}x{w} {self.design.schedule}"
+        if self.design.input_stages:
+            told += f" {self.design.input_stages}"
+        return f"{told}: error {self.error:.2g}, {self.multiply_adds / 1e6:.4g}M multiply-adds"
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,10 @@ def choose_designs(
 
     ``model`` was converted with ``layer="ipixeldcl"``, and not trained since. Sites are settled in the
     order of execution, each on its own inputs as the sites before it leave them, against the original
-    model's output there. Tried, cheapest first: PixelDCL and the designs in which the phases of the first
-    stages see the input too, each with 2x2 windows and with the model's; last, iPixelDCL, with depthwise
-    dependencies, which is exact and is taken whatever its error (that of its inputs, then).
+    model's output there. The exact design is iPixelDCL with depthwise dependencies; tried before it, cheapest
+    first, are those that cost less: PixelDCL and the designs in which the phases of the first stages see the
+    input too (:class:`pixelize.partial_layer.PartialPixelDCL2d`), with the model's window and with 2x2.
+    Where none will do the site is exact, and its error is that of its inputs.
 
     Returns for each module what was tried. Raises ArgumentError and PixelizeError as
     :func:`pixelize.calibrate`.
@@ -115,24 +121,27 @@ def _choose(lockstep: Lockstep, name: str, batches: Iterable[Any], calls: int, t
 
 
 def _by_cost(record: Record, x: Tensor, y: Tensor) -> list[tuple[int, str, Design]]:
-    """The designs worth trying with their multiply-adds, the cheapest first and the exact one last."""
-    wanted = record.design
-    sizes = {wanted.kernel_size, SMALL_WINDOW} if wanted.schedule != "masked" else {wanted.kernel_size}
-    stages = len(make_schedule(wanted.schedule, record.site.geometry.stride, wanted.kernel_size).stages)
-    designs = [
-        ("pixeldcl", replace(wanted, kernel_size=size, input_stages=n))
-        for size in sizes
-        for n in range(stages)
-    ]
-    found = [(_cost(record, layer, design, x, y), layer, design) for layer, design in designs]
+    """The designs that cost less than the exact one, with their multiply-adds, the cheapest first; then the
+    exact one.
+    """
+    wanted, stride = record.design, record.site.geometry.stride
     exact = replace(wanted, groups=-1)
-    return [*sorted(found, key=lambda c: c[0]), (_cost(record, "ipixeldcl", exact, x, y), "ipixeldcl", exact)]
+    limit = _cost(record, "ipixeldcl", exact, x, y)
+    schedules = {wanted.schedule} | ({"sequential"} if stride[0] * stride[1] <= SMALL_PERIOD else set())
+    found = []
+    for schedule in sorted(schedules):
+        for size in {wanted.kernel_size, SMALL_WINDOW if schedule != "masked" else wanted.kernel_size}:
+            for stages in range(len(make_schedule(schedule, stride, size).stages)):
+                design = replace(wanted, kernel_size=size, schedule=schedule, input_stages=stages)
+                found.append((_cost(record, "pixeldcl", design, x, y), "pixeldcl", design))
+    cheaper = sorted((c for c in found if c[0] < limit), key=lambda c: c[0])
+    return [*cheaper, (limit, "ipixeldcl", exact)]
 
 
 def _cost(record: Record, layer: str, design: Design, x: Tensor, y: Tensor) -> int:
     built: nn.Module = object.__new__(nn.Module)
     become(built, _built(record, layer, design))
-    return multiply_adds(inner_layer(built), x.shape, y.shape)
+    return multiply_adds(inner_layer(built), x[:1].shape, y[:1].shape)
 
 
 def _built(record: Record, layer: str, design: Design) -> State:

@@ -92,12 +92,12 @@ def network():
     torch.manual_seed(1)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 4, 4, 2, 1), nn.ReLU(),
-        nn.ConvTranspose2d(4, 4, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(4, 3, 4, 2, 1),
+        nn.ConvTranspose2d(4, 2, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(2, 3, 4, 2, 1),
     ).eval()  # fmt: skip
     with torch.no_grad():  # bilinear: a layer that PixelDCL can be
-        model[4].weight.zero_()
         taps = torch.tensor([0.25, 0.75, 0.75, 0.25])
-        model[4].weight.copy_(torch.eye(4)[:, :, None, None] * torch.outer(taps, taps))
+        mix = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.3, 0.7]])
+        model[4].weight.copy_(mix[:, :, None, None] * torch.outer(taps, taps))
     return model
 
 
@@ -110,7 +110,7 @@ def test_each_site_gets_the_cheapest_design_within_the_tolerance():
     x = pictures(8)
     converted = pixelize.convert(model, "auto", data=data, tolerance=0.2, example_inputs=x)
     rows = pixelize.report(converted).converted
-    assert rows[1].layer == "PixelDCL2d"
+    assert rows[1].layer == "PixelDCL2d", rows[1].note
     for row in rows:
         assert row.error <= 0.2 or row.layer == "iPixelDCL2d"
         assert row.note.count("error") >= 1 and row.multiply_adds_after is not None
@@ -133,10 +133,9 @@ def test_what_auto_made_saves_loads_folds_calibrates_and_reverts(tmp_path):
     x = pictures(4, 12)
     converted = pixelize.convert(model, "pixeldcl")
     choices = choose_designs(pixelize.convert(model, "ipixeldcl"), data, 0.0, progress=False)
-    tried = {candidate.name for candidate in choices["2"].tried}
-    assert tried == {"PixelDCL2d", "PartialPixelDCL2d", "iPixelDCL2d"}
-    costs = [candidate.multiply_adds for candidate in choices["2"].tried[:-1]]
-    assert costs == sorted(costs)
+    costs = [candidate.multiply_adds for candidate in choices["2"].tried]
+    assert costs == sorted(costs) and len(costs) > 1
+    assert choices["2"].taken.name == "iPixelDCL2d" and choices["2"].tried[0].name == "PixelDCL2d"
     converted = pixelize.convert(model, "auto", data=data, tolerance=0.25)
     wanted = converted(x)
     pixelize.save(converted, tmp_path / "model")
