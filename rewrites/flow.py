@@ -101,7 +101,8 @@ def _resized(node: fx.Node, op: Op, flow: Flow) -> Blocks | None:
         before = None
     if factor == (1, 1):
         return flow.blocks.get(op.args["input"])
-    flow.resizes[node] = reason
+    if _enlarges(node, op):
+        flow.resizes[node] = reason
     if factor is None:
         return None
     shape = shape_of(node)
@@ -109,6 +110,11 @@ def _resized(node: fx.Node, op: Op, flow: Flow) -> Blocks | None:
     old = before.over(channels) if before is not None else ((1, 1),) * channels
     sources = before.sources if before is not None else frozenset()
     return Blocks(tuple((h * factor[0], w * factor[1]) for h, w in old), sources | {node})
+
+
+def _enlarges(node: fx.Node, op: Op) -> bool:
+    before, after = shape_of(op.args["input"]), shape_of(node)
+    return before is None or after is None or any(b < a for b, a in zip(before[2:], after[2:], strict=False))
 
 
 def resize_factor(node: fx.Node, op: Op) -> tuple[Factor | None, str]:

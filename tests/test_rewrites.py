@@ -279,6 +279,12 @@ def test_resizes_that_cannot_be_converted_are_reported_with_a_reason(resize):
     assert found.skipped[0].name == "1" and found.skipped[0].reason
 
 
+def test_a_resize_that_makes_smaller_is_no_site():
+    model = nn.Sequential(nn.Upsample(size=(4, 4)), nn.Conv2d(3, 4, 3))
+    found = survey(model, torch.randn(1, 3, 8, 8))
+    assert not found.sites and not found.skipped
+
+
 class Shuffled(nn.Module):
     """A convolution and a shuffle, as torch has it or as a permutation with the phases before the
     channels."""
