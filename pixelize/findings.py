@@ -173,6 +173,8 @@ def measure(
     first = next(iter(models.values()))
     progress("looking for up-samplers")
     example = one_sample(inputs[0])
+    with evaluation(first):
+        _output(first, example, next(iter(models)))
     report = report or inspect(first, example)
     sites = survey(first, example).sites
     outputs: dict[str, list[Tensor]] = {}

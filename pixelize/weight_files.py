@@ -63,19 +63,20 @@ def _read(path: Path) -> Any:
 
 
 def _candidates(value: Any, name: str = "") -> dict[str, dict[str, Tensor]]:
-    """Every mapping of names to tensors in a checkpoint, by the path to it."""
+    """Every mapping of names to tensors in a checkpoint by the path to it, with and without prefixes."""
     if not isinstance(value, Mapping):
         return {}
     found = {}
     tensors = {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if tensors:
-        found[name] = {_bare(k): v for k, v in tensors.items()}
+    while tensors:
+        found[name] = tensors
+        name += " without prefix"
+        bare = {_bare(k): v for k, v in tensors.items()}
+        tensors = bare if bare.keys() != tensors.keys() else {}
     for key, part in value.items():
         found.update(_candidates(part, f"{name}.{key}"))
     return found
 
 
 def _bare(name: str) -> str:
-    for prefix in ("module.", "_orig_mod."):
-        name = name.removeprefix(prefix)
-    return name
+    return name.removeprefix("_orig_mod.") if name.startswith("_orig_mod.") else name.removeprefix("module.")

@@ -1,0 +1,203 @@
+"""The command line as a user meets it: what is printed and written, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pixelize import cli, load
+from pixelize.checkerboard import checkerboard
+from pixelize.demo_model import load_demo_model
+from pixelize.model_names import build_model
+
+CODE = """
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, up=True):
+        torch.manual_seed(0)
+        last = nn.ConvTranspose2d(4, 3, 4, 2, 1) if up else nn.ReLU()
+        super().__init__(nn.Conv2d(3, 4, 3, padding=1), last)
+
+class Nan(Net):
+    def forward(self, x):
+        return super().forward(x) * float("nan")
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the command line in a folder with ``nets.py``: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    (tmp_path / "nets.py").write_text(CODE)
+
+    def go(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pixelize", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    yield go
+    sys.modules.pop("nets", None)
+
+
+def test_inspect_fits_the_terminal(run):
+    code, out, err = run("inspect", "demo")
+    assert code == 0 and err == ""
+    assert max(map(len, out.splitlines())) <= 80
+    for told in ("up1", "256>128 k4 s2", "524k", "skipped: project", "stride 1"):
+        assert told in out
+
+
+def test_inspect_as_json(run):
+    code, out, _ = run("inspect", "nets.py:Net", "--input", "1x3x16x16", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["model"] == "nets.py:Net"
+    (site,) = told["sites"]
+    assert (site["name"], site["status"], site["stride"]) == ("1", "found", [2, 2])
+    assert site["multiply_adds_before"] == 16 * 16 * 4 * 3 * 16
+
+
+def test_a_converted_folder_is_the_model(run):
+    code, out, err = run("convert", "demo", "--out", "folder")
+    assert code == 0 and "iPixelDCL2d" in out and "wrote folder" in err
+    assert max(map(len, out.splitlines())) <= 80
+    latent = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    expected = load_demo_model()(latent)
+    torch.testing.assert_close(load("folder", into=load_demo_model())(latent), expected)
+    torch.testing.assert_close(build_model("folder")(latent), expected)
+    code, out, _ = run("inspect", "folder")
+    assert code == 0 and "4 converted" in out
+    code, _, err = run("convert", "folder", "--out", "again")
+    assert code == 1 and "converted already" in err
+
+
+def test_convert_passes_its_options_on(run):
+    options = ["--dependency-groups", "-1", "--schedule", "sequential", "--include", "1", "--json"]
+    code, out, _ = run("convert", "nets.py:Net", "-o", "c", "-i", "1x3x16x16", *options)
+    assert code == 0 and json.loads(out)["sites"][0]["layer"] == "iPixelDCL2d"
+    (site,) = json.loads(Path("c/pixelize.json").read_text())["sites"]
+    assert (site["design"]["groups"], site["design"]["schedule"]) == (-1, "sequential")
+
+
+def test_report_measures_and_writes(run):
+    np.save("x.npy", np.random.default_rng(0).standard_normal((12, 3, 16, 16)))
+    code, out, _ = run("report", "nets.py:Net", "--input", "x.npy", "--out", "deep/r.html", "--json")
+    assert code == 0
+    told = json.loads(out)
+    with torch.no_grad():
+        pictures = build_model("nets.py:Net")(torch.from_numpy(np.load("x.npy")).float())
+    assert told["variants"][0]["checkerboard"]["worst"] == pytest.approx(checkerboard(pictures)["worst"])
+    assert [v["name"] for v in told["variants"]] == ["before", "converted"]
+    assert told["variants"][1]["error"] < 1e-5 and told["source"] == "1"
+    assert told["files"] == ["deep/r.html", "deep/r.png"]
+    assert "data:image/png" in Path("deep/r.html").read_text()
+
+
+def test_report_in_words(run):
+    run("convert", "demo", "-o", "folder")
+    code, out, err = run("report", "demo", "folder", "-o", "r.html", "--count", "16", "--no-png")
+    assert code == 0 and err == ""
+    assert "A clear checkerboard" in out and "up4" in out and "folder, windowed" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_report_fails_above_a_level(run):
+    options = ("demo", "none", "-o", "r.html", "--count", "8", "--no-png", "--fail-above")
+    assert run("report", *options, "3")[0] == 3
+    assert run("report", *options, "90")[0] == 0
+
+
+def test_report_draws_training_curves(run):
+    arm = {"seeds": [0], "histories": [[{"step": 0, "loss": 1.0, "seconds": 1}, {"step": 9, "loss": 0.5}]]}
+    Path("results.json").write_text(json.dumps({"arms": {"iPixelDCL": arm}}))
+    options = ("nets.py:Net", "none", "-i", "8x3x16x16", "-o", "r.html")
+    assert run("report", *options, "--training", "results.json")[0] == 0
+    assert ">loss<" in Path("r.html").read_text()
+    assert Path("r-training.png").read_bytes().startswith(b"\x89PNG")
+
+
+BAD = {
+    "a name": (["inspect", "dmo"], "did you mean demo"),
+    "a callable": (["inspect", "nets.py:Nett"], "did you mean Net"),
+    "an unreadable picture": (["report", "nets.py:Net", "-i", "bad.png"], "bad.png"),
+    "no such picture": (["report", "nets.py:Net", "-i", "none.png"], "none.png"),
+    "a wrong shape": (["report", "nets.py:Net", "-i", "2x4x16x16"], "3 channels"),
+    "a wrong shape to inspect": (["inspect", "nets.py:Net", "-i", "2x4x16x16"], "3 channels"),
+    "NaN": (["report", "nets.py:Nan", "-i", "2x3x16x16"], "NaN"),
+    "nothing to convert": (["convert", "nets.py:Net?up=False", "-o", "made"], "nothing to convert"),
+    "a wrong layer": (["convert", "nets.py:Net", "-o", "made", "--layer", "x"], "ipixeldcl"),
+    "a file for a folder": (["convert", "nets.py:Net", "-o", "nets.py"], "--out names a folder"),
+    "no page": (["report", "nets.py:Net", "-o", "page.txt"], ".html"),
+    "a device": (["inspect", "nets.py:Net", "--device", "nowhere"], "nowhere"),
+    "weights": (["inspect", "nets.py:Net", "--weights", "bad.png"], "checkpoint"),
+    "a period": (["report", "nets.py:Net", "-i", "2x3x16x16", "--period", "1"], "period"),
+    "curves": (["report", "nets.py:Net", "--training", "nets.py"], "results.json"),
+    "two ways": (["report", "nets.py:Net", "none", "converted"], "stands alone"),
+    "a count": (["report", "nets.py:Net", "--fail-above", "1", "-i", "2x3x4x4"], "could not be measured"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_refused_is_told_in_a_sentence(run, tmp_path, case):
+    (tmp_path / "bad.png").write_text("no picture")
+    arguments, told = BAD[case]
+    if arguments[0] == "report" and "-o" not in arguments:
+        arguments = [*arguments, "-o", "made/r.html"]
+    code, out, err = run(*arguments)
+    assert code == 1 and told in err and err.startswith("error: ") and "Traceback" not in err
+    if case != "a count":
+        assert out == "" and sorted(p.name for p in tmp_path.iterdir() if p.suffix != "") == [
+            "bad.png",
+            "nets.py",
+        ]
+        assert not (tmp_path / "made").exists()
+
+
+def test_a_missing_extra_names_its_pip_command(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    code, _, err = run("inspect", "smp:Linknet")
+    assert code == 1 and "pip install 'torch-pixelize[smp]'" in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["report"], ["convert", "demo"], ["inspect", "--seed", "x", "demo"]]
+)
+def test_wrong_usage(run, arguments):
+    code, out, err = run(*arguments)
+    assert code == 2 and out == "" and "Usage" in err
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert", "report", "demo"])
+def test_help_teaches_by_example(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0 and f"pixelize {command} " in out.replace("Usage: pixelize", "")
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_general_help_and_version(run):
+    code, out, _ = run("--help")
+    assert code == 0 and "Exit codes" in out and "pixelize demo" in out
+    for command in ("demo", "inspect", "convert", "finetune", "report"):
+        assert command in out
+    assert run("--version") == (0, "pixelize 0.1.0\n", "")
+
+
+def test_an_unexpected_error_is_a_sentence_too(run, monkeypatch):
+    def fails(*_, **__):
+        raise ZeroDivisionError("odd")
+
+    monkeypatch.setattr("pixelize.model_commands.inspect", fails)
+    code, _, err = run("inspect", "nets.py:Net", "-i", "1x3x8x8")
+    assert code == 1 and err.startswith("error: ZeroDivisionError: odd") and "Traceback" not in err
