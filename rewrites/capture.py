@@ -155,10 +155,30 @@ def _own_graph(model: fx.GraphModule, example_inputs: Any) -> fx.Graph:
 
 
 def _symbolic(model: nn.Module) -> fx.Graph:
-    graph = fx.Tracer().trace(model)
-    for node in graph.nodes:
-        _own(node)
+    """The symbolic trace of the whole model, or else one graph of all the parts that can be traced by themselves."""
+    graph = fx.Graph()
+    _add_trace(graph, model, "")
+    if not any(node.op.startswith("call") for node in graph.nodes):
+        raise ValueError("neither the model nor any part of it can be traced")
+    graph.output(None)
     return graph
+
+
+def _add_trace(graph: fx.Graph, module: nn.Module, prefix: str) -> None:
+    tracer = fx.Tracer()
+    try:
+        traced = tracer.trace(module)
+    except Exception:  # a stranger's forward may do anything
+        for name, child in module.named_children():
+            if not tracer.is_leaf_module(child, name):
+                _add_trace(graph, child, f"{prefix}{name}.")
+        return
+    mapping: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(traced, mapping)
+    for node in mapping.values():
+        if node.op in ("call_module", "get_attr"):
+            node.target = prefix + str(node.target)
+        _own(node)
 
 
 def _own(node: fx.Node) -> None:

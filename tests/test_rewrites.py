@@ -455,6 +455,24 @@ def test_the_ladder_of_captures():
         assert [s.kind for s in survey(model, inputs).sites] == ["conv_transpose", "resize_conv"], inputs
 
 
+def test_the_parts_that_can_be_traced_are_where_the_whole_cannot():
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(3, 4, 3, padding=1))
+            self.opaque = Opaque()
+
+        def forward(self, x):
+            return self.part(x) if x.sum() > 0 else x
+
+    found = survey(Whole())
+    assert found.capture == "symbolic"
+    assert {(s.name, s.kind) for s in found.sites} == {
+        ("part.1", "resize_conv"),
+        ("opaque.up", "conv_transpose"),
+    }
+
+
 def test_what_cannot_be_seen_is_said():
     class Broken(Opaque):
         def forward(self, x):
