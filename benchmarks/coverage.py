@@ -42,22 +42,22 @@ from pixelize.running import relative_error, tensors
 
 RESULTS = Path(__file__).parent / "results"
 FAMILIES = (
-    "smp/Unet resnet18",
-    "smp/UnetPlusPlus resnet18",
-    "smp/Linknet resnet18",
-    "diffusers/AutoencoderKL",
-    "diffusers/AutoencoderTiny",
-    "diffusers/AutoencoderDC",
-    "diffusers/UNet2DConditionModel",
-    "timm/lowformer_b0",
-    "transformers/Sam",
-    "transformers/DPT depth",
-    "transformers/Swin2SR",
-    "torchvision/Mask R-CNN",
     "generator/DCGAN",
     "generator/pix2pix U-Net",
     "generator/ESPCN x3",
     "generator/functional",
+    "generator/CycleGAN resize",
+    "diffusers/AutoencoderTiny",
+    "transformers/Swin2SR",
+    "transformers/DPT depth",
+    "smp/Unet resnet18",
+    "diffusers/AutoencoderKL",
+    "diffusers/AutoencoderDC",
+    "timm/lowformer_b0",
+    "smp/Linknet resnet18",
+    "diffusers/UNet2DConditionModel",
+    "transformers/Sam",
+    "torchvision/Mask R-CNN",
 )
 
 
@@ -77,15 +77,16 @@ def main() -> None:
     warnings.simplefilter("ignore")
     path = options.out / "coverage.json"
     found = json.loads(path.read_text()) if path.exists() else {"models": {}, "abilities": {}}
-    for name, build in catalogue().items():
+    models = catalogue()
+    for name in FAMILIES if options.abilities else models:
+        build = models[name]
         if options.only and not any(text in name for text in options.only):
             continue
         if options.missing and name in found["abilities" if options.abilities else "models"]:
             continue
         if options.abilities:
-            if name in FAMILIES:
-                found["abilities"][name] = abilities(build)
-                print(name, found["abilities"][name], flush=True)
+            found["abilities"][name] = abilities(build)
+            print(name, found["abilities"][name], flush=True)
         else:
             found["models"][name] = measure(build)
             print(name, json.dumps(found["models"][name])[:400], flush=True)
@@ -339,6 +340,8 @@ def table(found: dict[str, Any]) -> str:
         "",
         ", ".join(f"{k} {v}" for k, v in found.get("environment", {}).items()),
         "",
+        *summary(found["models"]),
+        "",
         "| model | capture | converted | skipped | float32 | float64 | other size | other batch | train "
         "| parameters | multiply-adds | as dcl | s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -376,6 +379,39 @@ def table(found: dict[str, Any]) -> str:
         for name, can in found["abilities"].items():
             lines.append(f"| {name} | " + " | ".join(can[c] for c in columns) + " |")
     return "\n".join(lines) + "\n"
+
+
+def summary(models: dict[str, Any]) -> list[str]:
+    """The figures over all models, a line each."""
+    rows = models.values()
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts.update(row.get("converted", {}))
+    largest = {
+        wide: max(
+            (v for row in rows for k, v in row.items() if _is_error(k, wide) and isinstance(v, float)),
+            default=0.0,
+        )
+        for wide in (False, True)
+    }
+    refusing = [
+        name
+        for name, row in models.items()
+        if row.get("converted") and isinstance(row.get("error_size"), str)
+    ]
+    return [
+        f"- {len(models)} models, {sum('exception' in row for row in rows)} exceptions; seen through "
+        + ", ".join(f"{kind} {n}" for kind, n in Counter(row.get("capture") for row in rows).items()),
+        f"- converted: {', '.join(f'{n} {kind}' for kind, n in counts.items())}; "
+        f"{sum(row.get('up_samplers', 0) for row in rows)} ConvTranspose2d modules with stride over 1 in all",
+        f"- largest relative error, over eval and train, other sizes and batches: {largest[False]:.1e} in "
+        f"float32, {largest[True]:.1e} in float64",
+        f"- taking one picture size only, before as after: {', '.join(refusing) or 'none'}",
+    ]
+
+
+def _is_error(key: str, wide: bool) -> bool:
+    return key.startswith("error") and key.endswith("float64") == wide
 
 
 def _number(value: Any) -> str:

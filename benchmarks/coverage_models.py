@@ -357,7 +357,13 @@ def _torchvision() -> dict[str, Builder]:
         return getattr(models, name)(weights=None, weights_backbone=None, **settings)
 
     segmentation = ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
-    small = {"min_size": 64, "max_size": 96, "num_classes": 3}
+    small = {
+        "min_size": 64,
+        "max_size": 96,
+        "num_classes": 3,
+        "rpn_post_nms_top_n_test": 20,
+        "box_detections_per_img": 4,
+    }
     return {
         **{
             f"torchvision/{name}": partial(build, "segmentation", name, num_classes=3)

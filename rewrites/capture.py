@@ -155,7 +155,7 @@ def _own_graph(model: fx.GraphModule, example_inputs: Any) -> fx.Graph:
 
 
 def _symbolic(model: nn.Module) -> fx.Graph:
-    """The symbolic trace of the whole model, or else one graph of all the parts that can be traced by themselves."""
+    """The symbolic trace of the whole model, or else one graph of all its parts that can be traced."""
     graph = fx.Graph()
     _add_trace(graph, model, "")
     if not any(node.op.startswith("call") for node in graph.nodes):
