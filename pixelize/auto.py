@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +16,7 @@ from pixelize.errors import ArgumentError
 from pixelize.inherit import LAYERS, Design
 from pixelize.layer_fit import fit_layer, layer_error
 from pixelize.layers import _PixelDeconvolution2d
-from pixelize.lockstep import Lockstep, inner_layer, original
+from pixelize.lockstep import KeptPairs, Lockstep, inner_layer, original
 from pixelize.partial_layer import PartialPixelDCL2d
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.splice import State
@@ -102,7 +101,7 @@ def choose_designs(
 
 
 def _choose(lockstep: Lockstep, name: str, batches: Iterable[Any], calls: int, tolerance: float) -> Choice:
-    pairs = partial(lockstep.pairs, name, batches, calls)
+    pairs = KeptPairs(lockstep, name, batches, calls)
     module = lockstep.modules[name]
     record: Record = module.__dict__["_pixelize_record"]
     x, y = next(iter(pairs()))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -16,7 +15,7 @@ from torch import nn
 from pixelize.convert import Record, fingerprint
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.layer_fit import fit_layer
-from pixelize.lockstep import Lockstep
+from pixelize.lockstep import KeptPairs, Lockstep
 from pixelize.report import report
 
 
@@ -26,8 +25,8 @@ def calibrate(model: nn.Module, data: Iterable[Any], *, progress: bool = True) -
 
     Layer by layer in the order of execution: the layer's own input in the converted model, with the layers
     before it fitted already, against the original layer's output in the original model. Least squares on
-    streamed normal equations: memory does not depend on how much data there is, the data is run through
-    once for each stage of each layer. No labels are needed, and no gradients.
+    streamed normal equations: memory does not depend on how much data there is. No labels and no
+    gradients are needed.
 
     One sample in eight is held back: on these the ridge is chosen and the errors in :func:`pixelize.report`
     are measured.
@@ -71,7 +70,7 @@ def fit_model(model: nn.Module, data: Iterable[Any], *, progress: bool = True) -
         for name, times in calls.items():
             if name in students:
                 bar.update(task, description=f"calibrating {name}")
-                errors[name] = fit_layer(students[name], partial(lockstep.pairs, name, batches, times))
+                errors[name] = fit_layer(students[name], KeptPairs(lockstep, name, batches, times))
                 _refresh(lockstep.modules[name])
             bar.advance(task)
     return errors

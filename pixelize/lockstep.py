@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,33 @@ from pixelize.layers import _PixelDeconvolution2d
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.splice import State
 from pixelize.running import call, evaluation
+
+CACHE_BYTES = 2**28
+"""What one layer's pairs may take up in memory so that they are kept from pass to pass."""
+
+
+class KeptPairs:
+    """A layer's pairs, made anew in every pass over them, or kept after the first one if they are small."""
+
+    def __init__(self, lockstep: Lockstep, name: str, data: Iterable[Any], calls: int) -> None:
+        self._make = partial(lockstep.pairs, name, data, calls)
+        self._kept: list[tuple[Tensor, Tensor]] | None = None
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept, size = [], 0
+        for x, y in self._make():
+            size += x.nbytes + y.nbytes
+            if size <= CACHE_BYTES:
+                kept.append((x, y))
+            else:
+                kept.clear()
+            yield x, y
+        if size <= CACHE_BYTES:
+            self._kept = kept
 
 
 class _Enough(Exception):

@@ -33,7 +33,8 @@ def layers(draw):
         more["input_stages"] = draw(st.integers(0, stages))
     layer = kind(
         4, 6, k, s, p, op, groups, draw(st.booleans()), d, dtype=torch.float64,
-        dependency_kernel_size=(draw(sizes), draw(sizes)), dependency_groups=draw(st.sampled_from([1, 2, 3, 6])),
+        dependency_kernel_size=(draw(sizes), draw(sizes)),
+        dependency_groups=draw(st.sampled_from([1, 2, 3, 6])),
         schedule=schedule, **more,
     )  # fmt: skip
     if kind is iPixelDCL2d and draw(st.booleans()):
@@ -97,7 +98,8 @@ def test_a_folded_layer_takes_an_output_size(output_size):
 def network():
     torch.manual_seed(4)
     return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(6, 4, 4, 2, 1), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(6, 4, 4, 2, 1),
+        nn.BatchNorm2d(4), nn.ReLU(),
         nn.ConvTranspose2d(4, 2, 3, 2, 1, 1), nn.Tanh(),
     ).eval()  # fmt: skip
 
