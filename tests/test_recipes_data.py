@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -152,3 +153,49 @@ def test_pictures_are_the_middle_square_and_bad_ones_are_named(tmp_path: Path) -
 def test_portraits_are_always_the_same() -> None:
     (one, _), (again, _) = load_pictures("portraits", 32, limit=20), load_pictures("portraits", 32, limit=20)
     assert one[1].shape == (3, 32, 32) and torch.equal(one[1], again[1]) and not torch.equal(one[1], one[2])
+
+
+def test_voc_through_torchvision(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for part, count in (("train", 3), ("val", 2)):
+        names = [f"{part}_{i}" for i in range(count)]
+        (lists / f"{part}.txt").write_text("\n".join(names))
+        for name in names:
+            picture(root / "JPEGImages" / f"{name}.jpg")
+            mask(root / "SegmentationClass" / f"{name}.png", 20 if part == "train" else 255)
+    data = load_segmentation(f"voc:{tmp_path}", 16)
+    data.check()
+    assert [len(s) for s in (data.train, data.val, data.test)] == [3, 2, 2]
+    assert len(data.classes) == 21 and (data.train[0][1] == 20).all() and (data.val[0][1] == IGNORE).all()
+    with pytest.raises(ArgumentError, match="PASCAL VOC 2012 is not there"):
+        load_segmentation(f"voc:{tmp_path / 'nowhere'}", 16)
+
+
+def test_coco_through_torchvision(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    annotations = tmp_path / "annotations"
+    annotations.mkdir()
+    for part in ("train", "val"):
+        picture(tmp_path / f"{part}2017" / "1.jpg")
+        box = [0.0, 0.0, 10.0, 0.0, 10.0, 16.0, 0.0, 16.0]
+        thing = {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 7,
+            "iscrowd": 0,
+            "area": 160,
+            "segmentation": [box],
+            "bbox": [],
+        }
+        images = [{"id": 1, "file_name": "1.jpg", "width": 20, "height": 16}]
+        categories = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
+        (annotations / f"instances_{part}2017.json").write_text(
+            json.dumps({"images": images, "annotations": [thing], "categories": categories})
+        )
+    data = load_segmentation(f"coco:{tmp_path}", 16)
+    data.check()
+    assert data.classes == ("background", "cat", "dog")
+    assert data.train[0][1].unique().tolist() == [0, 2] and 100 < int((data.train[0][1] == 2).sum()) < 160
