@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pixelize import __version__
+from pixelize.bench_command import bench_command
 from pixelize.command_line import EXIT_CODES, print_error
 from pixelize.errors import PixelizeError, PixelizeWarning
 from pixelize.model_commands import convert_command, inspect_command
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.command("inspect")(inspect_command)
 app.command("convert")(convert_command)
 app.command("report")(report_command)
+app.command("bench")(bench_command)
 
 
 def main() -> None:

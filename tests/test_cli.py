@@ -144,6 +144,8 @@ BAD = {
     "weights": (["inspect", "nets.py:Net", "--weights", "bad.png"], "checkpoint"),
     "a period": (["report", "nets.py:Net", "-i", "2x3x16x16", "--period", "1"], "period"),
     "curves": (["report", "nets.py:Net", "--training", "nets.py"], "results.json"),
+    "a bench of nothing": (["bench", "nets.py:Net?up=False", "-i", "2x3x16x16"], "nothing to convert"),
+    "a bench of a wrong shape": (["bench", "nets.py:Net", "-i", "2x4x16x16"], "2x4x16x16"),
     "two ways": (["report", "nets.py:Net", "none", "converted"], "stands alone"),
     "a count": (["report", "nets.py:Net", "--fail-above", "1", "-i", "2x3x4x4"], "could not be measured"),
 }
@@ -165,6 +167,20 @@ def test_what_is_refused_is_told_in_a_sentence(run, tmp_path, case):
         assert not (tmp_path / "made").exists()
 
 
+def test_bench_times_layers_and_models(run):
+    options = ("--seconds", "0.1", "--json")
+    code, out, _ = run("bench", "--channels", "4", "--pixels", "8", *options)
+    rows = json.loads(out)["cases"][0]["rows"]
+    assert code == 0 and rows[0]["contender"] == "ConvTranspose2d" and rows[0]["ratio"] == 1
+    code, out, _ = run("bench", "nets.py:Net", "-i", "1x3x16x16", *options)
+    rows = json.loads(out)["rows"]
+    assert code == 0 and [r["contender"] for r in rows] == ["as it came", "ipixeldcl", "pixeldcl"]
+    assert all(r["median"] > 0 and r["rounds"] >= 5 for r in rows)
+    assert rows[1]["parameters"] > rows[0]["parameters"]
+    code, out, _ = run("bench", "nets.py:Net", "-i", "1x3x16x16", "--seconds", "0.1")
+    assert code == 0 and "pixeldcl" in out and max(map(len, out.splitlines())) <= 80
+
+
 def test_a_missing_extra_names_its_pip_command(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     code, _, err = run("inspect", "smp:Linknet")
@@ -179,7 +195,7 @@ def test_wrong_usage(run, arguments):
     assert code == 2 and out == "" and "Usage" in err
 
 
-@pytest.mark.parametrize("command", ["inspect", "convert", "report", "demo"])
+@pytest.mark.parametrize("command", ["inspect", "convert", "report", "demo", "bench"])
 def test_help_teaches_by_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0 and f"pixelize {command} " in out.replace("Usage: pixelize", "")
@@ -189,7 +205,7 @@ def test_help_teaches_by_example(run, command):
 def test_general_help_and_version(run):
     code, out, _ = run("--help")
     assert code == 0 and "Exit codes" in out and "pixelize demo" in out
-    for command in ("demo", "inspect", "convert", "finetune", "report"):
+    for command in ("demo", "inspect", "convert", "finetune", "report", "bench"):
         assert command in out
     assert run("--version") == (0, "pixelize 0.1.0\n", "")
 

@@ -1,0 +1,174 @@
+"""``pixelize bench``: the layers, or a model before and after its conversion, timed side by side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from pixelize.bench import Case, describe_machine, interleaved, peak_memory, run_bench
+from pixelize.command_line import (
+    AsJson,
+    Device,
+    InputNames,
+    Scale,
+    Seed,
+    Size,
+    Source,
+    Weights,
+    print_json,
+    print_rich,
+    progress,
+    read_data,
+    read_model,
+)
+from pixelize.convert import convert, converted_modules
+from pixelize.errors import ArgumentError, NothingToConvertError
+from pixelize.input_files import one_sample, shape_of
+from pixelize.running import call, evaluation
+
+LAYERS = ("ipixeldcl", "pixeldcl", "dcl")
+
+
+def bench_command(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A model to convert and time; none: the layers.")
+    ] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="For a model: what to convert it into; may be repeated.")
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, help="For layers: channels out; twice as many in.")] = 32,
+    pixels: Annotated[int, typer.Option(min=1, help="For layers: side of the input.")] = 32,
+    kernel_size: Annotated[int, typer.Option(min=2, help="For layers: 4 is usual, always even.")] = 4,
+    train: Annotated[bool, typer.Option("--train", help="For layers: time the gradients too.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of the CPU; with 1 the thread's own time counts.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.0, help="To repeat everything for.")] = 5.0,
+    input: InputNames = None,
+    size: Size = "",
+    scale: Scale = "unit",
+    seed: Seed = 0,
+    weights: Weights = "",
+    source: Source = "",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Time the layers, or a model as it came and converted, in interleaved runs of one process.
+
+    Examples:
+
+    - `pixelize bench --channels 64 --pixels 16 --train`
+
+    - `pixelize bench smp:Linknet --input 1x3x256x256 --layer ipixeldcl --layer dcl`
+    """
+    if model is None:
+        if kernel_size % 2:
+            raise ArgumentError("--kernel-size: an even number, so that the layers double the size exactly")
+        case = Case(channels, pixels, kernel_size, batch, train)
+        with progress("timing"):
+            result = run_bench([case], device=device, threads=threads, seconds=seconds)
+        machine, rows = result["machine"], result["cases"][0]["rows"]
+        told = f"{batch}x{2 * channels}x{pixels}x{pixels}, {'training' if train else 'prediction'}"
+    else:
+        with progress("building the model") as tell:
+            built = read_model(model, source, weights, device)
+            example = read_data(built, input, size, scale, batch, seed, device)[0][0]
+            tell("converting")
+            models = _variants(built, layer or list(LAYERS), example, strict=bool(layer))
+            tell("timing")
+            machine = describe_machine(device, threads)
+            rows = time_models(models, example, seconds)
+        told = f"{model} on {shape_of(example)}, prediction"
+        result = {"machine": machine, "model": model, "input": shape_of(example), "rows": rows}
+    if as_json:
+        print_json(result)
+        return
+    print_rich(f"{told}; {machine['device']}, {machine['threads']} thread(s), {machine['clock']}")
+    print_rich(_table(rows))
+
+
+def time_models(models: dict[str, nn.Module], example: Any, seconds: float) -> list[dict[str, Any]]:
+    """A row for each model: median seconds, ratio to the first with quartiles, peak memory, parameters."""
+    first = next(iter(models.values()))
+    place = next((p.device for p in first.parameters()), torch.device("cpu"))
+    calls: dict[str, Callable[[], Any]] = {name: partial(call, m, example) for name, m in models.items()}
+    with torch.no_grad():
+        for m in models.values():
+            m.eval()
+        times = interleaved(calls, seconds, place)
+        reference = next(iter(times.values()))
+        rows = []
+        for name, m in models.items():
+            ratios = [a / b for a, b in zip(times[name], reference, strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            rows.append(
+                {
+                    "contender": name,
+                    "median": statistics.median(times[name]),
+                    "ratio": middle,
+                    "ratio_low": low,
+                    "ratio_high": high,
+                    "rounds": len(ratios),
+                    "peak_memory": peak_memory(calls[name], place),
+                    "parameters": sum(p.numel() for p in m.parameters()),
+                }
+            )
+    return rows
+
+
+def _variants(built: nn.Module, layers: list[str], example: Any, strict: bool) -> dict[str, nn.Module]:
+    """The model as it came and converted; without ``strict``, ``"dcl"`` may find nothing."""
+    if converted_modules(built):
+        raise ArgumentError("the model is converted already; bench converts one that is not")
+    with evaluation(built):
+        try:
+            call(built, example)
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            raise ArgumentError(
+                f"the model could not be run on an input of shape {shape_of(example)}: "
+                f"{type(error).__name__}: {text}"
+            ) from error
+    models = {"as it came": built}
+    for layer in layers:
+        try:
+            models[layer] = convert(built, layer, example_inputs=one_sample(example))
+        except NothingToConvertError:
+            if strict or layer != "dcl":  # which passes over what is a transposed convolution already
+                raise
+    return models
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("", overflow="fold", min_width=12)
+    for heading in ("ms", "ratio", "quartiles", "peak MiB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    best = any(row.get("roofline") for row in rows)
+    sized = any("parameters" in row for row in rows)
+    if best:
+        table.add_column("at best ms", justify="right", no_wrap=True)
+    if sized:
+        table.add_column("parameters", justify="right", no_wrap=True)
+    for row in rows:
+        cells = [
+            row["contender"],
+            f"{row['median'] * 1e3:.3g}",
+            f"{row['ratio']:.2f}",
+            f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}",
+            f"{row['peak_memory'] / 2**20:.3g}",
+        ]
+        if best:
+            cells.append(f"{row['roofline'] * 1e3:.3g}" if row["roofline"] else "")
+        if sized:
+            cells.append(f"{row['parameters']:,}")
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
