@@ -135,7 +135,7 @@ def dependency(
     ``phases``: the maps made so far, (..., C, h, w) each; outside their grid they count as zero.
     """
     parts = _dependency(stage, kernel, phases, channels, groups)
-    return {target: add_up(terms) for target, terms in parts.items()}
+    return {target: add_up(terms) for target, terms in parts.items() if terms}
 
 
 def _make_phases(
@@ -148,7 +148,9 @@ def _make_phases(
             sources[source] = _source(maps[source])
             maps[source] = [sources[source]]
         for target, parts in _dependency(stage, kernel, sources, channels, groups).items():
-            maps.setdefault(target, []).extend(parts)
+            maps[target] = [*maps.get(target, []), *parts]
+            if not maps[target]:  # a masked kernel may have no tap that hits a source
+                maps[target] = [torch.zeros_like(next(iter(sources.values())))]
 
 
 def _dependency(

@@ -1,0 +1,91 @@
+"""The harness: what it counts and compares must be right; the times themselves are the machine's."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from pixelize import PixelDCL2d, bench
+
+
+def test_a_slower_call_has_the_ratio_that_it_must_have():
+    torch.set_num_threads(1)
+
+    def spin(seconds):
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
+
+    times = bench.interleaved(
+        {"one": lambda: spin(0.002), "three": lambda: spin(0.006)}, 0.1, torch.device("cpu")
+    )
+    ratios = sorted(b / a for a, b in zip(times["one"], times["three"], strict=True))
+    assert len(ratios) >= 5
+    assert ratios[len(ratios) // 2] == pytest.approx(3.0, rel=0.1)
+
+
+def test_peak_memory_counts_what_is_held_at_a_time():
+    megabyte = 2**18  # float32 values
+
+    def one_after_another():
+        for _ in range(3):
+            torch.empty(megabyte)
+
+    def all_at_once():
+        return [torch.empty(megabyte) for _ in range(3)]
+
+    cpu = torch.device("cpu")
+    assert bench.peak_memory(one_after_another, cpu) == pytest.approx(2**20, rel=0.01)
+    assert bench.peak_memory(all_at_once, cpu) == pytest.approx(3 * 2**20, rel=0.01)
+
+
+def test_multiply_adds_and_bytes_of_a_known_layer():
+    torch.set_num_threads(1)
+    modules = {"plain": nn.ConvTranspose2d(8, 4, 4, 2, 1, bias=False), "pixel": PixelDCL2d(8, 4, 4, 2, 1)}
+    x = torch.randn(1, 8, 5, 5)
+    plain, pixel = bench.compare_modules(modules, x, train=False, seconds=0.01)
+    c2, pixels = 16, 25
+    assert (
+        plain.multiply_adds == 32 * c2 * pixels
+    )  # DESIGN: k4 s2 with C_in = 2C does 32 C^2 per low-resolution pixel
+    assert pixel.multiply_adds == (8 + 9 + 36) * c2 * pixels
+    weights = 8 * 4 * 16
+    assert plain.bytes_moved == 4 * (8 * 25 + 4 * 100 + weights)
+    trained = bench.compare_modules(modules, x, train=True, seconds=0.01)[0]
+    assert trained.multiply_adds == 3 * plain.multiply_adds
+    assert trained.bytes_moved == 4 * (3 * 8 * 25 + 2 * 4 * 100 + 3 * weights)
+    assert plain.ratio == plain.ratio_low == plain.ratio_high == 1.0
+
+
+def test_contenders_agree_on_shapes():
+    for kernel_size in (2, 4):
+        modules = bench.layer_contenders(4, kernel_size)
+        assert next(iter(modules)) == bench.REFERENCE
+        for name, module in modules.items():
+            assert module(torch.randn(1, 8, 3, 3)).shape == (1, 4, 6, 6), name
+
+
+def test_a_whole_run_is_plain_data_a_table_and_a_plot(tmp_path):
+    cases = [
+        bench.Case(4, 4),
+        bench.Case(4, 6, kernel_size=2, train=True, channels_last=True, dtype="bfloat16"),
+    ]
+    lines = []
+    result = bench.run_bench(cases, seconds=0.01, contenders=["PixelDCL"], progress=lines.append)
+    bench.save_result(result, tmp_path / "r.json")
+    again = json.loads((tmp_path / "r.json").read_text())
+    assert again == result and len(lines) == 2
+    assert [row["contender"] for row in again["cases"][1]["rows"]] == ["ConvTranspose2d", "PixelDCL"]
+    for entry in again["cases"]:
+        for row in entry["rows"]:
+            assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"] and row["rounds"] >= 5
+            assert row["roofline"] > 0 and row["peak_memory"] > 0
+    assert again["machine"]["clock"] == "CPU time of the thread"
+    assert bench.as_table(result).row_count == 2
+    assert bench.case_label(again["cases"][1]["case"]) == "k2 8>4 at 6, NHWC, training, bfloat16"
+    bench.plot_ratios(result, tmp_path / "r.png")
+    assert (tmp_path / "r.png").stat().st_size > 1000
