@@ -16,17 +16,6 @@ from rich.console import Console
 from pixelize.bench import Case, as_table, plot_ratios, run_bench, save_result
 
 SHAPES = ((16, 8), (16, 64), (16, 256), (32, 128), (64, 8), (64, 64), (128, 32), (256, 16), (512, 8))
-    (16, 8),
-    (16, 64),
-    (16, 256),
-    (64, 8),
-    (64, 32),
-    (64, 128),
-    (256, 8),
-    (256, 32),
-    (512, 8),
-    (512, 16),
-)
 QUICK = ((16, 64), (64, 32), (256, 16))
 
 
@@ -49,7 +38,7 @@ def main() -> None:
             a.dtypes, a.kernels, (False, True), (False, True), QUICK if a.quick else SHAPES
         )
     ]
-    result = run_bench(cases, device=a.device, threads=a.threads, seconds=a.seconds, progress=print)
+    result = run_bench(cases, device=a.device, threads=a.threads, seconds=a.seconds, progress=_tell)
     table = as_table(result)
     Console(width=220).print(table)
     if a.out:
@@ -57,6 +46,10 @@ def main() -> None:
         plot_ratios(result, a.out.with_suffix(".png"))
         with a.out.with_suffix(".txt").open("w") as file:
             Console(file=file, width=220, color_system=None).print(table)
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":
