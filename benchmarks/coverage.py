@@ -91,6 +91,7 @@ def main() -> None:
             found["models"][name] = measure(build)
             print(name, json.dumps(found["models"][name])[:400], flush=True)
         found["environment"] = environment()
+        found["models"] = {known: found["models"][known] for known in models if known in found["models"]}
         options.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n")
         gc.collect()

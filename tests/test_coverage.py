@@ -102,3 +102,26 @@ def test_the_table_shows_every_model_measured():
     row = found["models"]["generator/ESPCN x3"]
     assert row["converted"] == {"pixel_shuffle": 1} and row["error_float64"] <= 1e-11 and row["error"] <= 1e-5
     assert "| generator/ESPCN x3 | export | 1 pixel_shuffle |" in coverage.table(found)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["generator/functional", "generator/CycleGAN resize", "generator/ESPCN x3", "diffusers/AutoencoderDC"],
+)
+@pytest.mark.parametrize("layer", ["ipixeldcl", "pixeldcl", "dcl"])
+def test_every_kind_of_site_is_saved_and_loaded(name, layer, tmp_path):
+    if name.startswith("diffusers"):
+        pytest.importorskip("diffusers")
+    if (name, layer) == ("generator/functional", "dcl"):
+        pytest.skip("plain transposed convolutions already")
+    build = coverage.catalogue()[name]
+    model = coverage.built(build)
+    inputs = adapters.find(model).example_inputs(model)
+    converted = pixelize.convert(model, layer, example_inputs=inputs)
+    with torch.no_grad():
+        for parameter in converted.parameters():  # as if trained
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    pixelize.save(converted, tmp_path)
+    torch.manual_seed(1)
+    loaded = pixelize.load(tmp_path, into=build().eval())
+    assert relative_error(coverage.output(converted, inputs), coverage.output(loaded, inputs)) == 0
