@@ -136,12 +136,14 @@ class _Interleave(torch.autograd.Function):
         shape = (*parts[0].shape[:-2], *size)
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         y = torch.empty(shape, dtype=parts[0].dtype, device=parts[0].device, memory_format=memory_format)
+        column = [] if bias is None else [bias[:, None, None]]
         for phase in dict.fromkeys(layout):
             place = _slice(y, phase, stride)
+            terms = [part for at, part in zip(layout, parts, strict=True) if at == phase]
             h, w = place.shape[-2:]
-            terms = [part[..., :h, :w] for at, part in zip(layout, parts, strict=True) if at == phase]
-            if bias is not None:
-                terms.append(bias[:, None, None])
+            if (h, w) != terms[0].shape[-2:]:
+                terms = [part[..., :h, :w] for part in terms]
+            terms += column
             if len(terms) == 1:
                 place.copy_(terms[0])
             else:  # the first may be strided, like the place: it is read and the place written once
