@@ -1,4 +1,5 @@
-"""Whole models: table 2 of *Pixel Deconvolutional Networks* today, and converted third-party models against their originals.
+"""Whole models: table 2 of *Pixel Deconvolutional Networks* today, and converted third-party models against
+their originals.
 
     python benchmarks/models.py --out benchmarks/results/models_cpu          # writes .json and .md
     python benchmarks/models.py --models unet linknet --channels-last
@@ -52,7 +53,9 @@ def smp_unet() -> Built:
 
 
 def autoencoder() -> Built:
-    """diffusers' AutoencoderKL decoder, half as wide as Stable Diffusion's, to 128x128: resize, then convolution."""
+    """diffusers' AutoencoderKL decoder, half as wide as Stable Diffusion's, to 128x128: resize, then
+    convolution.
+    """
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL(
@@ -110,7 +113,8 @@ def main() -> None:
     machine = result["machine"]
     lines = [
         f"{machine['device']}, {machine['threads']} thread(s), {machine['clock']}, torch {machine['torch']}, "
-        f"{'NHWC' if a.channels_last else 'NCHW'}, float32. Ratios to the first line of each model (quartiles).",
+        f"{'NHWC' if a.channels_last else 'NCHW'}, float32.",
+        "Ratios to the first line of each model (quartiles).",
         "",
         "| model | contender | prediction, ms | ratio | training, ms | ratio | peak memory, training |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -1,6 +1,8 @@
-"""Speed, side by side: the layers and their peers timed in interleaved runs of one process, beside what the machine could do at best.
+"""Speed, side by side: the layers and their peers timed in interleaved runs of one process, beside what the
+machine could do at best.
 
-On a CPU with one thread the clock is the thread's own CPU time, which other processes hardly disturb; otherwise it is the wall clock.
+On a CPU with one thread the clock is the thread's own CPU time, which other processes hardly disturb;
+otherwise it is the wall clock.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ REFERENCE = "ConvTranspose2d"
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: a layer of 2 * ``channels`` to ``channels`` on (batch, 2 * channels, size, size), up-sampled twice."""
+    """One comparison: a layer of 2 * ``channels`` to ``channels`` on (batch, 2 * channels, size, size),
+    up-sampled twice.
+    """
 
     channels: int
     size: int
@@ -44,9 +48,10 @@ class Case:
 class Row:
     """One contender in one comparison. Times in seconds, memory in bytes.
 
-    ``ratio``: the median over rounds of its time over the reference's in the same round; ``ratio_low`` and ``ratio_high`` are the quartiles.
-    ``roofline``: the least time that the machine's measured ceilings allow for ``multiply_adds`` and for ``bytes_moved`` (input, weights
-    and output once each; in training also their gradients, and input and weights once more), None where it is not known.
+    ``ratio``: the median over rounds of its time over the reference's in the same round; ``ratio_low`` and
+    ``ratio_high`` are the quartiles. ``roofline``: the least time that the machine's measured ceilings allow
+    for ``multiply_adds`` and for ``bytes_moved`` (input, weights and output once each; in training also
+    their gradients, and input and weights once more), None where it is not known.
     """
 
     contender: str
@@ -63,14 +68,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine was measured to do at best: multiply-adds per second in a matrix product, bytes per second in a copy."""
+    """What the machine was measured to do at best: multiply-adds per second in a matrix product, bytes per
+    second in a copy.
+    """
 
     multiply_adds: float
     bytes: float
 
 
 def layer_contenders(channels: int, kernel_size: int) -> dict[str, nn.Module]:
-    """The up-samplers that are compared, 2 * ``channels`` to ``channels``, twice the size. The first is the reference."""
+    """The up-samplers that are compared, 2 * ``channels`` to ``channels``, twice the size. The first is the
+    reference.
+    """
     c, k = channels, kernel_size
     geometry = (2 * c, c, k, 2, (k - 2) // 2)
     return {
@@ -98,8 +107,9 @@ def run_bench(
 ) -> dict[str, Any]:
     """Runs each case and returns plain data: the machine, its ceilings, and for each case its rows.
 
-    ``seconds``: how long a case is repeated, at least five rounds. ``contenders``: names of :func:`layer_contenders`, all by default;
-    the reference is always among them. ``progress`` is called with a line for each case.
+    ``seconds``: how long a case is repeated, at least five rounds. ``contenders``: names of
+    :func:`layer_contenders`, all by default; the reference is always among them.
+    ``progress`` is called with a line for each case.
     """
     cases = list(cases)
     result: dict[str, Any] = {"machine": describe_machine(device, threads), "cases": []}
@@ -136,7 +146,9 @@ def compare_modules(
     seconds: float = 2.0,
     ceilings: Ceilings | None = None,
 ) -> list[Row]:
-    """Times ``module(x)`` for each module, with gradients for ``x`` and all parameters if ``train``; the first is the reference."""
+    """Times ``module(x)`` for each module, with gradients for ``x`` and all parameters if ``train``; the
+    first is the reference.
+    """
     x = x.detach().requires_grad_(train)
     calls: dict[str, Callable[[], Any]] = {}
     for name, module in modules.items():
@@ -168,7 +180,9 @@ def compare_modules(
 def interleaved(
     calls: dict[str, Callable[[], Any]], seconds: float, device: torch.device
 ) -> dict[str, list[float]]:
-    """Times the calls in rounds, each round in a random order, for about ``seconds`` and at least five rounds."""
+    """Times the calls in rounds, each round in a random order, for about ``seconds`` and at least five
+    rounds.
+    """
     clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     order, draw = list(calls), random.Random(0)
     for name in order:
@@ -212,7 +226,9 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int:
 
 
 def measure_ceilings(device: str, dtype: torch.dtype) -> Ceilings:
-    """The machine's ceilings: the best of several matrix products (1024 cubed, 8192 on a GPU) and of several copies of 64 MiB."""
+    """The machine's ceilings: the best of several matrix products (1024 cubed, 8192 on a GPU) and of several
+    copies of 64 MiB.
+    """
     where = torch.device(device)
     n = 8192 if where.type == "cuda" else 1024
     a = torch.randn(n, n, device=where).to(dtype)
@@ -238,7 +254,9 @@ def describe_machine(device: str, threads: int) -> dict[str, Any]:
 
 
 def as_table(result: dict[str, Any]) -> Table:
-    """A result of :func:`run_bench` as a rich table: a line for each case, a column of ratios for each contender."""
+    """A result of :func:`run_bench` as a rich table: a line for each case, a column of ratios for each
+    contender.
+    """
     machine = result["machine"]
     names = list(dict.fromkeys(row["contender"] for entry in result["cases"] for row in entry["rows"]))
     table = Table(title=f"{machine['device']}, {machine['threads']} thread(s), {machine['clock']}")
@@ -263,7 +281,9 @@ def case_label(case: dict[str, Any]) -> str:
 
 
 def plot_ratios(result: dict[str, Any], path: str | Path) -> None:
-    """Draws the ratio of every contender over the size of the input, a panel for each kernel, memory format and mode."""
+    """Draws the ratio of every contender over the size of the input, a panel for each kernel, memory format
+    and mode.
+    """
     from matplotlib.figure import Figure
 
     panels: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -324,7 +344,8 @@ def _training_step(
 
 
 def _work(module: nn.Module, x: Tensor, train: bool) -> tuple[int, int]:
-    # multiply-adds (a gradient for the input and one for the weights cost as much as the output), and the bytes that must move
+    # multiply-adds (a gradient for the input and one for the weights cost as much as the output), and the
+    # bytes that must move
     total = 0
 
     def hook(part: nn.Module, args: Any, output: Tensor) -> None:

@@ -1,7 +1,8 @@
 """Functional forms of the layers: :func:`ipixel_dcl2d` (eq. 2) and :func:`pixel_dcl2d` (eq. 3).
 
-Both are linear in the input up to one bias per channel, added once at the end, outside the recursion over the phases.
-Tensors are (N, C, H, W) or unbatched (C, H, W); the output keeps the memory format that the convolutions give.
+Both are linear in the input up to one bias per channel, added once at the end, outside the recursion over
+the phases. Tensors are (N, C, H, W) or unbatched (C, H, W); the output keeps the memory format that the
+convolutions give.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ def ipixel_dcl2d(
 
     Args:
         input: (N, C_in, H, W) or (C_in, H, W).
-        weight: (C_in, C_out/groups, k_h, k_w), as for ``torch.nn.functional.conv_transpose2d``: the part of every
-            ``k_i`` that sees the input. With all dependency kernels zero the result is that function's.
-        dependency_kernels: one kernel for each stage of the schedule (:meth:`pixelize.schedule.Stage.kernel_shape`).
+        weight: (C_in, C_out/groups, k_h, k_w), as for ``torch.nn.functional.conv_transpose2d``: the part of
+            every ``k_i`` that sees the input. With all dependency kernels zero the result is that function's.
+        dependency_kernels: one kernel for each stage of the schedule
+            (:meth:`pixelize.schedule.Stage.kernel_shape`).
         bias: (C_out,), added to every phase.
-        input_gate: a number as a 0-dimensional tensor that scales the input's part in all phases but the first: 1 (or None) is
-            iPixelDCL, 0 is PixelDCL.
+        input_gate: a number as a 0-dimensional tensor that scales the input's part in all phases but the
+            first: 1 (or None) is iPixelDCL, 0 is PixelDCL.
 
     Returns:
         (N, C_out, H_out, W_out), ``H_out = (H-1) s - 2p + d (k-1) + output_padding + 1``.
@@ -80,10 +82,12 @@ def pixel_dcl2d(
     dependency_kernel_size: int | Pair = 3,
     schedule: str = "paired",
 ) -> Tensor:
-    """Pixel deconvolution, eq. 3: only ``F_1`` sees the input, ``F_i = conv([F_1 .. F_{i-1}], k_i)``, interleaved.
+    """Pixel deconvolution, eq. 3: only ``F_1`` sees the input, ``F_i = conv([F_1 .. F_{i-1}], k_i)``,
+    interleaved.
 
-    ``weight``: (C_in, C_out/groups, h, w), the taps that the first phase has in a transposed convolution of ``kernel_size``
-    (h and w are about k / s). The other arguments and the shapes are those of :func:`ipixel_dcl2d`.
+    ``weight``: (C_in, C_out/groups, h, w), the taps that the first phase has in a transposed convolution of
+    ``kernel_size`` (h and w are about k / s). The other arguments and the shapes are those of
+    :func:`ipixel_dcl2d`.
     """
     k, s, p, d, op = (_pair(v) for v in (kernel_size, stride, padding, dilation, output_padding))
     anchor = anchor_phase(k, s, p, d)
@@ -110,8 +114,9 @@ def first_phase(
 ) -> Tensor:
     """``F_1`` on its low-resolution grid: (N, C_out, H + growth_h, W + growth_w).
 
-    ``weight`` holds only this phase's taps, in ascending order of the tap (see :func:`pixelize.polyphase.phase_weight`): a phase of a
-    transposed convolution is a transposed convolution of stride 1, which takes the weight as it lies in memory.
+    ``weight`` holds only this phase's taps, in ascending order of the tap (see
+    :func:`pixelize.polyphase.phase_weight`): a phase of a transposed convolution is a transposed
+    convolution of stride 1, which takes the weight as it lies in memory.
     """
     steps, lead, tail = [], [], []
     for i in (0, 1):
@@ -141,7 +146,8 @@ def dependency(
 def _make_phases(
     maps: dict[Phase, list[Tensor]], plan: Schedule, kernels: Sequence[Tensor], channels: int, groups: int
 ) -> None:
-    # Adds to ``maps`` what each stage contributes. Maps that later stages read are added up; the others are left to the interleaving.
+    # Adds to ``maps`` what each stage contributes. Maps that later stages read are added up; the others are
+    # left to the interleaving.
     for stage, kernel in zip(plan.stages, kernels, strict=True):
         sources = {}
         for source in stage.sources:
@@ -156,8 +162,9 @@ def _make_phases(
 def _dependency(
     stage: Stage, kernel: Tensor, phases: dict[Phase, Tensor], channels: int, groups: int
 ) -> dict[Phase, list[Tensor]]:
-    # The contributions as lists of maps yet to be added up. Dense kernels: all sources side by side, one convolution for all targets.
-    # Grouped and shared ones: a convolution for each pair, since their channels would have to be shuffled otherwise.
+    # The contributions as lists of maps yet to be added up. Dense kernels: all sources side by side, one
+    # convolution for all targets. Grouped and shared ones: a convolution for each pair, since their channels
+    # would have to be shuffled otherwise.
     if groups == 1 and not stage.shared:
         starts = [next(t.start for t in stage.terms if t.source == source) for source in stage.sources]
         kh, kw = kernel.shape[-2:]
@@ -188,8 +195,8 @@ def _dependency(
 
 
 def _taps(stage: Stage, term: Term, kernel: Tensor, channels: int, groups: int) -> Tensor:
-    # one term's part of a stage's kernel: (C, C/groups, h, w). Contiguous: torch's own backward of small convolutions fails for the
-    # strides that indexing gives a channels_last kernel.
+    # one term's part of a stage's kernel: (C, C/groups, h, w). Contiguous: torch's own backward of small
+    # convolutions fails for the strides that indexing gives a channels_last kernel.
     if stage.shared:
         return kernel[:, :, list(term.rows)][:, :, :, list(term.columns)].contiguous()
     width = channels // groups
@@ -217,7 +224,8 @@ def _symmetric(lead: Sequence[int], tail: Sequence[int]) -> Pair:
 
 
 def _cropped(y: Tensor, done: Pair, lead: Sequence[int], tail: Sequence[int]) -> Tensor:
-    # drops ``lead`` rows and columns before and ``tail`` after, less what is done; negative ones are zeros to be added
+    # drops ``lead`` rows and columns before and ``tail`` after, less what is done; negative ones are zeros
+    # to be added
     cut = [(lead[i] - done[i], tail[i] - done[i]) for i in (0, 1)]
     if any(n < 0 for side in cut for n in side):
         return F.pad(y, (-cut[1][0], -cut[1][1], -cut[0][0], -cut[0][1]))
@@ -241,8 +249,9 @@ def gate_mask(
 def _extended_conv_transpose(
     x: Tensor, weight: Tensor, s: Pair, p: Pair, op: Pair, groups: int, d: Pair, excess: list[int]
 ) -> Tensor:
-    # The transposed convolution of the zero-extended input, on a whole number of periods. output_padding gives the extra rows as long as
-    # it stays under max(stride, dilation); beyond that a row of zeros below the input does.
+    # The transposed convolution of the zero-extended input, on a whole number of periods. output_padding
+    # gives the extra rows as long as it stays under max(stride, dilation); beyond that a row of zeros below
+    # the input does.
     extended = [op[0] + excess[0], op[1] + excess[1]]
     grow = [int(extended[i] >= max(s[i], d[i])) for i in (0, 1)]
     if any(grow):
@@ -252,7 +261,7 @@ def _extended_conv_transpose(
 
 
 def _padded(x: Tensor, start: Pair, kernel: Tensor) -> Tensor:
-    # zeros so that a convolution without padding reads x from `start` on, and gives as many positions as x has
+    # zeros so that a convolution without padding reads x from `start` on and gives as many positions
     h, w = kernel.shape[-2:]
     return F.pad(x, (-start[1], w - 1 + start[1], -start[0], h - 1 + start[0]))
 

@@ -1,13 +1,14 @@
 """The polyphase form of a transposed convolution: pure functions, no modules.
 
-A transposed convolution sends input index ``i`` through tap ``t`` to output index ``o = s*i - p + d*t`` (stride ``s``,
-padding ``p``, dilation ``d``). The outputs of one *phase* ``a = o mod s`` use only the taps with
-``(a + p - d*t) mod s == 0``, each at the low-resolution offset ``q = (a + p - d*t) / s``, so that
+A transposed convolution sends input index ``i`` through tap ``t`` to output index ``o = s*i - p + d*t``
+(stride ``s``, padding ``p``, dilation ``d``). The outputs of one *phase* ``a = o mod s`` use only the taps
+with ``(a + p - d*t) mod s == 0``, each at the low-resolution offset ``q = (a + p - d*t) / s``, so that
 
     F_a[j] = sum over those taps of  x[j + q] * w[t],        output[s*j + a] = F_a[j].
 
-It is ``s_h * s_w`` ordinary convolutions whose outputs are interleaved: the periodical shuffling of Gao et al.,
-*Pixel Deconvolutional Networks*, eq. 1. Phases may have different windows, and some have no taps at all (``k < s``).
+It is ``s_h * s_w`` ordinary convolutions whose outputs are interleaved: the periodical shuffling of Gao et
+al., *Pixel Deconvolutional Networks*, eq. 1. Phases may have different windows, and some have no taps at all
+(``k < s``).
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ Phase = tuple[int, int]
 class AxisPhase:
     """The taps that one phase uses along one axis.
 
-    ``taps`` are indices into the transposed kernel and ``offsets`` the low-resolution offsets they read, both in
-    ascending order of the offset; consecutive offsets are ``step`` apart.
+    ``taps`` are indices into the transposed kernel and ``offsets`` the low-resolution offsets they read,
+    both in ascending order of the offset; consecutive offsets are ``step`` apart.
     """
 
     taps: tuple[int, ...]
@@ -39,7 +40,10 @@ class AxisPhase:
 
 @dataclass(frozen=True)
 class PhaseFilter:
-    """A low-resolution filter ``F[j] = sum_q kernel[:, :, q] x[j + origin + q]``, ``kernel`` being (C_out, C_in, h, w)."""
+    """A low-resolution filter ``F[j] = sum_q kernel[:, :, q] x[j + origin + q]``.
+
+    ``kernel``: (C_out, C_in, h, w).
+    """
 
     kernel: Tensor
     origin: tuple[int, int]
@@ -64,7 +68,8 @@ def anchor_phase(
 ) -> Phase:
     """The first phase, the one that always sees the input: (0, 0), or the first after it that has taps.
 
-    Phase 0 of an axis has no taps when the kernel is smaller than the stride or both are even and the padding is odd.
+    Phase 0 of an axis has no taps when the kernel is smaller than the stride or both are even and the
+    padding is odd.
     """
     anchor = []
     for k, s, p, d in zip(kernel_size, stride, padding, dilation, strict=True):
@@ -85,7 +90,7 @@ def sub_kernel(weight: Tensor, rows: AxisPhase, columns: AxisPhase, groups: int)
 
 
 def phase_weight(weight: Tensor, rows: AxisPhase, columns: AxisPhase) -> Tensor:
-    """One phase's taps in the transposed layout, in ascending order of the tap: (C_in, C_out/groups, h, w)."""
+    """One phase's taps in the transposed layout, ascending: (C_in, C_out/groups, h, w)."""
     return weight[:, :, sorted(rows.taps)][:, :, :, sorted(columns.taps)]
 
 
@@ -96,7 +101,9 @@ def phase_filters(
     dilation: tuple[int, int],
     groups: int,
 ) -> dict[Phase, PhaseFilter]:
-    """A transposed convolution, ``weight`` (C_in, C_out/groups, k_h, k_w), as one dense low-resolution filter for each phase."""
+    """A transposed convolution, ``weight`` (C_in, C_out/groups, k_h, k_w), as one dense low-resolution
+    filter for each phase.
+    """
     axes = [axis_phases(weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
     filters = {}
     for a, rows in enumerate(axes[0]):
@@ -116,7 +123,7 @@ def phase_filters(
 
 
 def ungrouped(kernel: Tensor, groups: int) -> Tensor:
-    """A grouped convolution kernel (C_out, C_in/groups, h, w) as the dense one (C_out, C_in, h, w) it stands for."""
+    """A grouped convolution kernel (C_out, C_in/groups, h, w) as a dense one (C_out, C_in, h, w)."""
     if groups == 1:
         return kernel
     c_out, c_in, h, w = kernel.shape
@@ -131,8 +138,8 @@ def output_excess(
 ) -> tuple[int, int]:
     """How the low-resolution grid of the phases lies to the output and to the input of one axis.
 
-    Returns ``(excess, growth)``: the phases live on ``ceil(H_out / s)`` positions, which is ``(H_out + excess) / s``
-    and ``H_in + growth``. Both are constants of the layer, whatever the input's size.
+    Returns ``(excess, growth)``: the phases live on ``ceil(H_out / s)`` positions, which is ``(H_out +
+    excess) / s`` and ``H_in + growth``. Both are constants of the layer, whatever the input's size.
     """
     size = dilation * (kernel_size - 1) + output_padding + 1 - stride - 2 * padding  # H_out - s * H_in
     excess = -size % stride
@@ -140,7 +147,8 @@ def output_excess(
 
 
 def compose(outer: Tensor, start: tuple[int, int], inner: PhaseFilter) -> PhaseFilter:
-    """The filter of a convolution of a filtered signal: ``outer`` (C2, C1, k_h, k_w), reading from ``start``, after ``inner``.
+    """The filter of a convolution of a filtered signal: ``outer`` (C2, C1, k_h, k_w), reading from
+    ``start``, after ``inner``.
 
     Exact where no border is near: a layer zero-pads the inner signal at the border, a single filter cannot.
     """

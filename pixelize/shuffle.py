@@ -1,7 +1,8 @@
 """Periodical shuffling, eq. 1 of Gao et al., *Pixel Deconvolutional Networks*: phases to pixels, and back.
 
-In eager execution both are autograd functions that read and write every value once, in the memory format of the output; in a graph (compiled,
-exported, traced) they are ordinary operators, which a compiler fuses and another runtime knows.
+In eager execution both are autograd functions that read and write every value once, in the memory format of
+the output; in a graph (compiled, exported, traced) they are ordinary operators, which a compiler fuses and
+another runtime knows.
 """
 
 from __future__ import annotations
@@ -127,7 +128,8 @@ class _Split(torch.autograd.Function):
 
 
 class _Interleave(torch.autograd.Function):
-    # Each phase is written into its place in the output; autograd would record such writes as a chain of full-sized copies.
+    # Each phase is written into its place in the output; autograd would record such writes as a chain of
+    # full-sized copies.
 
     @staticmethod
     def forward(
@@ -175,7 +177,7 @@ class _Interleave(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: Any, stride: Pair, size: Pair, channels_last: bool, layout: Layout, *tensors: Any
     ) -> tuple[Tensor, int]:
-        batched = [
+        batched: list[Any] = [
             t if t is None else t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
             for t, d in zip(tensors, in_dims[4:], strict=True)
         ]

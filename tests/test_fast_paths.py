@@ -1,4 +1,6 @@
-"""The fast forms of the layers against slow, obvious ones, in float64: shuffling, the first phase, the dependencies, memory."""
+"""The fast forms of the layers against slow, obvious ones, in float64: shuffling, the first phase, the
+dependencies, memory.
+"""
 
 from __future__ import annotations
 
@@ -221,7 +223,9 @@ def test_activations_kept_for_training(kind, design, last):
 
 
 def saved_bytes(module, x):
-    """Bytes of the storages that autograd keeps for the backward pass, weights not counted, and of the output."""
+    """Bytes of the storages that autograd keeps for the backward pass, weights not counted, and of the
+    output.
+    """
     shapes = {p.shape for p in module.parameters()}
     found = {}
 
