@@ -6,6 +6,8 @@ al., *Pixel Deconvolutional Networks*) that inherit its weights.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from pixelize.adapters import connect as _connect
 from pixelize.calibrate import calibrate
 from pixelize.checkerboard import checkerboard
@@ -26,6 +28,9 @@ from pixelize.parameters import param_groups
 from pixelize.repair import repair
 from pixelize.report import Report, report
 from pixelize.serialization import load, save
+
+if TYPE_CHECKING:
+    from pixelize.html_report import write_report
 
 __version__ = "0.1.0"
 __all__ = [
@@ -53,7 +58,18 @@ __all__ = [
     "revert",
     "save",
     "set_input_gate",
+    "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``write_report`` at its first use: matplotlib and jinja2 need not be imported for anything else."""
+    if name == "write_report":
+        from pixelize.html_report import write_report
+
+        return write_report
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 # save_pretrained and from_pretrained of converted models: at once, or when their library is imported
 _connect(save, load, lambda model: bool(converted_modules(model)))

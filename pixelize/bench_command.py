@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -69,6 +70,7 @@ def bench_command(
 
     - `pixelize bench smp:Linknet --input 1x3x256x256 --layer ipixeldcl --layer dcl`
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler that measures memory is talkative
     if model is None:
         if kernel_size % 2:
             raise ArgumentError("--kernel-size: an even number, so that the layers double the size exactly")

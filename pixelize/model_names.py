@@ -80,6 +80,16 @@ def portable_source(name: str) -> str:
     return name
 
 
+def has_weights(name: str) -> bool:
+    """Whether a model built by ``name`` may have been trained: a library's bare classes are not."""
+    target, _, query = name.partition("?")
+    scheme, _, rest = target.partition(":")
+    if scheme in ("smp", "timm"):
+        given = _options(name, query)
+        return any(given.get(option) for option in ("encoder_weights", "pretrained", "checkpoint_path"))
+    return scheme not in ("diffusers", "transformers") or "/" in rest or Path(rest).exists()
+
+
 def _named(name: str) -> nn.Module:
     target, _, query = name.partition("?")
     options = _options(name, query)

@@ -35,7 +35,7 @@ from pixelize.errors import ArgumentError, NothingToConvertError
 from pixelize.findings import Findings, measure
 from pixelize.html_report import write_findings
 from pixelize.input_files import one_sample, read_inputs
-from pixelize.model_names import build_model
+from pixelize.model_names import build_model, has_weights
 from pixelize.pictures import Curves
 from pixelize.report import Report
 
@@ -111,6 +111,9 @@ def report_command(
             named, samples, title=title or model, told=told, period=period or None, report=made,
             natural=real, progress=tell,
         )  # fmt: skip
+        if not weights and not has_weights(model):
+            found.notes.append("The model's weights are random: --weights fills it with a checkpoint.")
+        found.notes.extend(_repair_notes(named.get("repaired")))
         tell("drawing")
         files = [str(path) for path in write_findings(found, out, training=curves, pngs=pngs)]
     if as_json:
@@ -184,6 +187,17 @@ def _repaired(
     if not names:
         samples, _ = read_data(built, None, "", "unit", REPAIR_SAMPLES, seed + 1, device)
     return repair(built, samples)
+
+
+def _repair_notes(repaired: nn.Module | None) -> list[str]:
+    """What the repair did to each up-sampler."""
+    if repaired is None:
+        return []
+    from pixelize.repair_report import repair_report
+
+    done = repair_report(repaired)
+    told = [f"repair, {s.name}: {s.status}{f' ({s.reason})' if s.reason else ''}" for s in done.sites]
+    return told + [f"repair: {note}" for note in done.notes]
 
 
 def _name_of(other: str, named: dict[str, nn.Module]) -> str:

@@ -128,6 +128,22 @@ def test_natural_pictures_are_set_beside():
     assert "natural pictures, global" in render(found)
 
 
+def test_resizes_and_shuffles_are_layers_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Upsample(scale_factor=2), nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1), nn.PixelShuffle(2),
+    )  # fmt: skip
+    x = smooth(8, 12)
+    models = {"before": model, "after": convert(model, example_inputs=x[:1])}
+    found = measure(models, [x], title="t", told="i")
+    resize, shuffle = found.layers
+    assert (resize.site.kind, shuffle.site.kind) == ("resize_conv", "pixel_shuffle") and shuffle.source
+    assert resize.unevenness["before"] == -120 and resize.unevenness["after"] < -100
+    assert shuffle.unevenness["before"] > -40
+    assert shuffle.unevenness["after"] == pytest.approx(shuffle.unevenness["before"], abs=0.01)
+
+
 def test_other_strides_and_sizes():
     model = nn.Sequential(nn.ConvTranspose2d(3, 2, (4, 3), (4, 3), bias=False))
     found = measure({"m": model}, [smooth(8, 11)[..., :9, :]], title="t", told="i")

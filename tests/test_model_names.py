@@ -13,7 +13,7 @@ from pixelize.convert import convert
 from pixelize.demo_model import FaceGenerator
 from pixelize.errors import ArgumentError, LoadError, PixelizeError
 from pixelize.input_files import default_inputs, parse_size, read_inputs
-from pixelize.model_names import build_model, portable_source
+from pixelize.model_names import build_model, has_weights, portable_source
 from pixelize.serialization import save
 from pixelize.weight_files import load_weights
 
@@ -46,6 +46,18 @@ def test_a_callable_of_a_module_or_file_with_options(code):
     assert build_model("some_nets.py:Net?width=5")[0].out_channels == 5
     assert build_model("some_nets:Net?kind=1x1").kind == "1x1"
     assert not build_model("some_nets:ready").training
+
+
+def test_which_names_stand_for_trained_models():
+    trained = [
+        "demo",
+        "nets:make",
+        "smp:Unet?encoder_weights=imagenet",
+        "timm:x?pretrained=true",
+        "diffusers:a/b",
+    ]
+    random = ["smp:Unet", "timm:x", "diffusers:AutoencoderKL", "smp:Unet?encoder_weights=None"]
+    assert all(map(has_weights, trained)) and not any(map(has_weights, random))
 
 
 def test_the_demo_model():
