@@ -4,6 +4,7 @@ layer, on unlabelled data.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from rich.progress import Progress
 from torch import nn
 
 from pixelize.convert import Record, fingerprint
-from pixelize.errors import ArgumentError, PixelizeError
+from pixelize.errors import ArgumentError, PixelizeError, PixelizeWarning
 from pixelize.layer_fit import fit_layer
 from pixelize.lockstep import KeptPairs, Lockstep
 from pixelize.report import report
@@ -73,6 +74,12 @@ def fit_model(model: nn.Module, data: Iterable[Any], *, progress: bool = True) -
                 errors[name] = fit_layer(students[name], KeptPairs(lockstep, name, batches, times))
                 _refresh(lockstep.modules[name])
             bar.advance(task)
+    if missing := students.keys() - errors.keys():
+        warnings.warn(
+            f"not called on the data, and so left as they were: {', '.join(sorted(missing))}",
+            PixelizeWarning,
+            stacklevel=3,
+        )
     return errors
 
 

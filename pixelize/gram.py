@@ -33,6 +33,8 @@ class NormalEquations:
     def add(self, features: Tensor, targets: Tensor, *, held: bool) -> None:
         """Takes in rows: features (groups, rows, n), targets (groups, rows, m)."""
         gram, cross = (self.held_gram, self.held_cross) if held else (self.gram, self.cross)
+        if features.dtype.itemsize < 4:  # half precision would lose the sums
+            features, targets = features.float(), targets.float()
         transposed = features.transpose(-1, -2)
         gram += transposed @ features
         cross += transposed @ targets
@@ -55,20 +57,21 @@ class NormalEquations:
         The rows are as heavy as ``FAVOUR`` times the mean feature's whole sum, and the same in every group.
         """
         free = self.solve()
-        weight = FAVOUR * self.gram.diagonal(0, -2, -1).mean(-1)[:, None, None]
+        weight = FAVOUR * mean_power(self.gram)[:, None, None]
         held = self._solve(self.gram + weight * (rows.T @ rows), self.cross + weight * (rows.T @ targets))
         return held if self.held_rows and self.held_error(held) <= tax**2 * self.held_error(free) else free
 
     def _solve(self, gram: Tensor, cross: Tensor) -> Tensor:
+        power = mean_power(self.gram)
         if self.held_rows == 0:
-            solution = solve_ridge(gram, cross, DEFAULT_RIDGE)
+            solution = solve_ridge(gram, cross, DEFAULT_RIDGE * power)
             return torch.zeros_like(cross) if solution is None else solution
         best, least = torch.zeros_like(cross), float("inf")
         # errors fall, then rise with the ridge: walk from the middle, in the direction in which they fall
         start = RIDGES.index(DEFAULT_RIDGE)
         for direction in (RIDGES[start:], RIDGES[start - 1 :: -1]):
             for ridge in direction:
-                solution = solve_ridge(gram, cross, ridge)
+                solution = solve_ridge(gram, cross, ridge * power)
                 error = float("inf") if solution is None else self.held_error(solution)
                 if solution is None or not error < least:
                     break
@@ -81,14 +84,17 @@ class NormalEquations:
         return float(self.held_power.sum() - 2 * (solution * self.held_cross).sum() + fitted)
 
 
-def solve_ridge(gram: Tensor, right: Tensor, ridge: float) -> Tensor | None:
-    """Solves ``(gram + ridge * mean(diag(gram)) * I) x = right`` for each group: gram (..., n, n), right
-    (..., n, m).
+def solve_ridge(gram: Tensor, right: Tensor, ridge: Tensor) -> Tensor | None:
+    """Solves ``(gram + ridge * I) x = right`` for each group: gram (..., n, n), right (..., n, m), ridge (...).
 
     None where that matrix is not positive definite in this precision: the ridge is too small for it.
     """
-    diagonal = gram.diagonal(0, -2, -1)
     loaded = gram.clone()
-    loaded.diagonal(0, -2, -1).add_(ridge * diagonal.mean(-1, keepdim=True) + torch.finfo(gram.dtype).tiny)
+    loaded.diagonal(0, -2, -1).add_(ridge[..., None] + torch.finfo(gram.dtype).tiny)
     factor, info = torch.linalg.cholesky_ex(loaded)
     return torch.cholesky_solve(right, factor) if int(info.max()) == 0 else None
+
+
+def mean_power(gram: Tensor) -> Tensor:
+    """The mean of each group's diagonal, the unit of a ridge: (...)."""
+    return gram.diagonal(0, -2, -1).mean(-1)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pixelize.gram import solve_ridge
+from pixelize.gram import mean_power, solve_ridge
 from pixelize.polyphase import Phase, PhaseFilter, phase_filters
 from pixelize.rewrites import TransposedConv
 from pixelize.schedule import Feature, Schedule, Stage
@@ -149,7 +149,7 @@ def _fit_stage(
 
 def _solve(gram: Tensor, right: Tensor) -> Tensor:
     for ridge in RIDGES:
-        solution = solve_ridge(gram, right, ridge)
+        solution = solve_ridge(gram, right, ridge * mean_power(gram))
         if solution is not None:
             return solution
     return torch.zeros_like(right)

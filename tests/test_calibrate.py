@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import pixelize
-from pixelize import ArgumentError, PixelDCL2d, PixelizeError, iPixelDCL2d, lockstep
+from pixelize import ArgumentError, PixelDCL2d, PixelizeError, iPixelDCL2d, layer_fit, lockstep
 from pixelize.calibrate import calibrate
 from pixelize.gram import NormalEquations
 from pixelize.inherit import Design, inherit
-from pixelize.layer_fit import fit_layer
+from pixelize.layer_fit import fit_layer, interpolation
 from pixelize.norm_statistics import input_prior
 from pixelize.prior_fit import CORRELATION, InputPrior
 
@@ -216,3 +216,64 @@ def test_what_is_too_large_to_keep_is_made_again(monkeypatch):
     monkeypatch.setattr(lockstep, "CACHE_BYTES", 0)
     again = pixelize.convert(model, "pixeldcl", init="calibrate", data=data).state_dict()
     assert all(torch.equal(again[name], value) for name, value in kept.items())
+
+
+def test_favoured_rows_hold_where_they_cost_little_and_not_where_they_cost_much():
+    x = torch.randn(1, 400, 6, dtype=torch.float64)
+    rows = torch.ones(1, 6, dtype=torch.float64)
+    for wanted, holds in ((1.0, True), (2.0, False)):
+        beta = torch.full((1, 6, 1), wanted / 6, dtype=torch.float64)
+        y = x @ beta + 0.1 * torch.randn(1, 400, 1, dtype=torch.float64)
+        equations = NormalEquations(1, 6, 1, torch.device("cpu"))
+        equations.add(x[:, :40], y[:, :40], held=False)
+        equations.add(x[:, 40:], y[:, 40:], held=True)
+        solution = equations.solve_favouring(rows, torch.ones(1, 1, dtype=torch.float64), tax=1.05)
+        assert (abs(float(solution.sum()) - 1) < 3e-3) is holds
+
+
+@pytest.mark.parametrize("size", [(3, 3), (4, 4), (3, 5)])
+def test_what_interpolating_kernels_satisfy(size):
+    layer = PixelDCL2d(8, 2, 6, 3, 1, dependency_kernel_size=size)
+    a, b, c, d, e, f = torch.randn(6, dtype=torch.float64)
+
+    def surface(y, x):  # at pixels of the output
+        return a + b * x + c * x * x + d * y + e * x * y + f * y * y
+
+    for stage in layer.plan.stages:
+        rows, wanted = interpolation(layer, stage)
+        # the same polynomial in units of the stride, in the order of the rows
+        powers = torch.stack([a, 3 * b, 9 * c, 3 * d, 9 * e, 9 * f])
+        for channel in (0, 1):
+            of_one = powers @ rows.view(6, 2, -1, 2)[:, channel, :, channel]
+            at = [[g.source[i] + 3 * g.offset[i] for i in (0, 1)] for g in stage.features(stage.targets[0])]
+            torch.testing.assert_close(of_one, torch.stack([surface(y, x) for y, x in at]))
+            made = powers @ wanted.view(6, 2, -1, 2)[:, channel, :, channel]
+            torch.testing.assert_close(made, torch.stack([surface(y, x) for y, x in stage.targets]))
+        assert not rows.view(6, 2, -1, 2)[:, 0, :, 1].any()
+
+
+def test_a_layer_that_makes_pictures_interpolates_and_one_that_makes_features_does_not(monkeypatch):
+    monkeypatch.setattr(layer_fit, "INTERPOLATION_TAX", 1e6)
+    for channels in (3, 6):
+        original = nn.ConvTranspose2d(8, channels, 4, 2, 1)
+        layer, _, _ = inherit(original, "pixeldcl", Design(), "zero")
+        pairs = [(x, original(x).detach()) for x in torch.randn(4, 16, 8, 8, 8)]
+        fit_layer(layer, lambda pairs=pairs: pairs)
+        sums = layer.dependency_kernels[0].detach().sum((2, 3))
+        assert ((sums - torch.eye(channels)).abs().max() < 0.02) == (channels == 3)
+
+
+def test_sites_that_the_data_does_not_reach_are_told():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.ConvTranspose2d(3, 3, 4, 2, 1), nn.ConvTranspose2d(3, 3, 4, 2, 1)
+
+        def forward(self, x, other=False):
+            return self.b(x) if other else self.a(x)
+
+    model = pixelize.convert(Branches(), "pixeldcl")
+    before = model.b.dependency_kernels[0].clone()
+    with pytest.warns(pixelize.PixelizeWarning, match=r"left as they were: b$"):
+        calibrate(model, pictures(16).split(8), progress=False)
+    assert torch.equal(model.b.dependency_kernels[0], before)
