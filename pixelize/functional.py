@@ -198,11 +198,16 @@ def _taps(stage: Stage, term: Term, kernel: Tensor, channels: int, groups: int) 
     # one term's part of a stage's kernel: (C, C/groups, h, w). Contiguous: torch's own backward of small
     # convolutions fails for the strides that indexing gives a channels_last kernel.
     if stage.shared:
-        return kernel[:, :, list(term.rows)][:, :, :, list(term.columns)].contiguous()
+        return kernel[:, :, _slice_of(term.rows), _slice_of(term.columns)].contiguous()
     width = channels // groups
     blocks = kernel.view(groups, len(stage.targets), width, len(stage.sources), width, *kernel.shape[-2:])
     block = blocks[:, stage.targets.index(term.target), :, stage.sources.index(term.source)]
     return block.reshape(channels, width, *kernel.shape[-2:]).contiguous()
+
+
+def _slice_of(taps: tuple[int, ...]) -> slice:
+    # evenly spaced indices as a slice: indexing by a list is slow, and its gradient more so
+    return slice(taps[0], taps[-1] + 1, taps[1] - taps[0] if len(taps) > 1 else 1)
 
 
 def _source(terms: Sequence[Tensor]) -> Tensor:
