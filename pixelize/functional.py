@@ -140,7 +140,7 @@ def dependency(
     ``phases``: the maps made so far, (..., C, h, w) each; outside their grid they count as zero.
     """
     parts = _dependency(stage, kernel, phases, channels, groups)
-    return {target: add_up(terms) for target, terms in parts.items() if terms}
+    return {target: add_up(terms) for target, terms in parts.items()}
 
 
 def _make_phases(
@@ -155,8 +155,6 @@ def _make_phases(
             maps[source] = [sources[source]]
         for target, parts in _dependency(stage, kernel, sources, channels, groups).items():
             maps[target] = [*maps.get(target, []), *parts]
-            if not maps[target]:  # a masked kernel may have no tap that hits a source
-                maps[target] = [torch.zeros_like(next(iter(sources.values())))]
 
 
 def _dependency(
