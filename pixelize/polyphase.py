@@ -14,7 +14,6 @@ al., *Pixel Deconvolutional Networks*, eq. 1. Phases may have different windows,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import gcd
 
 import torch
@@ -49,7 +48,6 @@ class PhaseFilter:
     origin: tuple[int, int]
 
 
-@lru_cache(maxsize=512)
 def axis_phases(kernel_size: int, stride: int, padding: int, dilation: int) -> tuple[AxisPhase, ...]:
     """For each phase ``a = 0 .. stride-1`` of one axis, the taps it uses and the offsets they read."""
     step = dilation // gcd(stride, dilation)
@@ -62,7 +60,6 @@ def axis_phases(kernel_size: int, stride: int, padding: int, dilation: int) -> t
     return tuple(phases)
 
 
-@lru_cache(maxsize=512)
 def anchor_phase(
     kernel_size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
 ) -> Phase:
