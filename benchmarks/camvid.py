@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("what", help="scratch, or a model such as smp:Linknet?encoder_name=resnet34")
     parser.add_argument("--data", required=True, help="CamVid, a folder or zip")
     parser.add_argument("--full", action="store_true", help="256x256 and three seeds, on a GPU")
+    parser.add_argument("--size", type=int, default=0, help="instead of the preset's")
     parser.add_argument("--steps", type=int, default=0, help="instead of the preset's")
     parser.add_argument("--seeds", default="", help="instead of the preset's")
     parser.add_argument("--arms", default="", help="instead of all")
@@ -63,7 +64,7 @@ def main() -> None:
         f"camvid_{args.what.partition('?')[0].replace(':', '_').lower()}_{'full' if args.full else 'small'}"
     )
     preset: dict = dict(FULL if args.full else SMALL)
-    preset |= {k: getattr(args, k) for k in ("steps", "seeds") if getattr(args, k)}
+    preset |= {k: getattr(args, k) for k in ("size", "steps", "seeds") if getattr(args, k)}
     if args.what == "scratch":
         preset["arms"] = args.arms or SCRATCH
     else:  # as long again for every arm, from the base's best weights, at a lower rate
