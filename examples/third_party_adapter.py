@@ -1,8 +1,9 @@
 """Teaching pixelize a model that it cannot find inputs for: an adapter of your own.
 
-``pixelize.convert(model)`` sees a resize followed by a convolution only by running the model, so it needs inputs that the model takes. For
-well-known libraries it makes them itself; for any other model it guesses from the first layer, or takes ``example_inputs``. A package
-that ships models can spare its users that argument with an adapter, a value, announced in its ``pyproject.toml``:
+``pixelize.convert(model)`` sees a resize followed by a convolution only by running the model, so it needs
+inputs that the model takes. For well-known libraries it makes them itself; for any other model it guesses
+from the first layer, or takes ``example_inputs``. A package that ships models can spare its users that
+argument with an adapter, a value, announced in its ``pyproject.toml``:
 
     [project.entry-points."pixelize.adapters"]
     my_library = "third_party_adapter:ADAPTER"
@@ -15,14 +16,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pixelize.adapters import Adapter, find, register
 from torch import Tensor, nn
 
 import pixelize
-from pixelize.adapters import Adapter, find, register
 
 
 class Inpainter(nn.Module):
-    """Some library's model, whose two inputs nobody can guess: a picture and the mask of what is missing in it."""
+    """Some library's model, whose two inputs nobody can guess: a picture and the mask of what is missing in
+    it."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
