@@ -158,9 +158,14 @@ def build_schedule(
         if len(phases) > 1:
             stages.append(_dense(phases[1:2], phases[:1], kernel_size, stride))
         if name == "masked":
-            if stride != (2, 2) or kernel_size[0] % 2 == 0 or kernel_size[1] % 2 == 0:
+            if (
+                stride != (2, 2)
+                or kernel_size[0] % 2 == 0
+                or kernel_size[1] % 2 == 0
+                or kernel_size == (1, 1)
+            ):
                 raise ArgumentError(
-                    f"schedule 'masked' needs stride 2 and odd dependency kernels, not stride {stride} "
+                    f"schedule 'masked' needs stride 2 and odd dependency kernels, 3 or more, not stride {stride} "
                     f"and {kernel_size}; use schedule='paired'"
                 )
             stages.append(_masked(phases[2:], phases[:2], kernel_size))

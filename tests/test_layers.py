@@ -35,6 +35,8 @@ def designs(draw, stride, channels, largest=4):
     schedule = draw(st.sampled_from(schedules if stride[0] * stride[1] <= 6 else ["paired"]))
     sizes = [1, 3, 5] if schedule == "masked" else [1, 2, 3, 4][:largest]
     size = (draw(st.sampled_from(sizes)), draw(st.sampled_from(sizes)))
+    if schedule == "masked" and size == (1, 1):
+        size = (1, 3)  # a masked 1x1 kernel has no taps
     divisors = [g for g in range(1, channels + 1) if channels % g == 0]
     return Design(size, draw(st.sampled_from(divisors)), schedule)
 
@@ -224,6 +226,8 @@ def test_constructor_refuses_what_cannot_be():
         iPixelDCL2d(2, 2, 4, 2, schedule="other")
     with pytest.raises(pixelize.ArgumentError, match="stride 2"):
         iPixelDCL2d(2, 2, 4, 3, schedule="masked")
+    with pytest.raises(pixelize.ArgumentError, match="3 or more"):
+        PixelDCL2d(2, 2, 4, 2, schedule="masked", dependency_kernel_size=1)
     with pytest.raises(pixelize.ArgumentError, match="does not divide the 4 output"):
         PixelDCL2d(2, 4, 4, 2, dependency_groups=3)
     with pytest.raises(pixelize.ArgumentError, match="at least 1"):
