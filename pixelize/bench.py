@@ -352,7 +352,8 @@ def _work(module: nn.Module, x: Tensor, train: bool) -> tuple[int, int]:
         nonlocal total
         total += multiply_adds(part, args[0].shape, output.shape)
 
-    handles = [m.register_forward_hook(hook) for m in module.modules()]
+    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    handles = [m.register_forward_hook(hook) for m in layers]
     try:
         with torch.no_grad():
             y = module(x)
