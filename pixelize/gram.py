@@ -92,6 +92,7 @@ def solve_ridge(gram: Tensor, right: Tensor, ridge: Tensor) -> Tensor | None:
     loaded = gram.clone()
     loaded.diagonal(0, -2, -1).add_(ridge[..., None] + torch.finfo(gram.dtype).tiny)
     factor, info = torch.linalg.cholesky_ex(loaded)
+    del loaded  # the solution needs room for a copy of the factor
     return torch.cholesky_solve(right, factor) if int(info.max()) == 0 else None
 
 
