@@ -75,20 +75,13 @@ def comparison_figure(
     return save_png(figure, path)
 
 
-def spectra_figure(columns: Mapping[str, Tensor], period: Period = 2, *, dark: bool = False) -> Figure:
-    """The full spectrum of each variant, and all radial ones in one plot, the checkerboard marked.
-
-    Raises ArgumentError as :func:`comparison_figure`.
-    """
-    figure = _figure(2.7 * len(columns) + 3.6, 3.4, dark)
-    _draw_spectra(figure, _spectra(columns), period, dark)
-    return figure
-
-
 def spectrum_figures(
     columns: Mapping[str, Tensor], period: Period = 2, *, dark: bool = False
 ) -> dict[str, Figure]:
-    """The same as :func:`spectra_figure` in small figures: one by each variant's name; ``""`` is radial."""
+    """Each variant's full spectrum by its name, the checkerboard marked; by ``""`` all radial ones.
+
+    Raises ArgumentError as :func:`comparison_figure`.
+    """
     spectra = _spectra(columns)
     found = {}
     for name, spectrum in spectra.items():
