@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
     model, channels = generator(args.model)
     draw = torch.Generator().manual_seed(1)
     data = torch.randn(args.latents, channels, 1, 1, generator=draw)
@@ -141,7 +142,6 @@ def main() -> None:
         if arm == args.arms.split(",")[0]:
             sheet(before, after, args.out / f"repair_{args.model}.png")
         print(arm, json.dumps({k: v for k, v in results[arm].items() if k != "report"}), flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
     settings = {
         "latents": args.latents,
         "fresh": args.fresh,

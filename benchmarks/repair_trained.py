@@ -157,31 +157,34 @@ def main() -> None:
 
 
 def _figures(pictures: Tensor) -> dict[str, list[float]]:
-    measured = {
-        f"{form} 1/{p}": checkerboard(pictures, p)[form] for p in (2, 4) for form in ("global", "windowed")
-    }
-    return {name: [round(v, 2) for v in levels.values()] for name, levels in found.items()}
+    found = {}
+    for period in (2, 4):
+        measured = checkerboard(pictures, period)
+        for form in ("global", "windowed"):
+            found[f"{form} 1/{period}"] = [round(v, 2) for v in measured[form].values()]
+    return found
 
 
 def _table(settings: dict, results: dict[str, dict]) -> str:
     lines = [
         "# Repairing networks trained for a few minutes",
         "",
-        f"{settings['seconds']:.0f} CPU seconds of training each. Three figures: (0,1/2), (1/2,0), (1/2,1/2), in dB;",
-        "then the worst multiple of 1/4 (global), PSNR to the truth, and PSNR to the pictures before the repair.",
+        f"{settings['seconds']:.0f} CPU seconds of training each. Figures at (0,1/2), (1/2,0), (1/2,1/2),",
+        "in dB; then the worst multiple of 1/4 (global), PSNR to the truth, and PSNR to the pictures before.",
         "",
         "| what | global | windowed | worst 1/4 | PSNR | to before | CPU s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, r in results.items():
         a = r["artifact"]
-        glob, windowed = (", ".join(f"{v:.1f}" for v in a[f"{form} 1/2"]) for form in ("global", "windowed"))
+        three = [", ".join(f"{v:.1f}" for v in a[f"{form} 1/2"]) for form in ("global", "windowed")]
         task = f"{r['PSNR']:.2f}" if "PSNR" in r else ""
         same = "same to the bit" if r.get("same to the bit") else f"{r.get('PSNR to before', math.nan):.1f}"
         to_before = same if "PSNR to before" in r else ""
         worst = max(a["global 1/4"])
         lines.append(
-            f"| {name} | {glob} | {windowed} | {worst:.1f} | {task} | {to_before} | {r.get('CPU seconds', '')} |"
+            f"| {name} | {three[0]} | {three[1]} | {worst:.1f} | {task} | {to_before} "
+            f"| {r.get('CPU seconds', '')} |"
         )
     return "\n".join(lines) + "\n"
 

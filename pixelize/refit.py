@@ -352,7 +352,7 @@ class Refit:
         *,
         start: Tensor | None = None,
         ridge: float = 1e-4,
-        rounds: int = 30,
+        rounds: int = 15,
     ) -> Solution:
         """The least change under the constraints; ``start`` are multipliers of an earlier solution."""
         most = torch.tensor([c.most for c in constraints], dtype=torch.float64)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from pixelize.checkerboard import frequencies as checkerboard_frequencies
 from pixelize.chunks import Chunks, samples_of, selected
 from pixelize.constant_response import equalised
 from pixelize.errors import ArgumentError
@@ -37,13 +38,16 @@ HELD = 256
 """Samples held back at most, to judge by."""
 _UNKNOWNS = 4608
 _NOTHING = "no ConvTranspose2d that could be refitted was run"
-_ROUNDS = 6
+_ROUNDS = 3
+_DEAR = 1.0
+"""A refit may change the pictures by so many times the power in a band around the artifact's frequencies,
+no more: what goes beyond is no pattern."""
 _FAILURE = 10.0
 """A picture with more than so many times the usual prominence at a frequency is not counted: the generator
 failed."""
 _AIM = {GLOBAL: 0.9, LOCAL: 0.0}
 """Decibels over the natural level that a refit aims at."""
-_FALL = {GLOBAL: 7.0, LOCAL: 3.0}
+_FALL = {GLOBAL: 1.5, LOCAL: 0.0}
 _FINE = 0.3
 _WHITENING = 0.5
 """How much more a change counts where there is little power: 0 for least squares in pixels, 1 for a
@@ -248,11 +252,20 @@ class _Repair:
         goal = {c: level * 10 ** (_AIM[c[0]] / 10) for c, level in natural.items()}
         first = {c: goal[c] if own[c] > 1.1 * goal[c] else 1.05 * own[c] for c in goal}
         aim, start = dict(first), None
+        pictures_now = self._pictures()
+        every = dict.fromkeys(checkerboard_frequencies(self.period), 1.0)
+        notched = [notch(picture, self.period, depth=every) for picture in pictures_now]
+        allowed = _DEAR * _mean_square(notched, pictures_now)
         for _ in range(_ROUNDS):
             solution = sums.solve([Constraint(*c, aim[c]) for c in aim], start=start)
             start = solution.multipliers
             with swapped(self.model, name, with_weight(plain, solution.weight)):
-                levels = self._levels(self._pictures())
+                pictures = self._pictures()
+            if _mean_square(pictures, pictures_now) > allowed:  # too dear: go half the way, in decibels
+                aim = {c: math.sqrt(aim[c] * max(own[c], aim[c])) for c in aim}
+                first, start = dict(aim), None
+                continue
+            levels = self._levels(pictures)
             cost = self._cost(levels)
             if cost < best_cost and not self._worse(now, levels):
                 best, best_levels, best_cost = solution.weight, levels, cost
@@ -264,7 +277,10 @@ class _Repair:
                     aim[c] = min(aim[c] * min(max(over, 0.3), 3.0) ** -0.8, 1.1 * first[c])
         self.bar.remove_task(task)
         if best is None:
-            return None, "no refit was better at one frequency and worse at none"
+            return (
+                None,
+                "no refit was better at one frequency, worse at none, and close to the pictures as they are",
+            )
         replace_module(self.model, name, with_weight(plain, best))
         return best_levels, ""
 
@@ -364,6 +380,12 @@ class _Repair:
                 power / self.natural[kind, (j, i)]
             )
         return named
+
+
+def _mean_square(some: list[Tensor], others: list[Tensor]) -> float:
+    """Mean square of the difference."""
+    total = sum((a - b).double().square().sum().item() for a, b in zip(some, others, strict=True))
+    return total / sum(a.numel() for a in some)
 
 
 def _up_samplers(model: nn.Module) -> dict[str, nn.ConvTranspose2d]:

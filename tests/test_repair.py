@@ -91,7 +91,7 @@ def test_the_artifact_goes_and_the_pictures_stay(geometry: tuple[int, int, int, 
     kept = copy.deepcopy(model.state_dict())
     repaired = repair(model, data, progress=False)
     after = worst(repaired, fresh, period)
-    assert after < 6 and before - after > 6
+    assert after < 8 and before - after > 6
     assert type(repaired) is Decoder and type(repaired.up) is nn.ConvTranspose2d
     assert all(torch.equal(kept[k], v) for k, v in model.state_dict().items()), "the model given is as it was"
     report = repair_report(repaired)
@@ -127,6 +127,25 @@ def test_dense_predictions_in_a_dataclass_get_no_worse() -> None:
     report = repair_report(repaired)
     for kind, levels in report.before.items():
         assert all(report.after[kind][f] <= max(level + 0.11, 2.0) for f, level in levels.items())
+
+
+def test_a_repair_costs_no_more_than_the_pattern() -> None:
+    """An uneven last layer whose phases carry the picture: that is no pattern."""
+    torch.manual_seed(0)
+    model, data = Decoder(3, 2, 1, 1), smooth(128, 3, 32, 1)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    small = F.avg_pool2d(data, 2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (model(small) - torch.tanh(data)).square().mean().backward()
+        optimizer.step()
+    fresh = smooth(64, 3, 32, 2)
+    repaired = repair(model, small, progress=False)
+    with torch.no_grad():
+        before, after = (
+            F.mse_loss(m(F.avg_pool2d(fresh, 2)), torch.tanh(fresh)).item() for m in (model, repaired)
+        )
+    assert after < 1.5 * before
 
 
 def test_training_mode_random_state_and_dtype_stay() -> None:
