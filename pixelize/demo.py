@@ -128,7 +128,7 @@ def run_demo(
         "closed form, no training.",
         highlight=False,
     )
-    save(converted, out / "model")
+    save(converted, out / "model", source="demo")
     picture = comparison_figure(drawn, "before", out / "comparison.png")
     write_bytes(out / "results.json", (json.dumps([asdict(o) for o in outcomes], indent=1) + "\n").encode())
     console.print(
