@@ -296,24 +296,20 @@ def plot_ratios(result: dict[str, Any], path: str | Path) -> None:
     figure = Figure(figsize=(4.2 * columns, 3.4 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
     for axis, entries in zip(axes, panels.values(), strict=False):
-        names = [row["contender"] for row in entries[0]["rows"][1:]]
-        for color, name in enumerate(names):
-            points = [
-                (e["case"]["channels"] * e["case"]["size"] ** 2, row["ratio"])
-                for e in entries
-                for row in e["rows"]
-                if row["contender"] == name
-            ]
-            points.sort()
-            axis.plot(*zip(*points, strict=True), "o-", ms=3, lw=1, color=f"C{color}", label=name)
+        entries.sort(key=lambda e: (e["case"]["channels"] * e["case"]["size"], e["case"]["channels"]))
+        for number, row in enumerate(entries[0]["rows"][1:], 1):
+            ratios = [e["rows"][number]["ratio"] for e in entries]
+            axis.plot(ratios, "o-", ms=3, lw=1, label=row["contender"])
         axis.axhline(1.0, color="black", lw=0.8)
-        axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.set_xlabel("channels x pixels of a low-resolution map")
+        axis.set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"], minor=False)
+        axis.set_yticks([], minor=True)
+        labels = [f"{e['case']['channels']}@{e['case']['size']}" for e in entries]
+        axis.set_xticks(range(len(labels)), labels)
+        axis.set_xlabel("channels @ size of a low-resolution map")
         axis.set_ylabel(f"time / {REFERENCE}")
-        axis.set_title(
-            case_label(entries[0]["case"]).split(" at ")[0].split(" ")[0] + _panel(entries[0]["case"])
-        )
+        kernel, *rest = case_label(entries[0]["case"]).split(", ")
+        axis.set_title(", ".join([kernel.split()[0], *rest]))
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     axes[0].legend(fontsize=6)
@@ -323,10 +319,6 @@ def plot_ratios(result: dict[str, Any], path: str | Path) -> None:
 def save_result(result: dict[str, Any], path: str | Path) -> None:
     """Writes a result as JSON."""
     Path(path).write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _panel(case: dict[str, Any]) -> str:
-    return ", " + case_label(case).split(", ", 1)[1]
 
 
 def _prediction(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Any]:
