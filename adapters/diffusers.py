@@ -6,9 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from pixelize.adapters.adapter import Adapter, Pretrained, call, comes_from
 from pixelize.adapters.like import first_that_runs, noise
-from torch import Tensor, nn
 
 
 def example_inputs(model: Any) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pixelize.adapters.adapter import call
-from pixelize.rewrites.capture import undisturbed
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from pixelize.adapters.adapter import call
+from pixelize.rewrites.capture import undisturbed
 
 
 def place_of(model: nn.Module) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pixelize.adapters.adapter import Pretrained, adapters
 from torch import nn
+
+from pixelize.adapters.adapter import Pretrained, adapters
 
 PLAN = "pixelize.json"
 Save = Callable[[nn.Module, str], Any]

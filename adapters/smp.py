@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from pixelize.adapters.adapter import Adapter, Pretrained, comes_from
 from pixelize.adapters.like import first_that_runs, noise
-from torch import Tensor, nn
 
 
 def example_inputs(model: nn.Module) -> Tensor:

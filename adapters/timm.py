@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
+
 from pixelize.adapters.adapter import Adapter, comes_from
 from pixelize.adapters.like import first_that_runs, noise
-from torch import Tensor, nn
 
 
 def example_inputs(model: Any) -> Tensor:

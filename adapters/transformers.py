@@ -6,9 +6,10 @@ import inspect
 from typing import Any
 
 import torch
+from torch import nn
+
 from pixelize.adapters.adapter import Adapter, Pretrained, comes_from
 from pixelize.adapters.like import first_that_runs, noise, place_of
-from torch import nn
 
 
 def example_inputs(model: Any) -> dict[str, Any]:

@@ -33,11 +33,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from coverage_models import catalogue
-from pixelize.rewrites.probe import RATIOS, resized_inputs
 from torch import Tensor, nn
 
 import pixelize
 from pixelize import adapters
+from pixelize.rewrites.probe import RATIOS, resized_inputs
 from pixelize.running import relative_error, tensors
 
 RESULTS = Path(__file__).parent / "results"

@@ -16,10 +16,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pixelize.adapters import Adapter, find, register
 from torch import Tensor, nn
 
 import pixelize
+from pixelize.adapters import Adapter, find, register
 
 
 class Inpainter(nn.Module):

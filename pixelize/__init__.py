@@ -22,9 +22,10 @@ from pixelize.errors import (
 )
 from pixelize.fold import fold
 from pixelize.functional import ipixel_dcl2d, pixel_dcl2d
-from pixelize.gate import harden, set_input_gate
+from pixelize.gate import GateSchedule, harden, set_input_gate
 from pixelize.layers import PixelDCL2d, iPixelDCL2d
 from pixelize.parameters import param_groups
+from pixelize.partial_layer import PartialPixelDCL2d
 from pixelize.repair import repair
 from pixelize.report import Report, report
 from pixelize.serialization import load, save
@@ -36,8 +37,10 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "ConversionError",
+    "GateSchedule",
     "LoadError",
     "NothingToConvertError",
+    "PartialPixelDCL2d",
     "PixelDCL2d",
     "PixelizeError",
     "PixelizeWarning",

@@ -8,7 +8,9 @@ class PixelizeError(Exception):
 
 
 class ArgumentError(PixelizeError, ValueError):
-    """An argument that means nothing: a wrong ``layer``, a pattern that matches no site, data nobody needs."""
+    """An argument that means nothing: a wrong ``layer``, a pattern that matches no site, data nobody
+    needs.
+    """
 
 
 class NothingToConvertError(PixelizeError):

@@ -85,7 +85,8 @@ class NormalEquations:
 
 
 def solve_ridge(gram: Tensor, right: Tensor, ridge: Tensor) -> Tensor | None:
-    """Solves ``(gram + ridge * I) x = right`` for each group: gram (..., n, n), right (..., n, m), ridge (...).
+    """Solves ``(gram + ridge * I) x = right`` for each group: gram (..., n, n), right (..., n, m), ridge
+    (...).
 
     None where that matrix is not positive definite in this precision: the ridge is too small for it.
     """

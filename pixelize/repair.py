@@ -245,7 +245,7 @@ class _Repair:
         if unknowns(plain) > _UNKNOWNS:
             return None, "it has too many taps for a closed form"
         direct = self.scales[name] == 1 and is_elementwise(self.model, layer, self.held[0])
-        period = self.period if direct else layer.stride[0]
+        period = layer.stride[0]  # a layer leaves the multiples of its own stride; asking for more costs much
         task = self.bar.add_task(f"refitting {name}", total=None)
         sums, natural, own = self._sums(plain, layer, direct, period, task)
         best, best_levels, best_cost = None, None, self._cost(now)

@@ -165,7 +165,8 @@ def build_schedule(
                 or kernel_size == (1, 1)
             ):
                 raise ArgumentError(
-                    f"schedule 'masked' needs stride 2 and odd dependency kernels, 3 or more, not stride {stride} "
+                    "schedule 'masked' needs stride 2 and odd dependency kernels, 3 or more, not stride "
+                    f"{stride} "
                     f"and {kernel_size}; use schedule='paired'"
                 )
             stages.append(_masked(phases[2:], phases[:2], kernel_size))

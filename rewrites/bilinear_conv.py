@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import fx, nn
+
 from pixelize.rewrites.resize import taps
 from pixelize.rewrites.resize_conv import conv_refusal, own_padding
 from pixelize.rewrites.site import Geometry, TransposedConv
 from pixelize.rewrites.vocabulary import Op, describe
-from torch import fx, nn
 
 
 def pairs(graph_module: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:

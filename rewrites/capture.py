@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pixelize.rewrites.record import record
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
+
+from pixelize.rewrites.record import record
 
 
 @dataclass(frozen=True, eq=False)

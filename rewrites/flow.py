@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from math import gcd
 from typing import Any
 
-from pixelize.rewrites.vocabulary import Op, describe, shape_of
 from torch import fx, nn
+
+from pixelize.rewrites.vocabulary import Op, describe, shape_of
 
 Factor = tuple[int, int]
 

@@ -17,10 +17,11 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from torch import Tensor, fx, nn
+
 from pixelize.rewrites.flow import Flow
 from pixelize.rewrites.site import Site, Skipped, geometry_of
 from pixelize.rewrites.vocabulary import Op, describe
-from torch import Tensor, fx, nn
 
 
 def scan_functional(model: nn.Module, flow: Flow) -> tuple[list[Site], list[Skipped]]:

@@ -3,9 +3,10 @@ takes its module's place."""
 
 from __future__ import annotations
 
+from torch import nn
+
 from pixelize.rewrites import pixel_shuffle, resize, resize_conv
 from pixelize.rewrites.site import Site, TransposedConv
-from torch import nn
 
 
 def canonical(site: Site, module: nn.Module) -> TransposedConv:

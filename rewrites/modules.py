@@ -3,10 +3,11 @@ like."""
 
 from __future__ import annotations
 
-from pixelize.rewrites.site import Site, Skipped, geometry_of
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
+
+from pixelize.rewrites.site import Site, Skipped, geometry_of
 
 _WRAPPERS = {
     "DistributedDataParallel": "unwrap it first: convert model.module, then wrap the result again",

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from torch import fx, nn
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
 from pixelize.rewrites import bilinear_conv
 from pixelize.rewrites.functional import outline
 from pixelize.rewrites.idioms import canonical, replacement
@@ -20,8 +23,6 @@ from pixelize.rewrites.site import Site, TransposedConv
 from pixelize.rewrites.splice import become, state_of
 from pixelize.rewrites.survey import survey
 from pixelize.rewrites.vocabulary import describe
-from torch import fx, nn
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 
 class _UpsamplingPass(PassBase):

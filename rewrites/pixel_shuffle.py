@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
 from pixelize.rewrites.flow import Flow, uses
 from pixelize.rewrites.resize_conv import conv_refusal, own_padding
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
 from pixelize.rewrites.vocabulary import shape_of
-from torch import Tensor, fx, nn
 
 _MOVES = ("view", "reshape", "permute", "transpose", "_unsafe_view", "unflatten", "clone", "contiguous")
 

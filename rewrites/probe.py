@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from pixelize.rewrites.capture import arguments, undisturbed
 from pixelize.rewrites.resize_conv import is_block_image, pick
 from pixelize.rewrites.site import Site
-from torch import Tensor, nn
 
 RATIOS = (1.5, 2.0, 0.5)
 

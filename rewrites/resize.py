@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
 from pixelize.rewrites.flow import Flow, resize_factor
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
 from pixelize.rewrites.vocabulary import shape_of
-from torch import Tensor, fx, nn
 
 
 def match(

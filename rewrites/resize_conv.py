@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
 from pixelize.rewrites.flow import Blocks, Factor, Flow, read_by
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
-from torch import Tensor, fx, nn
 
 Range = tuple[int, int]
 NO_MIXING = "a 1x1 convolution of a resized picture"

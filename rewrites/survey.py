@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import fx, nn
+
 from pixelize.rewrites import pixel_shuffle, resize, resize_conv
 from pixelize.rewrites.capture import capture
 from pixelize.rewrites.flow import Flow, analyse, read_by
@@ -12,7 +14,6 @@ from pixelize.rewrites.functional import scan_functional
 from pixelize.rewrites.modules import qualified_names, scan_conv_transpose
 from pixelize.rewrites.probe import factors_kept
 from pixelize.rewrites.site import Site, Skipped, Survey
-from torch import fx, nn
 
 VARYING = "the resize has another factor at another input size"
 FUNCTIONAL = "called as F.conv_transpose2d: make it a module first (pixelize.rewrites.outline)"

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from pixelize.adapters import adapter as registry
 from torch import nn
 
 import pixelize
 from pixelize import adapters
+from pixelize.adapters import adapter as registry
 from pixelize.running import relative_error
 
 

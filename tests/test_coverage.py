@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from pixelize.rewrites.probe import resized_inputs
 
 import pixelize
 from pixelize import adapters
+from pixelize.rewrites.probe import resized_inputs
 from pixelize.running import relative_error
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pixelize.rewrites import geometry_of
 from torch import nn
 
 import pixelize
 from pixelize import PixelDCL2d, PixelizeError, iPixelDCL2d
 from pixelize.fold import folded_layer
 from pixelize.partial_layer import PartialPixelDCL2d
+from pixelize.rewrites import geometry_of
 
 
 @st.composite
@@ -25,7 +25,7 @@ def layers(draw):
     schedule = draw(
         st.sampled_from(["paired", "sequential", "masked"] if s == (2, 2) else ["paired", "sequential"])
     )
-    sizes = st.sampled_from([1, 3] if schedule == "masked" else [1, 2, 3])
+    sizes = st.sampled_from([3] if schedule == "masked" else [1, 2, 3])
     kind = draw(st.sampled_from([PixelDCL2d, iPixelDCL2d, PartialPixelDCL2d]))
     more = {}
     if kind is PartialPixelDCL2d:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pixelize.rewrites.site import TransposedConv, geometry_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
@@ -15,6 +14,7 @@ from pixelize.checkerboard import frequencies
 from pixelize.errors import ArgumentError
 from pixelize.layers import PixelDCL2d, iPixelDCL2d
 from pixelize.phase_response import PhaseResponse, phase_response, phase_responses
+from pixelize.rewrites.site import TransposedConv, geometry_of
 
 LAYERS = [
     nn.ConvTranspose2d(3, 5, 4, 2, 1),

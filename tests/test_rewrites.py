@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+
 from pixelize.rewrites import become, canonical, outline, replacement, state_of, survey
 from pixelize.rewrites.flow import axis_factor
 from pixelize.rewrites.passes import plain_layer
 from pixelize.rewrites.resize_conv import merge_taps, split_taps
-from torch import Tensor, fx, nn
 
 TOLERANCE = 1e-12
 SLOW = settings(

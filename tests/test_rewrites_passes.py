@@ -7,6 +7,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_manager import PassManager
+
 from pixelize.rewrites.passes import (
     BilinearConvToConvTranspose,
     OutlineConvTranspose,
@@ -14,9 +18,6 @@ from pixelize.rewrites.passes import (
     ResizeConvToConvTranspose,
     ResizeToConvTranspose,
 )
-from torch import Tensor, fx, nn
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
-from torch.fx.passes.infra.pass_manager import PassManager
 
 PASSES = (
     OutlineConvTranspose,
