@@ -151,6 +151,8 @@ def compare_modules(
     """
     x = x.detach().requires_grad_(train)
     calls: dict[str, Callable[[], Any]] = {}
+    if compiled:
+        torch.compiler.reset()  # else earlier comparisons count towards the limit on recompilations
     for name, module in modules.items():
         run = torch.compile(module) if compiled else module
         if train:
