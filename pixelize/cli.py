@@ -89,7 +89,7 @@ def demo_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model and pictures.")] = Path(
         "pixelize-demo"
     ),
-    steps: Annotated[int, typer.Option(min=1, help="Of fine-tuning, for each arm.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Of fine-tuning, for each arm.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the latents and their order.")] = 0,
 ) -> None:
     """Repair the face generator that ships with the package and show what changed (some minutes).

@@ -305,7 +305,7 @@ def fingerprint(module: nn.Module) -> tuple[float, ...]:
         if p.device.type == "meta":
             continue
         values = p.detach().float()
-        found += [float(values.sum()), float(values.abs().sum())]
+        found += [float(values.sum()), float(torch.linalg.vector_norm(values, 1))]
     return tuple(found)
 
 

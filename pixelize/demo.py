@@ -56,7 +56,7 @@ class Outcome:
 def run_demo(
     out: str | os.PathLike[str] = "pixelize-demo",
     *,
-    steps: int = 200,
+    steps: int = 500,
     seed: int = 0,
     console: Console | None = None,
 ) -> list[Outcome]:

@@ -240,12 +240,23 @@ class _Repair:
         return before.cost(before.natural, self.spare) - without.cost(before.natural, self.spare)
 
     def _refit(self, name: str, now: Levels) -> tuple[Levels | None, str]:
+        """Tries the multiples of the layer's own stride, which change the pictures least, then all that
+        its up-samplers together leave."""
+        better, reason = None, ""
+        for period in dict.fromkeys((self._layer(name).stride[0], self.period)):
+            better, reason = self._refit_at(name, now, period)
+            if better is not None:
+                break
+        return better, reason
+
+    def _refit_at(self, name: str, now: Levels, period: int) -> tuple[Levels | None, str]:
         layer = self._layer(name)
         plain = widened(layer) if self.layer == "wide" else copy.deepcopy(layer)
         if unknowns(plain) > _UNKNOWNS:
             return None, "it has too many taps for a closed form"
         direct = self.scales[name] == 1 and is_elementwise(self.model, layer, self.held[0])
-        period = layer.stride[0]  # a layer leaves the multiples of its own stride; asking for more costs much
+        if not direct and period != layer.stride[0]:
+            return None, "its own output shows the multiples of its stride alone"
         task = self.bar.add_task(f"refitting {name}", total=None)
         sums, natural, own = self._sums(plain, layer, direct, period, task)
         best, best_levels, best_cost = None, None, self._cost(now)
