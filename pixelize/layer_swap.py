@@ -39,7 +39,7 @@ def widened(layer: nn.ConvTranspose2d) -> nn.ConvTranspose2d:
         layer.in_channels,
         layer.out_channels,
         (layer.kernel_size[0] + 2 * s, layer.kernel_size[1] + 2 * s),
-        layer.stride,
+        (layer.stride[0], layer.stride[1]),
         (int(layer.padding[0]) + s, int(layer.padding[1]) + s),
         (layer.output_padding[0], layer.output_padding[1]),
         layer.groups,
