@@ -19,7 +19,7 @@ def example_inputs(model: nn.Module) -> Tensor:
     own = next((m.img_size for m in model.modules() if hasattr(m, "img_size") and hasattr(m, "proj")), None)
     sides: list[int] = [64, 128, 224, 256, 384, 512]
     if own is not None:
-        sides.insert(0, own[0] if isinstance(own, tuple | list) else own)
+        sides.insert(0, own[0] if isinstance(own, tuple | list) else own)  # type: ignore[arg-type]
     return first_that_runs(model, [noise(model, 1, channels, side, side) for side in sides])
 
 

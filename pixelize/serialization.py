@@ -206,7 +206,7 @@ class _Entry:
 def _parsed(entry: dict[str, Any], where: str) -> _Entry:
     try:
         geometry = Geometry(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in entry["geometry"].items()}
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in entry["geometry"].items()}  # type: ignore[arg-type]
         )
         site = Site(
             entry["name"], tuple(entry["names"]), entry["kind"], entry["type"], geometry, entry["options"]

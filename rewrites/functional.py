@@ -135,7 +135,7 @@ def _outline(module: nn.Module, weights: list[str]) -> Callable[[], None]:
                 registry.clear()
                 registry.update(values)  # type: ignore[arg-type]
         if former is not None:
-            module.graph = former
+            module.graph = former  # type: ignore[assignment]
 
     for name, layer in calls.values():
         module._modules[_module_name(name)] = layer
@@ -143,7 +143,7 @@ def _outline(module: nn.Module, weights: list[str]) -> Callable[[], None]:
         owner, attribute = _split(module, name)
         owner._parameters.pop(attribute, None)
     if former is not None:
-        module.graph = graph
+        module.graph = graph  # type: ignore[assignment]
     else:
         module.__class__ = _subclass(type(module), graph)
     return undo
@@ -224,15 +224,15 @@ def _layer(module: nn.Module, op: Op) -> nn.ConvTranspose2d | None:
         k: v if k == "groups" else (tuple(v) * (2 // len(v)) if isinstance(v, list | tuple) else (v, v))
         for k, v in settings.items()
     }
-    groups = int(pairs.pop("groups"))
+    groups = int(pairs.pop("groups"))  # type: ignore[arg-type]
     layer = nn.ConvTranspose2d(
         weight.shape[0],
         weight.shape[1] * groups,
-        tuple(weight.shape[2:]),
+        tuple(weight.shape[2:]),  # type: ignore[arg-type]
         groups=groups,
         bias=bias is not None,
         device="meta",
-        **pairs,
+        **pairs,  # type: ignore[arg-type]
     )
     layer.weight = weight
     if bias is not None:

@@ -50,7 +50,7 @@ def match(
     refusal = conv_refusal(module)
     if refusal:
         return refusal
-    factor, order = shuffles.pop()
+    factor, order = shuffles.pop()  # type: ignore[assignment]
     found = geometry(module, factor)
     if isinstance(found, str):
         return found

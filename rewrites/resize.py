@@ -41,7 +41,7 @@ def match(
         pair = scale if isinstance(scale, tuple) else (scale, scale)
         if any(v is None or v != int(v) or v < 2 for v in pair):
             return "bilinear resize by no integer factor"
-        factor = (int(pair[0]), int(pair[1]))
+        factor = (int(pair[0]), int(pair[1]))  # type: ignore[arg-type]
     elif mode.startswith("nearest"):
         found, reason = resize_factor(calls[0], flow.ops[calls[0]])
         if found is None or module.scale_factor is None:

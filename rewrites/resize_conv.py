@@ -94,7 +94,7 @@ def plan(module: nn.Conv2d, blocks: Blocks) -> dict[str, Any] | str:
             return f"padding_mode is {module.padding_mode!r}: not what a block image repeats"
         own = module.padding_mode
     else:
-        own = "zeros"
+        own = "zeros"  # type: ignore[assignment]
     if any(padding) and any(margin) and own != mode:
         return f"padded twice, with {mode} and by the convolution with {own}"
     return {
@@ -261,7 +261,7 @@ class ResizeConv2d(nn.Module):
             self.skip = nn.Conv2d(
                 sum(b - a for a, b in self.rest),
                 module.out_channels,
-                module.kernel_size,
+                module.kernel_size,  # type: ignore[arg-type]
                 1,
                 padding,
                 module.dilation,  # type: ignore[arg-type]
@@ -323,7 +323,7 @@ class ResizeConv2d(nn.Module):
         else:
             y = self.layer(small)
         # a symbolic trace knows no sizes and takes whole blocks for granted
-        return y if isinstance(y, fx.Proxy) else self._cut(y, small, resized)
+        return y if isinstance(y, fx.Proxy) else self._cut(y, small, resized)  # type: ignore[return-value]
 
     def _cut(self, y: Tensor, small: Tensor, resized: Tensor) -> Tensor:
         """``y`` without what the last blocks have beyond the picture, which the convolution saw as
@@ -335,8 +335,8 @@ class ResizeConv2d(nn.Module):
             (h, w)[i] + 2 * self._around(i) - self.dilation[i] * (self.kernel_size[i] - 1) for i in (0, 1)
         ]
         y = y[..., : size[0], : size[1]]
-        if self.options["around"] != "zeros" or tuple(self.layer.weight.shape[2:]) != tuple(
-            self.layer.kernel_size
+        if self.options["around"] != "zeros" or tuple(self.layer.weight.shape[2:]) != tuple(  # type: ignore[index]
+            self.layer.kernel_size  # type: ignore[arg-type]
         ):
             return y  # the edge goes on as it was; of a PixelDCL no weight tells what the convolution was
         whole = small.repeat_interleave(sh, -2).repeat_interleave(sw, -1)
@@ -354,13 +354,13 @@ class ResizeConv2d(nn.Module):
         """The convolution that the layer's weight still is: exact as inherited, the nearest one after
         training."""
         weight = self.layer.weight
-        if tuple(weight.shape[2:]) != tuple(self.layer.kernel_size):
+        if tuple(weight.shape[2:]) != tuple(self.layer.kernel_size):  # type: ignore[arg-type, index]
             raise ValueError(
                 f"a converted resize-convolution got a picture that was not resized by {self.factor}; its "
                 f"layer ({type(self.layer).__name__}) cannot stand in for the convolution it replaced: leave "
                 "this module out of the conversion (exclude=...) or use layer='ipixeldcl'"
             )
-        return split_taps(weight, self.kernel_size, self.dilation, self.groups, self.factor)
+        return split_taps(weight, self.kernel_size, self.dilation, self.groups, self.factor)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """The resize's factor and the channels it made."""
