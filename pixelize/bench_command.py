@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from pixelize.adapters import call
 from pixelize.bench import Case, describe_machine, interleaved, peak_memory, run_bench
 from pixelize.command_line import (
     AsJson,
@@ -34,7 +35,7 @@ from pixelize.command_line import (
 from pixelize.convert import convert, converted_modules
 from pixelize.errors import ArgumentError, NothingToConvertError
 from pixelize.input_files import one_sample, shape_of
-from pixelize.running import call, evaluation
+from pixelize.running import evaluation
 
 LAYERS = ("ipixeldcl", "pixeldcl", "dcl")
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelize import adapters
+from pixelize.adapters import call
 from pixelize.cost import count_parameters, measure_multiply_adds
 from pixelize.errors import (
     ArgumentError,
@@ -41,7 +42,7 @@ from pixelize.rewrites import (
     survey,
 )
 from pixelize.rewrites.splice import State
-from pixelize.running import call, evaluation, relative_error
+from pixelize.running import evaluation, relative_error
 
 DEFAULT_SITES = ("conv_transpose", "resize_conv", "pixel_shuffle")
 Selection = str | Sequence[str] | Callable[[Site], bool]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixelize.adapters import call
 from pixelize.checkerboard import as_periods, checkerboard, frequency_name, minimum_size
 from pixelize.convert import inspect
 from pixelize.errors import ArgumentError
@@ -17,7 +18,7 @@ from pixelize.input_files import one_sample, shape_of
 from pixelize.layer_probes import LayerProbes
 from pixelize.report import Report, SiteReport
 from pixelize.rewrites import survey
-from pixelize.running import call, evaluation, relative_error, tensors
+from pixelize.running import evaluation, relative_error, tensors
 from pixelize.tail import pictures_of
 
 NATURAL = 3.0

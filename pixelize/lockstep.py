@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixelize.adapters import call
 from pixelize.convert import Record, build_layer, converted_modules
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.layers import _PixelDeconvolution2d
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.splice import State
-from pixelize.running import call, evaluation
+from pixelize.running import evaluation
 
 CACHE_BYTES = 2**28
 """What one layer's pairs may take up in memory so that they are kept from pass to pass."""

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from pixelize.adapters import call
 from pixelize.checkerboard import frequencies as checkerboard_frequencies
 from pixelize.chunks import Chunks, samples_of, selected
 from pixelize.constant_response import equalised
@@ -28,7 +29,7 @@ from pixelize.levels import Levels, decibels, measure, prominence
 from pixelize.notch import notch
 from pixelize.refit import Constraint, Refit
 from pixelize.repair_report import RepairedSite, RepairReport
-from pixelize.running import call, evaluation
+from pixelize.running import evaluation
 from pixelize.spectrum import GLOBAL, LOCAL, Frequency, Spectrum, window_sizes
 from pixelize.tail import NoPicture, calls, is_elementwise, pass_through, pictures_of, without_pattern
 

@@ -11,17 +11,6 @@ import torch
 from torch import Tensor, nn
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
-    """``model`` on one set of inputs: a tensor, a tuple or list of positional or a mapping of keyword
-    arguments.
-    """
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(inputs)
-
-
 @contextmanager
 def evaluation(model: nn.Module, seed: int = 0) -> Iterator[None]:
     """Evaluation mode, no gradients, a fixed random state: everything is put back afterwards."""

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 from torch import Tensor
 
 from pixelize.errors import ArgumentError
 from pixelize.polyphase import Phase, ungrouped
 
-ScheduleName = Literal["paired", "sequential", "masked"]
 Window = tuple[Phase, tuple[int, int], Tensor]
 SCHEDULES: tuple[str, ...] = ("paired", "sequential", "masked")
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelize.running import call, tensors
+from pixelize.adapters import call
+from pixelize.running import tensors
 
 _ELEMENTWISE_PROBES = 16
 
