@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ pytest.importorskip("torchvision")
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from typer.testing import CliRunner
 
 import pixelize
@@ -25,6 +28,7 @@ from pixelize.recipes.artifact_loss import ArtifactLoss, decibels, natural_level
 from pixelize.recipes.checkpoint import load_checkpoint
 from pixelize.recipes.command import app
 from pixelize.recipes.dcgan import Generator
+from pixelize.recipes.processes import adam, descend, prepare, start
 from pixelize.recipes.recipe_settings import GanSettings, RepairSettings, SegmentationSettings, VaeSettings
 from pixelize.recipes.unet import UNet
 
@@ -183,6 +187,54 @@ def test_settings_that_mean_nothing_are_refused_before_training(
     with pytest.raises(ArgumentError, match=match):
         segmentation.run(s)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def computed_in() -> Iterator[list[torch.dtype]]:
+    """The types that up-samplers compute in while they are trained."""
+    seen: list[torch.dtype] = []
+
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, nn.ConvTranspose2d) and module.training:
+            seen.append(output.dtype)
+
+    handle = register_module_forward_hook(look)
+    yield seen
+    handle.remove()
+
+
+def test_mixed_precision_is_used_in_training_also_after_base_steps(
+    tmp_path: Path, computed_in: list[torch.dtype]
+) -> None:
+    s = SegmentationSettings(
+        **TINY, out=str(tmp_path), precision="bf16", base_steps=4, arms="control", ema=0.5, channels_last=True
+    )
+    data = segmentation.run(s)
+    assert computed_in == [torch.bfloat16] * 4 * 8
+    assert data["arms"]["control"]["results"][0]["mIoU"] >= 0
+    computed_in.clear()
+    segmentation.run(replace(s, out=str(tmp_path / "float32"), precision="no", base_steps=0, arms="dcl-k4"))
+    assert set(computed_in) == {torch.float32}  # one process may run both
+    with pytest.raises(ArgumentError, match="--precision fp16"):
+        segmentation.run(replace(s, precision="fp16"))
+
+
+def test_micro_batches_make_one_step(tmp_path: Path) -> None:
+    """Without batch norm's own statistics, the gradient of a batch is the mean of its micro-batches'."""
+    s = replace(SegmentationSettings(**TINY, out="", arms="dcl-k2", freeze="down.*"), batch=4)
+    weights = []
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        model = UNet(6, "dcl-k2", 4).double().eval()
+        accelerator = start(replace(s, accumulate=accumulate))
+        network = prepare(accelerator, s, model)
+        optimizer = adam(accelerator, s, model, scratch=True)
+        x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+        for part in x.chunk(accumulate):
+            with accelerator.accumulate(network):
+                descend(accelerator, s, network(part).square().mean(), network, optimizer)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-7)
 
 
 def test_early_stopping(tmp_path: Path) -> None:

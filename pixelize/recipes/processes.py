@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 import pixelize
@@ -17,17 +18,23 @@ from pixelize.recipes.settings import Settings
 
 def start(s: Settings) -> Accelerator:
     """The processes and devices of this run. Raises ArgumentError if the batch cannot be shared out among
-    them.
+    them, or the device does not know the precision.
     """
     s.check()
     if s.threads:
         torch.set_num_threads(s.threads)
-    accelerator = Accelerator(
-        cpu=s.cpu,
-        mixed_precision=s.precision,
-        gradient_accumulation_steps=s.accumulate,
-        dynamo_backend="inductor" if s.compile else None,
-    )
+    AcceleratorState._reset_state()  # or this process would be held to the precision of its first run
+    try:
+        accelerator = Accelerator(
+            cpu=s.cpu,
+            mixed_precision=s.precision,
+            gradient_accumulation_steps=s.accumulate,
+            dynamo_backend="inductor" if s.compile else None,
+        )
+    except ValueError as error:
+        raise ArgumentError(f"--precision {s.precision}: {error}") from error
+    if s.precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would leave it out
+        raise ArgumentError("--precision fp16: needs a GPU; a CPU knows bf16")
     if s.batch % (accelerator.num_processes * s.accumulate):
         raise ArgumentError(
             f"--batch {s.batch} cannot be divided among {accelerator.num_processes} processes "
@@ -72,8 +79,10 @@ def adam(
 
 
 def bare(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """The module itself, out of whatever compiling and distributing put around it."""
-    return accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
+    """The module itself, out of whatever compiling and distributing put around it. Its forward still runs in
+    the precision of :func:`prepare`.
+    """
+    return accelerator.unwrap_model(model, keep_fp32_wrapper=True, keep_torch_compile=False)
 
 
 def descend(

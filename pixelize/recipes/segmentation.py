@@ -81,11 +81,13 @@ def trained_base(
         load_weights(model, s.weights)
     if s.base_steps:
         settings = replace(s, steps=s.base_steps)
-        trial = make_trial(model, settings, data, accelerator, scratch=True, anneal=False)
+        trained = copy.deepcopy(model)  # what was prepared once must not be again, as an arm
+        trial = make_trial(trained, settings, data, accelerator, scratch=True, anneal=False)
         with bars(accelerator) as shown:
             fit(trial, settings, seed, Path(s.out) / f"base-seed{seed}", accelerator, shown)
+        model.load_state_dict(trained.state_dict())
         accelerator.free_memory()
-    return model.cpu()
+    return model
 
 
 def with_classes(name: str, classes: int) -> str:
