@@ -170,6 +170,9 @@ def test_voc_through_torchvision(tmp_path: Path) -> None:
     data.check()
     assert [len(s) for s in (data.train, data.val, data.test)] == [3, 2, 2]
     assert len(data.classes) == 21 and (data.train[0][1] == 20).all() and (data.val[0][1] == IGNORE).all()
+    (root / "JPEGImages" / "val_1.jpg").write_text("no picture")
+    with pytest.raises(ArgumentError, match=r"val_1\.png: not a readable picture"):
+        load_segmentation(f"voc:{tmp_path}", 16).check()
     with pytest.raises(ArgumentError, match="PASCAL VOC 2012 is not there"):
         load_segmentation(f"voc:{tmp_path / 'nowhere'}", 16)
 
@@ -199,3 +202,30 @@ def test_coco_through_torchvision(tmp_path: Path) -> None:
     data.check()
     assert data.classes == ("background", "cat", "dog")
     assert data.train[0][1].unique().tolist() == [0, 2] and 100 < int((data.train[0][1] == 2).sum()) < 160
+    (tmp_path / "val2017" / "1.jpg").unlink()
+    with pytest.raises(ArgumentError, match="picture 1: not a readable picture"):
+        load_segmentation(f"coco:{tmp_path}", 16).check()
+    with pytest.raises(ArgumentError, match="COCO 2017 is not there"):
+        load_segmentation(f"coco:{tmp_path / 'nowhere'}", 16)
+
+
+def test_celeba_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("torchvision").datasets
+    root = tmp_path / "celeba"
+    names = [f"{i:06d}.jpg" for i in range(1, 13)]
+    for name in names:
+        picture(root / "img_align_celeba" / name, (178, 218))
+    tables = {"list_eval_partition": (0, "0"), "identity_CelebA": (0, "1"), "list_attr_celeba": (2, "1")}
+    tables |= {"list_bbox_celeba": (2, "0 0 178 218"), "list_landmarks_align_celeba": (2, "1 1")}
+    for table, (heads, row) in tables.items():
+        columns = " ".join(f"column{i}" for i in range(len(row.split())))
+        head = ["12", columns][:heads]
+        (root / f"{table}.txt").write_text("\n".join([*head, *(f"{name} {row}" for name in names)]) + "\n")
+    with pytest.raises(ArgumentError, match="CelebA is not there"):  # torchvision knows the true files' sums
+        load_pictures(f"celeba:{tmp_path}", 16)
+    monkeypatch.setattr(datasets.CelebA, "_check_integrity", lambda self: True)
+    train, held = load_pictures(f"celeba:{tmp_path}", 16)
+    assert (len(train), len(held)) == (11, 1) and train[0].shape == (3, 16, 16)
+    (root / "img_align_celeba" / names[3]).write_text("no picture")
+    with pytest.raises(ArgumentError, match=r"000004\.jpg: not a readable picture"):
+        load_pictures(f"celeba:{tmp_path}", 16)

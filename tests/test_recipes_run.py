@@ -111,6 +111,22 @@ def test_vae_from_scratch_and_converted(tmp_path: Path) -> None:
     assert set(vae.run(s)["arms"]) == {"control", "pixeldcl"}
 
 
+def test_an_auto_encoder_of_diffusers_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    blocks = "('DownEncoderBlock2D','DownEncoderBlock2D')", "('UpDecoderBlock2D','UpDecoderBlock2D')"
+    model = (
+        f"diffusers:AutoencoderKL?down_block_types={blocks[0]}&up_block_types={blocks[1]}"
+        "&block_out_channels=(8,8)&norm_num_groups=4&latent_channels=2&layers_per_block=1"
+    )
+    s = VaeSettings(**TINY, out=str(tmp_path), model=model, arms="control,ipixeldcl,annealed", samples=4)
+    arms = vae.run(s)["arms"]
+    assert all(arm["results"][0]["PSNR"] > 0 for arm in arms.values())
+    assert arms["ipixeldcl"]["facts"]["parameters"] > arms["control"]["facts"]["parameters"]
+    assert (tmp_path / "ipixeldcl-seed0" / "model" / "pixelize.json").is_file()
+    with pytest.raises(ArgumentError, match="must be an auto-encoder"):
+        vae.run(replace(s, model="diffusers:UNet2DModel?norm_num_groups=4&block_out_channels=(8,8,8,8)"))
+
+
 def test_gan_from_scratch_and_from_a_trained_generator(tmp_path: Path) -> None:
     s = GanSettings(**TINY, out=str(tmp_path / "a"), arms="resize-conv", samples=8)
     assert "spectral distance dB" in gan.run(s)["arms"]["resize-conv"]["results"][0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -79,6 +81,23 @@ def convert_arm(arm: str, model: nn.Module, example_inputs: Any = None, data: An
     if layer == "pixeldcl" and data is not None:
         options |= {"init": "calibrate", "data": data}
     return pixelize.convert(model, layer, example_inputs=example_inputs, inplace=True, **options)
+
+
+def arm_model(
+    arm: str, build: Callable[[str], nn.Module], base: nn.Module | None, inputs: Sequence[Any]
+) -> nn.Module:
+    """The model with which an arm begins: without a ``base``, ``build`` of its up-sampler, with the weights
+    that all arms share; with a trained ``base``, its copy, converted on ``inputs`` (the first is the
+    example).
+
+    Raises ArgumentError for an unknown arm.
+    """
+    layer = "ipixeldcl" if arm == ANNEALED else arm
+    if base is not None:
+        return convert_arm(layer, copy.deepcopy(base).eval(), inputs[0], inputs)
+    model = build(layer)
+    share_weights(model, build("dcl-k4"))
+    return model
 
 
 def share_weights(model: nn.Module, reference: nn.Module) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +24,30 @@ Make = Callable[[str, int], tuple[nn.Module, Trial]]
 
 Draw = Callable[[Path, dict[str, nn.Module]], dict[str, Path]]
 """``draw(folder, models of the last seed by arm)``: pictures for the report, by title."""
+
+S = TypeVar("S", bound=Settings)
+
+
+def train_base(
+    model: nn.Module,
+    steps: int,
+    make_trial: Callable[[nn.Module, S], Trial],
+    s: S,
+    seed: int,
+    accelerator: Accelerator,
+) -> nn.Module:
+    """The model from which converted arms start: ``model`` trained for ``steps`` (0: as it is), with its best
+    weights.
+    """
+    if steps:
+        settings = replace(s, steps=steps)
+        trained = copy.deepcopy(model)  # what was prepared for training once must not be again, as an arm
+        trial = make_trial(trained, settings)
+        with bars(accelerator) as shown:
+            fit(trial, settings, seed, Path(s.out) / f"base-seed{seed}", accelerator, shown)
+        accelerator.free_memory()
+        model.load_state_dict(trained.state_dict())
+    return model
 
 
 def compare(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from pixelize.recipes.arms import (
-    ANNEALED,
-    CONVERTED_ARMS,
-    SCRATCH_ARMS,
-    convert_arm,
-    share_weights,
-    split_arms,
-)
+from pixelize.recipes.arms import ANNEALED, CONVERTED_ARMS, SCRATCH_ARMS, arm_model, split_arms
 from pixelize.recipes.compare import compare
 from pixelize.recipes.dcgan import Critic, Generator
 from pixelize.recipes.loop import Trial
@@ -40,23 +32,19 @@ def run(s: GanSettings) -> dict[str, Any]:
     accelerator = start(s)
     arms = split_arms(s.arms, (*(CONVERTED_ARMS if s.weights else SCRATCH_ARMS), ANNEALED))
     data, held = load_pictures(s.data, s.size, s.channels, limit=s.limit, download=s.download)
-    base = Generator(s.size, s.channels, s.latents, "dcl-k4", s.width)
-    if s.weights:
-        load_weights(base, s.weights)
+
+    def build(layer: str) -> Generator:
+        return Generator(s.size, s.channels, s.latents, layer, s.width)
+
+    base = load_weights(build("dcl-k4"), s.weights) if s.weights else None
+    latents = list(torch.randn(256, s.latents, generator=generator(9)).split(64))
 
     def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
-        layer = "ipixeldcl" if arm == ANNEALED else arm
-        if s.weights:
-            latents = list(torch.randn(256, s.latents, generator=generator(seed, 9)).split(64))
-            model = convert_arm(layer, copy.deepcopy(base).eval(), latents[0], latents)
-        else:
-            reference = Generator(s.size, s.channels, s.latents, "dcl-k4", s.width)
-            critic = Critic(s.size, s.channels, s.width)
-            model = Generator(s.size, s.channels, s.latents, layer, s.width)
-            share_weights(model, reference)
-            return model, make_trial(model, critic, s, seed, data, held, accelerator, True, arm == ANNEALED)
-        critic = Critic(s.size, s.channels, s.width)
-        return model, make_trial(model, critic, s, seed, data, held, accelerator, False, arm == ANNEALED)
+        critic = Critic(s.size, s.channels, s.width)  # drawn first: the same for every arm
+        model = arm_model(arm, build, base, latents)
+        return model, make_trial(
+            model, critic, s, seed, data, held, accelerator, base is None, arm == ANNEALED
+        )
 
     def draw(folder: Path, models: dict[str, nn.Module]) -> dict[str, Path]:
         sheets = {

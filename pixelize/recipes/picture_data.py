@@ -97,6 +97,8 @@ def load_pictures(
         except (RuntimeError, OSError) as error:
             raise ArgumentError(f"{root}: CelebA is not there ({error}); --download fetches it") from error
         loaders = [partial(_celeba, celeba, i) for i in range(len(celeba))]
+        for loader in loaders[:CHECKED]:
+            loader()
     else:
         files = Files(source)
         names = files.pictures()
@@ -120,4 +122,7 @@ def _portrait(index: int, size: int, seed: int) -> Image.Image:
 
 
 def _celeba(celeba: Any, index: int) -> Image.Image:
-    return celeba[index][0].crop((45, 60, 133, 148))  # of 178x218: the face and little else
+    try:
+        return celeba[index][0].crop((45, 60, 133, 148))  # of 178x218: the face and little else
+    except (OSError, SyntaxError) as error:
+        raise ArgumentError(f"CelebA, {celeba.filename[index]}: not a readable picture ({error})") from error

@@ -4,10 +4,8 @@ model, converted or not.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,16 +17,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from pixelize.errors import ArgumentError
 from pixelize.model_names import build_model
-from pixelize.recipes.arms import (
-    ANNEALED,
-    CONVERTED_ARMS,
-    SCRATCH_ARMS,
-    convert_arm,
-    share_weights,
-    split_arms,
-)
-from pixelize.recipes.compare import compare
-from pixelize.recipes.loop import Trial, bars, fit
+from pixelize.recipes.arms import ANNEALED, CONVERTED_ARMS, SCRATCH_ARMS, arm_model, split_arms
+from pixelize.recipes.compare import compare, train_base
+from pixelize.recipes.loop import Trial
 from pixelize.recipes.processes import adam, descend, prepare, share, start
 from pixelize.recipes.recipe_settings import SegmentationSettings
 from pixelize.recipes.run_state import Metrics
@@ -49,45 +40,32 @@ def run(s: SegmentationSettings) -> dict[str, Any]:
     arms = split_arms(s.arms, (*(SCRATCH_ARMS if scratch else CONVERTED_ARMS), ANNEALED))
     data = load_segmentation(s.data, s.size, classes=s.classes, limit=s.limit, download=s.download)
     data.check()
-    example = torch.stack([data.train[i][0] for i in range(2)])
-    bases: dict[int, nn.Module] = {}
+    inputs = torch.stack([data.train[i][0] for i in range(min(64, len(data.train)))]).split(4)
+
+    @cache
+    def base(seed: int) -> nn.Module:
+        def trial(model: nn.Module, own: SegmentationSettings) -> Trial:
+            return make_trial(model, own, data, accelerator, True)
+
+        return train_base(first_model(s, len(data.classes)), s.base_steps, trial, s, seed, accelerator)
+
+    def build(layer: str) -> UNet:
+        return UNet(len(data.classes), layer, s.width)
 
     def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
-        if scratch:
-            model: nn.Module = UNet(len(data.classes), "ipixeldcl" if arm == ANNEALED else arm, s.width)
-            share_weights(model, UNet(len(data.classes), "dcl-k4", s.width))
-        else:
-            if seed not in bases:
-                bases[seed] = trained_base(s, data, seed, accelerator)
-            data_again = [data.train[i][0][None] for i in range(min(64, len(data.train)))]
-            layer = "ipixeldcl" if arm == ANNEALED else arm
-            model = convert_arm(layer, copy.deepcopy(bases[seed]).eval(), example, data_again)
+        model = arm_model(arm, build, None if scratch else base(seed), inputs)
         return model, make_trial(model, s, data, accelerator, scratch, arm == ANNEALED)
 
     return compare(s, accelerator, f"segmentation: {s.model} on {s.data}", arms, make)
 
 
-def trained_base(
-    s: SegmentationSettings, data: SegmentationData, seed: int, accelerator: Accelerator
-) -> nn.Module:
-    """The model from which the arms start: with ``--weights``, or trained for ``--base-steps``, or as it was
-    built. On the CPU.
-    """
-    classes = len(data.classes)
-    model = (
-        UNet(classes, "dcl-k4", s.width) if s.model == "unet" else build_model(with_classes(s.model, classes))
-    )
-    if s.weights:
-        load_weights(model, s.weights)
-    if s.base_steps:
-        settings = replace(s, steps=s.base_steps)
-        trained = copy.deepcopy(model)  # what was prepared once must not be again, as an arm
-        trial = make_trial(trained, settings, data, accelerator, scratch=True, anneal=False)
-        with bars(accelerator) as shown:
-            fit(trial, settings, seed, Path(s.out) / f"base-seed{seed}", accelerator, shown)
-        model.load_state_dict(trained.state_dict())
-        accelerator.free_memory()
-    return model
+def first_model(s: SegmentationSettings, classes: int) -> nn.Module:
+    """The model by its name, with ``--weights``."""
+    if s.model == "unet":
+        model: nn.Module = UNet(classes, "dcl-k4", s.width)
+    else:
+        model = build_model(with_classes(s.model, classes))
+    return load_weights(model, s.weights) if s.weights else model
 
 
 def with_classes(name: str, classes: int) -> str:
@@ -103,7 +81,7 @@ def make_trial(
     data: SegmentationData,
     accelerator: Accelerator,
     scratch: bool,
-    anneal: bool,
+    anneal: bool = False,
 ) -> Trial:
     """The trial of one model: cross-entropy (or another loss), mean IoU and pixel accuracy without void
     pixels.

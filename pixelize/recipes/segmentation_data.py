@@ -39,6 +39,15 @@ class Pair:
     load: Callable[[], tuple[Image.Image, Any]]
     sizes: Callable[[], tuple[tuple[int, int], tuple[int, int]]] | None = None
 
+    def read(self) -> tuple[Image.Image, Any]:
+        """What ``load`` gives. Raises ArgumentError, naming the pair, if it cannot be read."""
+        try:
+            return self.load()
+        except ArgumentError:
+            raise
+        except (OSError, SyntaxError, ValueError) as error:  # torchvision's sets let PIL's errors through
+            raise ArgumentError(f"{self.name}: not a readable picture and mask ({error})") from error
+
 
 @dataclass
 class Pairs(Dataset):
@@ -75,7 +84,7 @@ class Pairs(Dataset):
         mask.
         """
         pair = self.pairs[index]
-        picture, mask = pair.load()
+        picture, mask = pair.read()
         labels = self.labels(pair.name, mask, picture.size)
         picture = picture.resize((self.size, self.size), Image.Resampling.BILINEAR)
         mask = Image.fromarray(labels).resize((self.size, self.size), Image.Resampling.NEAREST)
@@ -111,7 +120,7 @@ class Pairs(Dataset):
         """
         for index, pair in enumerate(self.pairs):
             if index < _CHECKED_MASKS:
-                picture, mask = pair.load()
+                picture, mask = pair.read()
                 self.labels(pair.name, mask, picture.size)
             elif pair.sizes is not None:
                 picture_size, mask_size = pair.sizes()

@@ -4,8 +4,7 @@ converted or not.
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,9 @@ from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from pixelize.model_names import build_model
-from pixelize.recipes.arms import (
-    ANNEALED,
-    CONVERTED_ARMS,
-    SCRATCH_ARMS,
-    convert_arm,
-    share_weights,
-    split_arms,
-)
-from pixelize.recipes.compare import compare
-from pixelize.recipes.loop import Trial, bars, fit
+from pixelize.recipes.arms import ANNEALED, CONVERTED_ARMS, SCRATCH_ARMS, arm_model, split_arms
+from pixelize.recipes.compare import compare, train_base
+from pixelize.recipes.loop import Trial
 from pixelize.recipes.order import generator, noise
 from pixelize.recipes.picture_data import Pictures, load_pictures
 from pixelize.recipes.processes import adam, descend, prepare, share, start
@@ -44,21 +36,21 @@ def run(s: VaeSettings) -> dict[str, Any]:
     scratch = s.model == "vae" and not s.weights and not s.base_steps
     arms = split_arms(s.arms, (*(SCRATCH_ARMS if scratch else CONVERTED_ARMS), ANNEALED))
     data, held = load_pictures(s.data, s.size, s.channels, limit=s.limit, download=s.download)
-    bases: dict[int, nn.Module] = {}
+
+    @cache
+    def base(seed: int) -> Any:
+        def trial(model: nn.Module, own: VaeSettings) -> Trial:
+            return make_trial(model, own, seed, data, held, accelerator, True)
+
+        return train_base(first_model(s), s.base_steps, trial, s, seed, accelerator)
 
     def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
-        if scratch:
-            model: Any = VAE(s.size, s.channels, s.latents, "ipixeldcl" if arm == ANNEALED else arm, s.width)
-            share_weights(model, VAE(s.size, s.channels, s.latents, "dcl-k4", s.width))
-        else:
-            if seed not in bases:
-                bases[seed] = trained_base(s, data, held, seed, accelerator)
-            base: Any = copy.deepcopy(bases[seed]).eval()
-            inputs = [
-                (data.batch(i, 8), torch.zeros(1, *base.latent_shape))
-                for i in range(0, min(64, len(data)), 8)
-            ]
-            model = convert_arm("ipixeldcl" if arm == ANNEALED else arm, base, inputs[0], inputs)
+        start = None if scratch else base(seed)
+        few = range(0, 0 if start is None else min(64, len(data)), 8)
+        inputs = [(data.batch(i, 8), torch.zeros(1, *start.latent_shape)) for i in few]
+        model = arm_model(
+            arm, lambda layer: VAE(s.size, s.channels, s.latents, layer, s.width), start, inputs
+        )
         return model, make_trial(model, s, seed, data, held, accelerator, scratch, arm == ANNEALED)
 
     def draw(folder: Path, models: dict[str, nn.Module]) -> dict[str, Path]:
@@ -74,26 +66,14 @@ def run(s: VaeSettings) -> dict[str, Any]:
     return compare(s, accelerator, f"vae: {s.model} on {s.data}", arms, make, draw)
 
 
-def trained_base(
-    s: VaeSettings, data: Pictures, held: Pictures, seed: int, accelerator: Accelerator
-) -> nn.Module:
-    """The model from which the arms start: with ``--weights``, or trained for ``--base-steps``, or as it was
-    built. On the CPU.
-    """
+def first_model(s: VaeSettings) -> nn.Module:
+    """The model by its name, with ``--weights``."""
     if s.model == "vae":
         model: nn.Module = VAE(s.size, s.channels, s.latents, "dcl-k4", s.width)
     else:
         model = DiffusersVAE(build_model(s.model), s.size)
     if s.weights:
         load_weights(getattr(model, "model", model), s.weights)
-    if s.base_steps:
-        settings = replace(s, steps=s.base_steps)
-        trained = copy.deepcopy(model)  # what was prepared once must not be again, as an arm
-        trial = make_trial(trained, settings, seed, data, held, accelerator, scratch=True, anneal=False)
-        with bars(accelerator) as shown:
-            fit(trial, settings, seed, Path(s.out) / f"base-seed{seed}", accelerator, shown)
-        model.load_state_dict(trained.state_dict())
-        accelerator.free_memory()
     return model
 
 
@@ -105,7 +85,7 @@ def make_trial(
     held: Pictures,
     accelerator: Accelerator,
     scratch: bool,
-    anneal: bool,
+    anneal: bool = False,
 ) -> Trial:
     """The trial of one model: squared error and ``kl`` times the Kullback-Leibler term, both summed over a
     picture, by its values' number.
