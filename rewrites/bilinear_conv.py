@@ -1,86 +1,107 @@
-"""Bilinear resize, then convolution: a transposed convolution where the convolution does not zero-pad.
+"""Bilinear resize, then convolution: a transposed convolution of the small picture with its edge repeated.
 
     conv2d(interpolate(x, scale_factor=s, mode="bilinear"), W)  ==  conv_transpose2d(pad(x, q, "replicate"),
     W', stride=s)
 
 A bilinear resize (``align_corners=False``) by an integer is a depthwise transposed convolution of x with its
 edge repeated, so W' is its triangular kernel convolved with the flipped W. Beyond the border the resized
-picture goes on as its edge does: a convolution that pads nothing, or repeats the edge (``replicate``), sees
-just that and the identity is exact; one that pads with zeros does not.
+picture then goes on as its edge does; a convolution that pads with zeros (or by reflection) sees something
+else there, and what that differs by is convolved by itself: four strips as narrow as the padding.
 
-The small picture cannot be read off the resized one, so the resize must leave the graph: this is a pass on a
-``GraphModule`` (:class:`pixelize.rewrites.passes.BilinearConvToConvTranspose`), no swap of one module.
+The small picture is read off the resized one: where s is odd its pixels are among the larger one's, where s
+is even they lie half a step before two of them on one straight line, x = (3 u_1 - u_2) / 2. Along an axis
+that doubles a rounding error at most.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx
 
-from pixelize.rewrites.resize import taps
-from pixelize.rewrites.resize_conv import conv_refusal, own_padding
-from pixelize.rewrites.site import Geometry, TransposedConv
-from pixelize.rewrites.vocabulary import Op, describe
+from pixelize.rewrites.resize_conv import edge_of
+from pixelize.rewrites.resize_conv_module import ResizeConv2d
 
 
-def pairs(graph_module: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
-    """The calls of convolution modules that alone read a bilinear resize, and that resize, where the identity
-    is exact."""
-    calls = [n for n in graph_module.graph.nodes if n.op == "call_module"]
-    found = []
-    for call in calls:
-        module = graph_module.get_submodule(str(call.target))
-        source = call.args[0] if call.args else None
-        if not isinstance(module, nn.Conv2d) or not isinstance(source, fx.Node) or len(source.users) != 1:
-            continue
-        if sum(n.target == call.target for n in calls) == 1 and _is_exact(
-            module, describe(source, graph_module)
-        ):
-            found.append((call, source))
-    return found
+def reduced(u: Tensor, factor: Sequence[int]) -> Tensor:
+    """The picture (..., H, W) of which ``u`` (..., s H, s W) is the bilinear enlargement."""
+    return _reduced_across(_reduced_across(u.mT, factor[0]).mT, factor[1])
 
 
-def _is_exact(module: nn.Conv2d, op: Op) -> bool:
-    if op.kind != "resize" or op.args["mode"] != "bilinear" or op.args["align_corners"]:
+def _reduced_across(u: Tensor, s: int) -> Tensor:
+    if s % 2:
+        return u[..., (s - 1) // 2 :: s]
+    first, second = u[..., s // 2 :: s], u[..., s // 2 + 1 :: s]
+    if s == 2:  # the last pixel's right neighbour would be itself
+        second = torch.cat([second, first[..., -1:]], -1)
+    return 1.5 * first - 0.5 * second
+
+
+def is_bilinear_image(u: Tensor, factor: Sequence[int]) -> bool:
+    """Whether ``u`` (..., H, W) is a bilinear enlargement by ``factor``, to rounding."""
+    h, w = u.shape[-2:]
+    if h % factor[0] or w % factor[1]:
         return False
-    scale, padding = op.args["scale"], own_padding(module)
-    if scale is None or any(not isinstance(v, int | float) or v != int(v) or v < 2 for v in scale):
-        return False
-    if padding is None or conv_refusal(module) is not None or tuple(module.dilation) != (1, 1):
-        return False
-    return not any(padding) or module.padding_mode == "replicate"
+    eps = torch.finfo(u.dtype).eps
+    u = u.float() if u.dtype.itemsize < 4 else u
+    again = F.interpolate(reduced(u, factor), size=(h, w), mode="bilinear")
+    error = torch.linalg.vector_norm(again - u)
+    return bool(error <= 8 * eps * torch.linalg.vector_norm(u)) or bool(u.isnan().any())
 
 
-def canonical(module: nn.Conv2d, op: Op) -> tuple[TransposedConv, tuple[int, int, int, int]]:
-    """The transposed convolution, and by how many pixels (left, right, top, bottom) its input's edge is
-    repeated."""
-    factor = [int(v) for v in op.args["scale"]]
-    padding = own_padding(module)
-    assert padding is not None
-    weight, groups = module.weight.detach(), module.groups
-    c_out, c_in, kh, kw = weight.shape
-    triangle = [torch.tensor(taps(s, True), dtype=torch.float64, device=weight.device) for s in factor]
-    grouped = weight.double().reshape(groups, c_out // groups, c_in, kh, kw).transpose(1, 2)
-    flat = grouped.reshape(-1, 1, kh, kw).flip(-2, -1)
-    full = F.conv_transpose2d(flat, (triangle[0][:, None] * triangle[1])[None, None])
-    full = full.reshape(groups * c_in, c_out // groups, *full.shape[-2:]).to(weight.dtype)
-    kernel = (full.shape[2], full.shape[3])
-    # one pixel of edge for the triangles, ceil(p / s) more for the convolution's own padding
-    edge = [1 + -(-padding[i] // factor[i]) for i in (0, 1)]
-    size = [len(triangle[i]) for i in (0, 1)]
-    crop = [
-        (size[i] - factor[i]) // 2 + edge[i] * factor[i] - padding[i] + module.kernel_size[i] - 1
-        for i in (0, 1)
-    ]
-    geometry = Geometry(
-        module.in_channels,
-        module.out_channels,
-        kernel,
-        (factor[0], factor[1]),
-        (crop[0], crop[1]),
-        groups=groups,
-        bias=module.bias is not None,
-    )
-    bias = None if module.bias is None else module.bias.detach().clone()
-    return TransposedConv(geometry, full, bias), (edge[1], edge[1], edge[0], edge[0])
+class BilinearConv2d(ResizeConv2d):
+    """Takes the place of a convolution that reads a bilinearly resized image, alone or concatenated with
+    others; see :class:`pixelize.rewrites.resize_conv_module.ResizeConv2d`.
+    """
+
+    looks_resized = staticmethod(is_bilinear_image)
+
+    def _is_resized(self, x: Tensor) -> bool:
+        if not isinstance(x, fx.Proxy) and (x.shape[-2] % self.factor[0] or x.shape[-1] % self.factor[1]):
+            return False  # a size that is no multiple needs no look at the values
+        return super()._is_resized(x)
+
+    def _reflects_a_cut(self, x: Tensor) -> bool:
+        return False
+
+    def _up_sampled(self, resized: Tensor) -> Tensor:
+        around = (self._around(0), self._around(1))
+        q = [edge_of(around[i], self.factor[i]) for i in (0, 1)]
+        small = reduced(resized, self.factor)
+        y = self.layer(F.pad(small, (q[1], q[1], q[0], q[0]), mode="replicate"))
+        if self.options["around"] == "replicate" or around == (0, 0) or not self._has_kernel():
+            return y  # of a PixelDCL no weight tells what the convolution was: the edge goes on as it is
+        return self._bordered(y, resized, around)
+
+    def _bordered(self, y: Tensor, u: Tensor, around: tuple[int, int]) -> Tensor:
+        """``y`` and what the convolution makes of the difference between what it saw beyond the border and
+        the edge gone on."""
+        (ph, pw), kernel = around, self._kernel()
+        sh, sw = (self.dilation[i] * (self.kernel_size[i] - 1) for i in (0, 1))
+
+        def convolved(beyond: Tensor) -> Tensor:
+            return F.conv2d(beyond, kernel, None, 1, 0, self.dilation, self.groups)
+
+        if not isinstance(u, fx.Proxy) and (u.shape[-2] < sh or u.shape[-1] < sw):  # the strips overlap
+            return y + convolved(self._beyond(u, (pw, pw, ph, ph)))
+        if ph:  # with the corners
+            top = self._beyond(u[..., : ph + 1, :], (pw, pw, ph, 0))[..., :ph, :]
+            bottom = self._beyond(u[..., -ph - 1 :, :], (pw, pw, 0, ph))[..., -ph:, :]
+            above = y[..., :ph, :] + convolved(F.pad(top, (0, 0, 0, sh)))
+            below = y[..., -ph:, :] + convolved(F.pad(bottom, (0, 0, sh, 0)))
+            y = torch.cat([above, y[..., ph:-ph, :], below], -2)
+        if pw:
+            left = self._beyond(u[..., : pw + 1], (pw, 0, 0, 0))[..., :pw]
+            right = self._beyond(u[..., -pw - 1 :], (0, pw, 0, 0))[..., -pw:]
+            before = y[..., :pw] + convolved(F.pad(left, (0, sw, ph, ph)))
+            after = y[..., -pw:] + convolved(F.pad(right, (sw, 0, ph, ph)))
+            y = torch.cat([before, y[..., pw:-pw], after], -1)
+        return y
+
+    def _beyond(self, u: Tensor, pads: tuple[int, int, int, int]) -> Tensor:
+        """What padding ``u`` as the convolution does and going on with its edge differ by: zero within
+        ``u``."""
+        mode = "constant" if self.options["around"] == "zeros" else self.options["around"]
+        return F.pad(u, pads, mode=mode) - F.pad(u, pads, mode="replicate")

@@ -1,15 +1,18 @@
-"""Which channels of which tensors are block-constant: the dataflow analysis behind resize-then-convolution.
+"""Which channels of which tensors a resize has made: the dataflow analysis behind resize-then-convolution.
 
 After a nearest resize by an integer factor (s_h, s_w), every channel is constant over blocks of s_h * s_w
 pixels. Elementwise functions, per-channel affine maps (batch norm) and copies keep that; a concatenation
 keeps it for the channels that had it; whatever mixes pixels ends it. A convolution that reads such channels
 is a transposed convolution of the small image, whatever stood between it and the resize.
+
+After a bilinear resize they are linear in between the small image's pixels: only what acts on a channel as
+one affine map keeps that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import gcd
 from typing import Any
 
@@ -18,6 +21,8 @@ from torch import fx, nn
 from pixelize.rewrites.vocabulary import Op, describe, shape_of
 
 Factor = tuple[int, int]
+# channelwise in vocabulary, but not one affine map
+_KINKED = ("prelu", "_prelu_kernel", "PReLU")
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,13 @@ class Blocks:
 
     A single entry stands for any number of channels, all alike. ``margin`` is what padding has put around the
     blocks since: its mode (``"zeros"``, ``"replicate"`` or ``"reflect"``) and width above and below, left and
-    right.
+    right. ``mode`` is the resize's, ``"nearest"`` or ``"bilinear"``, where the blocks are not constant.
     """
 
     factors: tuple[Factor, ...]
     sources: frozenset[fx.Node]
     margin: tuple[str, int, int] | None = None
+    mode: str = "nearest"
 
     def over(self, channels: int) -> tuple[Factor, ...]:
         """The factors of each of ``channels`` channels."""
@@ -81,7 +87,9 @@ def _transfer(node: fx.Node, op: Op, flow: Flow) -> Blocks | None:
         return flow.blocks.get(op.args["input"])
     if op.kind == "channelwise":
         found = flow.blocks.get(op.args["input"])
-        return found if found is not None and _movable(found) else None
+        if found is None or not _movable(found):
+            return None
+        return found if found.mode == "nearest" or op.name not in _KINKED else None
     if op.kind == "pad":
         return _padded(op, flow)
     if op.kind == "item":
@@ -98,7 +106,8 @@ def _transfer(node: fx.Node, op: Op, flow: Flow) -> Blocks | None:
 def _resized(node: fx.Node, op: Op, flow: Flow) -> Blocks | None:
     factor, reason = resize_factor(node, op)
     before = flow.blocks.get(op.args["input"])
-    if before is not None and before.margin is not None:
+    mode = "bilinear" if op.args["mode"] == "bilinear" else "nearest"
+    if before is not None and (before.margin is not None or "bilinear" in (mode, before.mode)):
         before = None
     if factor == (1, 1):
         return flow.blocks.get(op.args["input"])
@@ -110,7 +119,7 @@ def _resized(node: fx.Node, op: Op, flow: Flow) -> Blocks | None:
     channels = shape[1] if shape is not None and len(shape) == 4 else 1
     old = before.over(channels) if before is not None else ((1, 1),) * channels
     sources = before.sources if before is not None else frozenset()
-    return Blocks(tuple((h * factor[0], w * factor[1]) for h, w in old), sources | {node})
+    return Blocks(tuple((h * factor[0], w * factor[1]) for h, w in old), sources | {node}, mode=mode)
 
 
 def _enlarges(node: fx.Node, op: Op) -> bool:
@@ -119,13 +128,12 @@ def _enlarges(node: fx.Node, op: Op) -> bool:
 
 
 def resize_factor(node: fx.Node, op: Op) -> tuple[Factor | None, str]:
-    """The integer factor of a nearest resize, or None with the reason why it has none."""
+    """The integer factor of a nearest or bilinear resize, or None with the reason why it has none."""
     mode = op.args["mode"]
-    if not mode.startswith("nearest"):
-        return (
-            None,
-            f"{mode} resize: mixes neighbouring pixels before the convolution, inexact where that zero-pads",
-        )
+    if not mode.startswith("nearest") and mode != "bilinear":
+        return None, f"{mode} resize: only nearest and bilinear ones are converted"
+    if mode == "bilinear" and op.args["align_corners"]:
+        return None, "bilinear resize with align_corners: its weights change from pixel to pixel"
     before, after = shape_of(op.args["input"]), shape_of(node)
     if before is None or after is None:
         scale = op.args["scale"]
@@ -135,12 +143,24 @@ def resize_factor(node: fx.Node, op: Op) -> tuple[Factor | None, str]:
     if len(after) != 4:
         return None, f"resize of a {len(after)}-dimensional tensor"
     scale = op.args["scale"] or (None, None)
-    factor = [
-        axis_factor(before[2 + i], after[2 + i], scale[i], exact=mode == "nearest-exact") for i in (0, 1)
-    ]
+    if mode == "bilinear":
+        factor = [linear_factor(before[2 + i], after[2 + i], scale[i]) for i in (0, 1)]
+    else:
+        factor = [
+            axis_factor(before[2 + i], after[2 + i], scale[i], exact=mode == "nearest-exact") for i in (0, 1)
+        ]
     if factor[0] is None or factor[1] is None:
-        return None, f"nearest resize from {before[2:]} to {after[2:]} is not by an integer factor"
+        return None, f"{mode} resize from {before[2:]} to {after[2:]} is not by an integer factor"
     return (factor[0], factor[1]), ""
+
+
+def linear_factor(before: int, after: int, scale: float | None) -> int | None:
+    """The s for which output index o of a bilinear resize lies at (o + 1/2) / s - 1/2 along one axis, or
+    None."""
+    if scale is None and before == 1 and after > 1:
+        return None  # the factor would change with the input's size
+    s = round(scale) if scale is not None else after // before
+    return s if s >= 1 and before * s == after and scale in (None, s) else None
 
 
 def axis_factor(before: int, after: int, scale: float | None, exact: bool) -> int | None:
@@ -179,15 +199,17 @@ def _padded(op: Op, flow: Flow) -> Blocks | None:
     if left != right or top != bottom or min(pads) < 0:
         return None
     if mode == "constant" and not op.args["value"]:
-        return Blocks(found.factors, found.sources, ("zeros", top, left))
-    if mode == "reflect" and not all(
-        (top == 0 or (top == 1 and f[0] > 1)) and (left == 0 or (left == 1 and f[1] > 1))
-        for f in found.factors
+        return replace(found, margin=("zeros", top, left))
+    if (
+        mode == "reflect"
+        and found.mode == "nearest"
+        and not all(
+            (top == 0 or (top == 1 and f[0] > 1)) and (left == 0 or (left == 1 and f[1] > 1))
+            for f in found.factors
+        )
     ):
         return None
-    return (
-        Blocks(found.factors, found.sources, (mode, top, left)) if mode in ("reflect", "replicate") else None
-    )
+    return replace(found, margin=(mode, top, left)) if mode in ("reflect", "replicate") else None
 
 
 def _pointwise(node: fx.Node, flow: Flow) -> Blocks | None:
@@ -204,7 +226,7 @@ def _pointwise(node: fx.Node, flow: Flow) -> Blocks | None:
             if size is None or any(d != 1 for d in size[-2:]):
                 return None
             continue
-        if not _movable(found) or (factors is not None and found.margin != margin):
+        if found.mode != "nearest" or not _movable(found) or (factors is not None and found.margin != margin):
             return None
         channels = shape[1] if shape is not None and len(shape) == 4 else 1
         mine = found.over(channels)
@@ -221,17 +243,21 @@ def _concatenated(op: Op, flow: Flow) -> Blocks | None:
         return None
     factors: list[Factor] = []
     sources: frozenset[fx.Node] = frozenset()
-    margins = {flow.blocks[t].margin for t in op.args["tensors"] if t in flow.blocks}
+    resized = [flow.blocks[t] for t in op.args["tensors"] if t in flow.blocks]
+    margins = {blocks.margin for blocks in resized}
     if len(margins) != 1:
         return None
+    # a convolution is split into one for the resized channels and one for the others: one mode for all
+    mode = "nearest" if any(blocks.mode == "nearest" for blocks in resized) else "bilinear"
     for tensor in op.args["tensors"]:
         shape = shape_of(tensor)
         if shape is None or len(shape) != 4:
             return None
         found = flow.blocks.get(tensor)
+        found = None if found is None or found.mode != mode else found
         factors += found.over(shape[1]) if found is not None else [(1, 1)] * shape[1]
         sources |= found.sources if found is not None else frozenset()
-    return Blocks(tuple(factors), sources, margins.pop())
+    return Blocks(tuple(factors), sources, margins.pop(), mode)
 
 
 def _sliced(op: Op, flow: Flow) -> Blocks | None:
@@ -246,7 +272,7 @@ def _sliced(op: Op, flow: Flow) -> Blocks | None:
     if dim != 1:
         whole = start == 0 and step == 1 and (stop is None or stop >= shape[dim])
         return found if whole or dim == 0 else None
-    return Blocks(found.over(shape[1])[start:stop:step], found.sources, found.margin)
+    return replace(found, factors=found.over(shape[1])[start:stop:step])
 
 
 def read_by(flow: Flow, call: fx.Node) -> fx.Node:

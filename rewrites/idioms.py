@@ -3,9 +3,12 @@ takes its module's place."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+from typing import Any
 
-from pixelize.rewrites import pixel_shuffle, resize, resize_conv
+from torch import Tensor, nn
+
+from pixelize.rewrites import bilinear_conv, pixel_shuffle, resize, resize_conv, resize_conv_module
 from pixelize.rewrites.site import Site, TransposedConv
 
 
@@ -38,4 +41,13 @@ def replacement(site: Site, module: nn.Module, layer: nn.Module) -> nn.Module:
         raise TypeError(f"{site.name}: a site of kind {site.kind} cannot be a {type(module).__name__}")
     if site.kind == "pixel_shuffle":
         return pixel_shuffle.ShuffleConv2d(layer, module, site.options)
-    return resize_conv.ResizeConv2d(layer, module, site.options)
+    if resize_conv.is_bilinear(site.options):
+        return bilinear_conv.BilinearConv2d(layer, module, site.options)
+    return resize_conv_module.ResizeConv2d(layer, module, site.options)
+
+
+def resized_as(x: Tensor, options: Mapping[str, Any]) -> bool:
+    """Whether ``x`` (..., H, W) is a picture resized as the options of a resize-convolution say."""
+    if resize_conv.is_bilinear(options):
+        return bilinear_conv.is_bilinear_image(x, options["factor"])
+    return resize_conv_module.is_block_image(x, options["factor"])

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from pixelize.rewrites import bilinear_conv
 from pixelize.rewrites.functional import outline
 from pixelize.rewrites.idioms import canonical, replacement
+from pixelize.rewrites.resize_conv import edge_of, is_bilinear, own_padding
 from pixelize.rewrites.site import Site, TransposedConv
 from pixelize.rewrites.splice import become, state_of
 from pixelize.rewrites.survey import survey
@@ -61,41 +61,18 @@ class OutlineConvTranspose(PassBase):
 
 
 class ResizeConvToConvTranspose(_UpsamplingPass):
-    """A nearest resize and the convolution that reads it become one transposed convolution.
+    """A nearest or bilinear resize and the convolution that reads it become one transposed convolution.
 
         def forward(self, x):                                     def forward(self, x):
             u = interpolate(x, scale_factor=2)                        return self.conv(x)     # an
             nn.ConvTranspose2d now return self.conv(u)
 
     Where a skip is concatenated in between, or the resize has other readers, it stays, and the convolution's
-    module becomes a :class:`pixelize.rewrites.resize_conv.ResizeConv2d`.
+    module becomes a :class:`pixelize.rewrites.resize_conv_module.ResizeConv2d`. After a bilinear resize the module
+    is ``Sequential(ReplicationPad2d, ConvTranspose2d)``.
     """
 
     kinds = ("resize_conv",)
-
-
-class BilinearConvToConvTranspose(PassBase):
-    """A bilinear resize and the convolution that alone reads it become one transposed convolution, where that
-    is exact (:mod:`pixelize.rewrites.bilinear_conv`): the resize leaves the graph, the convolution's module
-    becomes
-    ``Sequential(ReplicationPad2d, ConvTranspose2d)``.
-    """
-
-    def call(self, graph_module: fx.GraphModule) -> PassResult:
-        """Rewrites ``graph_module`` in place; ``modified`` says whether there was anything to rewrite."""
-        pairs = bilinear_conv.pairs(graph_module)
-        for call, source in pairs:
-            op = describe(source, graph_module)
-            module = graph_module.get_submodule(str(call.target))
-            form, edge = bilinear_conv.canonical(module, op)  # type: ignore[arg-type]
-            padded = nn.Sequential(nn.ReplicationPad2d(edge), plain_layer(form, module)).train(
-                module.training
-            )
-            become(module, state_of(padded))
-            call.replace_input_with(source, op.args["input"])
-            graph_module.graph.erase_node(source)
-        graph_module.recompile()
-        return PassResult(graph_module, bool(pairs))
 
 
 class PixelShuffleToConvTranspose(_UpsamplingPass):
@@ -147,12 +124,21 @@ def _fused(graph_module: fx.GraphModule, site: Site, layer: nn.Module) -> bool:
     if not isinstance(source, fx.Node) or len(source.users) != 1 or source.op == "placeholder":
         return False
     op = describe(source, graph_module)
-    if op.kind != "resize" or op.args["scale"] is None or site.options["around"] != "zeros":
+    if op.kind != "resize" or op.args["scale"] is None:
+        return False
+    module = graph_module.get_submodule(str(calls[0].target))
+    padding = own_padding(module)  # type: ignore[arg-type]
+    if is_bilinear(site.options):
+        if padding is None or (any(padding) and site.options["around"] != "replicate"):
+            return False  # beyond the border the convolution sees something else than the edge gone on
+        q = [edge_of(padding[i], site.options["factor"][i]) for i in (0, 1)]
+        layer = nn.Sequential(nn.ReplicationPad2d((q[1], q[1], q[0], q[0])), layer).train(layer.training)
+    elif site.options["around"] != "zeros":
         return False
     scale = [int(v) for v in op.args["scale"]]
     if scale != list(site.options["factor"]):
         return False
-    become(graph_module.get_submodule(str(calls[0].target)), state_of(layer))
+    become(module, state_of(layer))
     calls[0].replace_input_with(source, op.args["input"])
     graph_module.graph.erase_node(source)
     return True

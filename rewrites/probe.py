@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelize.rewrites.capture import arguments, undisturbed
-from pixelize.rewrites.resize_conv import is_block_image, pick
+from pixelize.rewrites.idioms import resized_as
+from pixelize.rewrites.resize_conv_module import pick
 from pixelize.rewrites.site import Site
 
 RATIOS = (1.5, 2.0, 0.5)
@@ -31,8 +32,8 @@ def resized_inputs(example_inputs: Any, ratio: float) -> Any:
 
 
 def factors_kept(model: nn.Module, sites: Sequence[Site], example_inputs: Any) -> dict[str, bool] | None:
-    """For each resize-convolution, whether its input is a block image at another size too; None if no other
-    size runs."""
+    """For each resize-convolution, whether its input is resized by the same factor at another size too; None
+    if no other size runs."""
     for ratio in RATIOS:
         kept: dict[str, bool] = {}
         handles = [
@@ -55,6 +56,6 @@ def _look(site: Site, kept: dict[str, bool]) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         x = pick(args[0], site.options)
         with torch.no_grad():
-            kept[site.name] = kept.get(site.name, True) and is_block_image(x, site.options["factor"])
+            kept[site.name] = kept.get(site.name, True) and resized_as(x, site.options)
 
     return hook

@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Graph:
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sure: bool = False) -> fx.Graph:
     """Runs ``model`` once and returns the graph of the operators it ran.
 
     Nodes carry ``meta["owner"]`` (the innermost module's qualified name), ``meta["val"]`` (a meta tensor)
     and, where they are parameters or buffers, ``meta["state"]`` (their qualified name). Raises what the model
-    raises.
+    raises; with ``sure`` ValueError where it writes into a part of a tensor, which the graph does not show.
     """
     recorder = _Recorder(model)
     handles = []
@@ -32,6 +32,8 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
     finally:
         for handle in handles:
             handle.remove()
+    if sure and recorder.unseen is not None:
+        raise ValueError(f"{recorder.unseen} writes into a tensor of which there are views")
     recorder.graph.output(None)
     return recorder.graph
 
@@ -50,6 +52,8 @@ class _Recorder(TorchDispatchMode):
         self.stack: list[str] = [""]
         self.state = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
         self.nodes: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.shared: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensors that are views or have some
+        self.unseen: str | None = None  # an operator that changes what other nodes stand for
 
     def enter(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any) -> None:
@@ -88,6 +92,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        self._watch(func, args, kwargs, result)
         inputs = torch.utils._pytree.tree_map(self._argument, (list(args), dict(kwargs)))
         node = self.graph.call_function(func, tuple(inputs[0]), inputs[1])
         node.meta["owner"] = self.stack[-1]
@@ -99,6 +104,19 @@ class _Recorder(TorchDispatchMode):
                     picked = self.graph.call_function(_getitem, (node, i))
                     self.note(picked, item)
         return result
+
+    def _watch(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        schema = func._schema
+        given = dict(zip((a.name for a in schema.arguments), args, strict=False)) | kwargs
+        for argument in schema.arguments:
+            value, alias = given.get(argument.name), argument.alias_info
+            if not isinstance(value, Tensor) or alias is None:
+                continue
+            if not alias.is_write:  # a view
+                for tensor in (value, *(result if isinstance(result, tuple | list) else (result,))):
+                    self.shared[tensor] = True
+            elif value in self.shared:
+                self.unseen = schema.name
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, Tensor):

@@ -164,6 +164,94 @@ def test_an_odd_size_is_seen_at_capture_too():
         assert_same(model, converted, torch.randn(1, 3, *size).double())
 
 
+class Smooth(nn.Module):
+    """A bilinear resize, a norm, perhaps a skip and padding, a convolution."""
+
+    def __init__(self, factor=2, kernel=3, padding=1, skip=2, pad=None, mode="zeros", dilation=1, groups=1):
+        super().__init__()
+        self.factor, self.norm, self.pad = factor, nn.BatchNorm2d(4), pad or nn.Identity()
+        self.conv = nn.Conv2d(
+            4 + skip, 4, kernel, padding=padding, padding_mode=mode, dilation=dilation, groups=groups
+        )
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        if self.factor is None:
+            u = F.interpolate(x, size=skip.shape[-2:], mode="bilinear")
+        else:
+            u = F.interpolate(x, scale_factor=self.factor, mode="bilinear")
+        return self.conv(self.pad(torch.cat([skip, self.norm(u)], 1)))
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, (2, 3), (1, 2)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"kernel": 5, "padding": 2},
+        {"kernel": 4, "padding": 0},
+        {"mode": "reflect"},
+        {"mode": "replicate", "kernel": 5, "padding": 2},
+        {"padding": 0, "pad": nn.ReflectionPad2d(2)},
+        {"padding": 0, "pad": nn.ZeroPad2d((1, 1, 2, 2))},
+        {"skip": 0, "groups": 2},
+    ],
+)
+def test_a_bilinear_resize_and_a_convolution_are_one_too(factor, settings):
+    """The border included, whatever the convolution sees beyond it; down to pictures as small as it takes."""
+    model = Smooth(factor, **settings).double()
+    s, skip = pair(factor), settings.get("skip", 2)
+    x, extra = torch.randn(2, 4, 6, 5).double(), torch.randn(2, skip, 6 * s[0], 5 * s[1]).double()
+    converted, sites = swapped(model, (x, extra))
+    assert [site.kind for site in sites] == ["resize_conv"] and sites[0].geometry.stride == s
+    assert_same(model, converted, x, extra)
+    assert_same(model, converted, x[:1, :, :4, :4], extra[:1, :, : 4 * s[0], : 4 * s[1]])
+    for m in (model, converted):
+        m.train()
+    assert_same(copy.deepcopy(model), converted, x, extra)
+
+
+def test_a_bilinear_resize_by_no_integer_falls_back_to_the_convolution():
+    model = Smooth(factor=None).double()
+    x = torch.randn(2, 4, 6, 4).double()
+    converted, sites = swapped(model, (x, torch.randn(2, 2, 12, 8).double()))
+    assert len(sites) == 1
+    for size in ((12, 8), (11, 8), (9, 7), (18, 12)):  # the last is a resize by three
+        assert_same(model, converted, x, torch.randn(2, 2, *size).double())
+
+
+def test_of_a_bilinear_and_a_nearest_resize_side_by_side_the_nearest_one_is_taken():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(6, 4, 3, padding=1)
+
+        def forward(self, a, b):
+            smooth = F.interpolate(a, scale_factor=2, mode="bilinear")
+            return self.conv(torch.cat([smooth, F.interpolate(b, scale_factor=2)], 1))
+
+    model, inputs = Both().double(), tuple(torch.randn(1, 3, 5, 4).double() for _ in range(2))
+    converted, sites = swapped(model, inputs)
+    assert sites[0].options["ranges"] == [[3, 6]]
+    assert_same(model, converted, *inputs)
+
+
+@pytest.mark.parametrize(
+    "between, reason",
+    [
+        (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), "align_corners"),
+        (nn.Upsample(scale_factor=1.5, mode="bilinear"), "not by an integer factor"),
+        (nn.Upsample(scale_factor=2, mode="bicubic"), "bicubic"),
+        (nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), nn.ReLU()), "goes to relu"),
+        (nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), nn.PReLU()), "goes to "),
+    ],
+)
+def test_smooth_resizes_that_are_no_transposed_convolution_are_reported(between, reason):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), between, nn.Conv2d(4, 4, 3, padding=1))
+    found = survey(model, torch.randn(1, 3, 8, 8))
+    assert not [s for s in found.sites if s.kind == "resize_conv"]
+    assert not found.skipped or reason in found.skipped[0].reason
+
+
 def test_a_factor_that_changes_with_the_size_is_reported():
     class Fixed(nn.Module):
         def __init__(self):

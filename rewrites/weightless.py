@@ -1,0 +1,64 @@
+"""Running a model for its shapes alone: every tensor that it holds on the meta device, so that no arithmetic is
+done and no weight is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+
+@contextmanager
+def weightless(model: nn.Module) -> Iterator[None]:
+    """Within it the parameters, buffers and other tensors of ``model`` are on the meta device; afterwards each
+    module is what it was, whatever its forward kept.
+
+    A forward that looks at values, or mixes in tensors made elsewhere, raises within.
+    """
+    modules = list(model.modules())
+    former = [(module, _shallow(module.__dict__)) for module in modules]
+    stand_ins: dict[int, Tensor] = {}  # shared tensors stay shared
+    try:
+        for module in modules:
+            for registry in (module._parameters, module._buffers, module.__dict__):
+                for name, value in registry.items():
+                    if isinstance(value, Tensor):
+                        registry[name] = stand_ins.setdefault(id(value), _on_meta(value))
+        yield
+    finally:
+        for module, attributes in former:
+            _restore(module.__dict__, attributes)
+
+
+def shapes_of(inputs: Any) -> Any:
+    """``inputs`` with every tensor, however deep, on the meta device."""
+    return tree_map(lambda v: _on_meta(v) if isinstance(v, Tensor) else v, inputs)
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _shallow(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    # each value, and what it held: a forward may keep what it computed in an attribute or in a list or dictionary
+    return {
+        name: (value, value.copy() if isinstance(value, dict | list | set) else None)
+        for name, value in attributes.items()
+    }
+
+
+def _restore(attributes: dict[str, Any], former: dict[str, tuple[Any, Any]]) -> None:
+    for name in attributes.keys() - former.keys():
+        del attributes[name]
+    for name, (value, held) in former.items():
+        if isinstance(value, list):
+            value[:] = held
+        elif held is not None:
+            value.clear()
+            value.update(held)
+        attributes[name] = value
