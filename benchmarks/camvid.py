@@ -6,7 +6,7 @@
     python benchmarks/camvid.py smp:Unet --data camvid256.zip --full
 
 Several GPUs: `accelerate launch benchmarks/camvid.py ...`. The same command goes on after an interruption.
-Writes benchmarks/results/camvid_<what>_<full|small>.json and .md, with the settings of the run.
+Writes benchmarks/results/camvid_<what>_<full|small>.json and .md after each seed, with the run's settings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from written import write_run
+from written import run_and_write
 
 from pixelize.recipes import segmentation
 from pixelize.recipes.recipe_settings import SegmentationSettings
@@ -74,8 +74,8 @@ def main() -> None:
             "base_steps": preset["steps"],
             "lr": 3e-4,
         }
-    data = segmentation.run(SegmentationSettings(data=args.data, out=str(args.work / name), **preset))
-    write_run(args.out, name, data, args.work / name)
+    settings = SegmentationSettings(data=args.data, out=str(args.work / name), **preset)
+    run_and_write(segmentation.run, settings, args.out, name, "mIoU")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/vae_faces.py --data faces64.zip --full      # 20,000 steps, 3 seeds: wants a GPU
     python benchmarks/vae_faces.py --data faces64.zip             # 300 steps: a quarter of an hour on a CPU
 
-Writes benchmarks/results/vae_faces_<full|small>.json and .md; the run's folder has a sheet for each arm
-(pictures, their reconstructions, samples of the prior) to look at, as the paper's figure 7.
+Writes benchmarks/results/vae_faces_<full|small>.json and .md after each seed, and .png, samples of each arm
+as in the paper's figure 7; the run's folder has sheets with pictures and their reconstructions, too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from written import write_run
+from PIL import Image, ImageDraw
+from written import run_and_write
 
 from pixelize.recipes import vae
 from pixelize.recipes.recipe_settings import VaeSettings
@@ -46,19 +47,32 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="long, three seeds, on a GPU")
     parser.add_argument("--arms", default="dcl-k4,ipixeldcl,pixeldcl,resize-conv")
     parser.add_argument("--steps", type=int, default=0, help="instead of the preset's")
+    parser.add_argument("--seeds", default="", help="instead of the preset's")
     parser.add_argument("--work", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
 
     name = f"vae_faces_{'full' if args.full else 'small'}"
     preset: dict = dict(FULL if args.full else SMALL)
-    if args.steps:
-        preset["steps"] = args.steps
+    preset |= {k: getattr(args, k) for k in ("steps", "seeds") if getattr(args, k)}
     folder = args.work / name
-    data = vae.run(
-        VaeSettings(data=args.data, channels=args.channels, arms=args.arms, out=str(folder), **preset)
-    )
-    write_run(args.out, name, data, folder)
+    settings = VaeSettings(data=args.data, channels=args.channels, arms=args.arms, out=str(folder), **preset)
+    run_and_write(vae.run, settings, args.out, name, "PSNR")
+    draw_samples(folder, args.arms.split(","), args.out / f"{name}.png")
+
+
+def draw_samples(folder: Path, arms: list[str], path: Path) -> None:
+    """Writes the samples of each arm's sheet side by side, with the arm's name over them."""
+    sheets = {}
+    for arm in arms:
+        sheet = Image.open(folder / f"samples-{arm}.png").convert("L")
+        sheets[arm] = sheet.crop((0, sheet.height // 2, sheet.width, sheet.height))  # no picture of the data
+    width, height = next(iter(sheets.values())).size
+    page = Image.new("L", (width * len(sheets), height + 16), 255)
+    for i, (arm, sheet) in enumerate(sheets.items()):
+        page.paste(sheet, (i * width, 16))
+        ImageDraw.Draw(page).text((i * width + 4, 2), arm, 0)
+    page.save(path, optimize=True)
 
 
 if __name__ == "__main__":

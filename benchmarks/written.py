@@ -1,19 +1,35 @@
-"""What a recipe's run leaves in benchmarks/results: figures, settings without local paths, a table."""
+"""What a recipe's run leaves in benchmarks/results: figures, settings without local paths, a table, and each
+arm's difference from the first one.
+"""
 
 from __future__ import annotations
 
 import json
 import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pixelize.recipes.settings import Settings
 
-def write_run(out: Path, name: str, data: dict[str, Any], folder: Path) -> None:
+
+def run_and_write(
+    run: Callable[[Any], dict[str, Any]], settings: Settings, out: Path, name: str, metric: str
+) -> None:
+    """Runs a recipe with one seed more at a time, and writes ``out/name.json`` and ``.md`` after each."""
+    seeds = settings.seeds.split(",")
+    for n in range(1, len(seeds) + 1):
+        data = run(replace(settings, seeds=",".join(seeds[:n])))
+        if data:  # the main process
+            write_run(out, name, data, Path(settings.out), metric)
+
+
+def write_run(out: Path, name: str, data: dict[str, Any], folder: Path, metric: str) -> None:
     """Writes ``out/name.json`` and ``.md`` of what a recipe's ``run`` returned and left in ``folder``."""
-    if not data:  # not the main process
-        return
     data["settings"]["out"] = ""
     data["settings"]["data"] = Path(data["settings"]["data"]).name
     data["title"] = f"{name}: {data['settings']['data']}"
@@ -24,5 +40,23 @@ def write_run(out: Path, name: str, data: dict[str, Any], folder: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(data) + "\n")
     s = data["settings"]
-    told = f"{s['size']}x{s['size']}, {s['steps']} steps of {s['batch']}, {data['machine']}"
-    (out / f"{name}.md").write_text(f"{data['title']}, {told}\n\n{(folder / 'table.md').read_text()}")
+    after = f" after {s['base_steps']} of the base" if s.get("base_steps") else ""
+    told = (
+        f"{s['model']}, {s['size']}x{s['size']}, {s['steps']} steps of {s['batch']}{after}, {data['machine']}"
+    )
+    table = (folder / "table.md").read_text()
+    (out / f"{name}.md").write_text(
+        f"{data['title']}, {told}\n\n{table}\n{differences(data['arms'], metric)}\n"
+    )
+
+
+def differences(arms: dict[str, Any], metric: str) -> str:
+    """``metric`` of each arm minus the first arm's, seed by seed: mean and standard deviation."""
+    (first, reference), *others = arms.items()
+    told = []
+    for arm, found in others:
+        pairs = zip(found["results"], reference["results"], strict=True)
+        gains = [one[metric] - other[metric] for one, other in pairs]
+        spread = f" ± {statistics.stdev(gains):.2g}" if len(gains) > 1 else ""
+        told.append(f"`{arm}` {statistics.fmean(gains):+.2g}{spread}")
+    return f"{metric} minus that of `{first}` with the same seed: {', '.join(told)}."

@@ -46,8 +46,7 @@ def run(s: VaeSettings) -> dict[str, Any]:
 
     def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
         start = None if scratch else base(seed)
-        few = range(0, 0 if start is None else min(64, len(data)), 8)
-        inputs = [(data.batch(i, 8), torch.zeros(1, *start.latent_shape)) for i in few]
+        inputs = [] if start is None else inputs_of(start, data)
         model = arm_model(
             arm, lambda layer: VAE(s.size, s.channels, s.latents, layer, s.width), start, inputs
         )
@@ -64,6 +63,12 @@ def run(s: VaeSettings) -> dict[str, Any]:
         return found
 
     return compare(s, accelerator, f"vae: {s.model} on {s.data}", arms, make, draw)
+
+
+def inputs_of(model: Any, data: Pictures) -> list[tuple[Tensor, Tensor]]:
+    """Pictures and noise (none) by which a trained model is converted."""
+    few = range(0, min(64, len(data)), 8)
+    return [(data.batch(i, 8), torch.zeros(1, *model.latent_shape)) for i in few]
 
 
 def first_model(s: VaeSettings) -> nn.Module:
