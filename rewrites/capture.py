@@ -129,7 +129,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 def _recorded_shapes(model: nn.Module, example_inputs: Any) -> fx.Graph:
     with weightless(model):
-        return record(model, *arguments(shapes_of(example_inputs)), sure=True)
+        return record(model, *arguments(shapes_of(example_inputs)))
 
 
 def _export(model: nn.Module, example_inputs: Any) -> fx.Graph:

@@ -10,39 +10,42 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+_PLAIN = (int, float, bool, str, torch.memory_format, torch.dtype, torch.device, torch.layout)
+# what the dispatcher shows in parts, or in evaluation mode not at all
+_WHOLE = {
+    "instance_norm",
+    "repeat_interleave",
+    "dropout",
+    "dropout2d",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+}
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sure: bool = False) -> fx.Graph:
+
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Graph:
     """Runs ``model`` once and returns the graph of the operators it ran.
 
     Nodes carry ``meta["owner"]`` (the innermost module's qualified name), ``meta["val"]`` (a meta tensor)
     and, where they are parameters or buffers, ``meta["state"]`` (their qualified name). Raises what the model
-    raises; with ``sure`` ValueError where it writes into a part of a tensor, which the graph does not show.
+    raises.
     """
     recorder = _Recorder(model)
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(recorder.enter(name)))
-        handles.append(module.register_forward_hook(recorder.leave(module), always_call=True))
+        handles.append(module.register_forward_hook(recorder.leave(), always_call=True))
     try:
-        with recorder:
+        with _Functions(recorder), recorder:
             model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    if sure and recorder.unseen is not None:
-        raise ValueError(f"{recorder.unseen} writes into a tensor of which there are views")
     recorder.graph.output(None)
     return recorder.graph
-
-
-def _opaque_dropout(x: Tensor) -> Tensor:
-    raise NotImplementedError("a mark in a recorded graph, not to be run")
-
-
-_opaque_dropout.__name__ = "dropout"
 
 
 class _Recorder(TorchDispatchMode):
@@ -52,8 +55,6 @@ class _Recorder(TorchDispatchMode):
         self.stack: list[str] = [""]
         self.state = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
         self.nodes: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self.shared: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensors that are views or have some
-        self.unseen: str | None = None  # an operator that changes what other nodes stand for
 
     def enter(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any) -> None:
@@ -61,18 +62,15 @@ class _Recorder(TorchDispatchMode):
 
         return hook
 
-    def leave(self, module: nn.Module) -> Any:
-        # In evaluation mode dropout leaves no trace, but in training its output is another thing than its
-        # input.
-        drops = isinstance(module, nn.Dropout | nn.AlphaDropout) and module.p > 0
-
+    def leave(self) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if drops and isinstance(output, Tensor):
-                node = self.graph.call_function(_opaque_dropout, (self.node_of(output),))
-                self.note(node, output)
             self.stack.pop()
 
         return hook
+
+    def whole(self, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+        inputs = torch.utils._pytree.tree_map(self._argument, (list(args), dict(kwargs)))
+        self.note(self.graph.call_function(func, tuple(inputs[0]), inputs[1]), result)
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         node = self.nodes.get(tensor)
@@ -92,7 +90,6 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        self._watch(func, args, kwargs, result)
         inputs = torch.utils._pytree.tree_map(self._argument, (list(args), dict(kwargs)))
         node = self.graph.call_function(func, tuple(inputs[0]), inputs[1])
         node.meta["owner"] = self.stack[-1]
@@ -105,23 +102,24 @@ class _Recorder(TorchDispatchMode):
                     self.note(picked, item)
         return result
 
-    def _watch(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        schema = func._schema
-        given = dict(zip((a.name for a in schema.arguments), args, strict=False)) | kwargs
-        for argument in schema.arguments:
-            value, alias = given.get(argument.name), argument.alias_info
-            if not isinstance(value, Tensor) or alias is None:
-                continue
-            if not alias.is_write:  # a view
-                for tensor in (value, *(result if isinstance(result, tuple | list) else (result,))):
-                    self.shared[tensor] = True
-            elif value in self.shared:
-                self.unseen = schema.name
-
     def _argument(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self.node_of(value)
-        return value if value is None or isinstance(value, int | float | bool | str) else str(value)
+        return value if value is None or isinstance(value, _PLAIN) else str(value)
+
+
+class _Functions(TorchFunctionMode):
+    # In evaluation mode dropout leaves no trace, but in training its output is another thing than its input.
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in _WHOLE and args and isinstance(result, Tensor):
+            self.recorder.whole(func, args, kwargs or {}, result)
+        return result
 
 
 def _getitem(values: Any, index: int) -> Any:

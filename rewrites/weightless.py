@@ -1,8 +1,9 @@
-"""Running a model for its shapes alone: every tensor that it holds on the meta device, so that no arithmetic is
-done and no weight is copied."""
+"""Running a model for its shapes alone: every tensor that it holds on the meta device, so that no arithmetic
+is done and no weight is copied."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +15,8 @@ from torch.utils._pytree import tree_map
 
 @contextmanager
 def weightless(model: nn.Module) -> Iterator[None]:
-    """Within it the parameters, buffers and other tensors of ``model`` are on the meta device; afterwards each
-    module is what it was, whatever its forward kept.
+    """Within it the parameters, buffers and other tensors of ``model`` are on the meta device; afterwards
+    each module is what it was, whatever its forward kept.
 
     A forward that looks at values, or mixes in tensors made elsewhere, raises within.
     """
@@ -45,9 +46,10 @@ def _on_meta(tensor: Tensor) -> Tensor:
 
 
 def _shallow(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    # each value, and what it held: a forward may keep what it computed in an attribute or in a list or dictionary
+    # Each value, and what it held: a forward may keep what it computed in an attribute, a list or a
+    # dictionary. Containers of a kind of their own (diffusers' configuration) may refuse to be changed.
     return {
-        name: (value, value.copy() if isinstance(value, dict | list | set) else None)
+        name: (value, value.copy() if type(value) in (dict, OrderedDict, list, set) else None)
         for name, value in attributes.items()
     }
 
@@ -56,9 +58,7 @@ def _restore(attributes: dict[str, Any], former: dict[str, tuple[Any, Any]]) -> 
     for name in attributes.keys() - former.keys():
         del attributes[name]
     for name, (value, held) in former.items():
-        if isinstance(value, list):
-            value[:] = held
-        elif held is not None:
+        if held is not None:
             value.clear()
-            value.update(held)
+            (value.extend if isinstance(value, list) else value.update)(held)
         attributes[name] = value

@@ -530,12 +530,50 @@ class Opaque(nn.Module):
         return self.conv(F.interpolate(self.up(x), scale_factor=2))
 
 
+def test_a_look_at_the_shapes_leaves_a_model_as_it_was():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+            self.tied = self.conv
+            self.plain = torch.ones(4, 1, 1)
+            self.cache, self.seen = {}, []
+
+        def forward(self, x):
+            y = self.tied(self.conv(x)[:, :3]) * self.plain
+            self.cache[y.shape], self.last = y, y
+            self.seen.append(y)
+            return F.dropout(F.interpolate(y, scale_factor=2), 0.5, self.training)
+
+    model = nn.Sequential(Keeps(), nn.utils.weight_norm(nn.Conv2d(4, 4, 3, padding=1)))
+    attributes = {n: set(m.__dict__) for n, m in model.named_modules()}
+    weights = {n: (id(p), p.clone()) for n, p in model.named_parameters(remove_duplicate=False)}
+    x = torch.randn(1, 3, 6, 6)
+    found = survey(model, x)
+    assert found.capture == "record" and not found.sites  # in training the dropout ends the blocks
+    assert {n: set(m.__dict__) for n, m in model.named_modules()} == attributes
+    assert not model[0].cache and not model[0].seen and model[0].plain.device.type == "cpu"
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        assert id(parameter) == weights[name][0] and torch.equal(parameter, weights[name][1])
+    assert model[1].weight.device.type == "cpu" and model(x).isfinite().all()
+
+
+class MixesInATensor(nn.Module):
+    """A tensor that the model does not hold: it cannot be run for its shapes alone."""
+
+    values = torch.randn(1, 1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.values.expand_as(x)], 1)
+
+
 def test_the_ladder_of_captures():
     x = torch.randn(1, 3, 5, 5)
     plain = nn.Sequential(
         nn.ConvTranspose2d(3, 4, 4, 2, 1), nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 3, padding=1)
     )
-    assert survey(plain, x).capture == "export"
+    assert survey(plain, x).capture == "record"
+    assert survey(nn.Sequential(plain, MixesInATensor()), x).capture == "export"
     assert survey(fx.symbolic_trace(plain), x).capture == "graph"
     assert survey(plain).capture == "symbolic"
     assert survey(Opaque(), x).capture == "record"
