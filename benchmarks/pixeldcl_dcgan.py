@@ -1,11 +1,15 @@
 """The trained DCGAN of ``gan-face-generate`` (MIT) as PixelDCL: what calibration and label-free
 distillation keep of its pictures.
 
-    python benchmarks/pixeldcl_dcgan.py --latents 256 1024 --tolerance 0.03 --minutes 1 5
+    python benchmarks/pixeldcl_dcgan.py --free --latents 256 1024 4096 --minutes 1 5 15 --kept kept/
 
 Writes ``benchmarks/results/pixeldcl_dcgan.json`` after every row: PSNR to the original's pictures on 256
 fresh latents (range 2, as tanh gives), the checkerboard at each frequency, and the CPU seconds that it
-took.
+took. A row that is there already is not made again.
+
+``--minutes`` are minutes on two cores, counted as CPU time: 5 are 600 CPU seconds, however many threads
+share them and whatever else the machine does. With ``--kept FOLDER`` calibrated models and the state of a
+distillation are kept there: a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,14 +17,18 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import pathlib
 import time
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import pixelize
 from pixelize.checkerboard import checkerboard
+from pixelize.gate import gate_of
+from pixelize.layers import iPixelDCL2d
 from pixelize.report import report
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "pixeldcl_dcgan.json"
@@ -59,33 +67,81 @@ def artifact_error(difference: Tensor) -> Tensor:
     return total
 
 
-def distil(teacher: nn.Module, student: nn.Module, minutes: list[float], rate: float, weight: float):  # type: ignore[no-untyped-def]
-    """Trains ``student`` on the teacher's pictures of fresh latents; yields (CPU minutes, steps, averaged
-    model) at each of ``minutes``.
+def rate_groups(model: nn.Module, rate: float) -> list[dict[str, Any]]:
+    """Adam moves each weight by about its rate: ``rate`` times the tensor's own size (root mean square).
+
+    With one rate for all, steps that a 3-channel layer needs destroy a kernel of 4,608 inputs.
     """
-    student = student.eval()  # batch norm keeps its statistics: the target is what evaluation computes
-    average = copy.deepcopy(student)
-    optimizer = torch.optim.Adam(student.parameters(), lr=rate, betas=(0.9, 0.99))
-    random = torch.Generator().manual_seed(99)
-    start, step = time.process_time(), 0
-    for limit in minutes:
-        while time.process_time() - start < 60 * limit:
-            z = torch.randn(16, 100, 1, 1, generator=random)
-            with torch.no_grad():
-                wanted = teacher(z)
-            difference = student(z) - wanted
-            loss = difference.square().mean() + weight * artifact_error(difference)
-            optimizer.zero_grad()
-            loss.backward()
-            for group in optimizer.param_groups:
-                group["lr"] = rate * min(1.0, (step + 1) / 20)
-            optimizer.step()
-            step += 1
-            keep = min(0.99, step / (step + 10))
-            with torch.no_grad():
-                for a, p in zip(average.parameters(), student.parameters(), strict=True):
-                    a.lerp_(p, 1 - keep)
-        yield limit, step, average
+    return [
+        {"params": [p], "lr": rate * max(float(p.detach().square().mean().sqrt()), 0.005)}
+        for p in model.parameters()
+    ]
+
+
+class Distillation:
+    """Trains ``student`` on the teacher's pictures of fresh latents, without labels; keeps an average of it.
+
+    ``anneal``: the student is an iPixelDCL, whose input gate falls from 1 to 0 over so many CPU seconds.
+    """
+
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, rate: float, weight: float, anneal: float = 0.0
+    ) -> None:
+        # batch norm keeps its statistics: the target is what evaluation computes
+        self.teacher, self.student, self.weight, self.anneal = teacher, student.eval(), weight, anneal
+        self.average = copy.deepcopy(student)
+        self.optimizer = torch.optim.Adam(rate_groups(student, rate), betas=(0.9, 0.99), fused=True)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.random = torch.Generator().manual_seed(99)
+        self.seconds, self.steps = 0.0, 0
+
+    def run(self, seconds: float, keep: pathlib.Path | None) -> None:
+        """Trains until ``seconds`` of CPU time are spent, those before a stop included."""
+        last = self.seconds
+        while self.seconds < seconds:
+            start = time.process_time()
+            self._step()
+            self.seconds += time.process_time() - start
+            if keep is not None and self.seconds - last > 60:
+                last = self.seconds
+                self.save(keep)
+        if keep is not None:
+            self.save(keep)
+
+    def _step(self) -> None:
+        if self.anneal:
+            gate = (1 + math.cos(math.pi * min(self.seconds / self.anneal, 1.0))) / 2
+            for model in (self.student, self.average):
+                pixelize.set_input_gate(model, gate)
+        z = torch.randn(16, 100, 1, 1, generator=self.random)
+        with torch.no_grad():
+            wanted = self.teacher(z)
+        difference = self.student(z) - wanted
+        loss = difference.square().mean() + self.weight * artifact_error(difference)
+        self.optimizer.zero_grad()
+        loss.backward()
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * min(1.0, (self.steps + 1) / 20)
+        self.optimizer.step()
+        self.steps += 1
+        keep = min(0.99, self.steps / (self.steps + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.student.parameters()), 1 - keep)
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes everything that going on needs."""
+        state = {name: getattr(self, name).state_dict() for name in ("student", "average", "optimizer")}
+        state |= {"random": self.random.get_state(), "seconds": self.seconds, "steps": self.steps}
+        torch.save(state, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+
+    def load(self, path: pathlib.Path) -> None:
+        """Goes on from a file of :meth:`save`."""
+        state = torch.load(path, weights_only=True)
+        for name in ("student", "average", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.random.set_state(state["random"])
+        self.seconds, self.steps = state["seconds"], state["steps"]
 
 
 class Results:
@@ -93,9 +149,12 @@ class Results:
 
     def __init__(self, path: pathlib.Path, original: nn.Module) -> None:
         self.path, self.test = path, torch.cat(latents(256, 12345))
-        self.rows = json.loads(path.read_text())["rows"] if path.exists() else {}
+        self.rows = self._written()
         with torch.no_grad():
             self.wanted = original(self.test)
+
+    def _written(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text())["rows"] if self.path.exists() else {}
 
     def add(self, name: str, model: nn.Module, seconds: float, **more: object) -> None:
         with torch.no_grad():
@@ -107,10 +166,69 @@ class Results:
             for form in ("global", "windowed")
         }
         psnr = round(float(10 * torch.log10(4 / error)), 2) if error > 0 else None
+        self.rows = self._written()  # another run may have added to it
         self.rows[name] = {"psnr": psnr, **decibels, "cpu_seconds": round(seconds, 1), **more}
         print(name, json.dumps(self.rows[name]), flush=True)
         text = {"torch": torch.__version__, "threads": torch.get_num_threads(), "rows": self.rows}
-        self.path.write_text(json.dumps(text, indent=1) + "\n")
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(text, indent=1) + "\n")
+        part.replace(self.path)
+
+
+def calibrated(
+    original: nn.Module, count: int, kept: pathlib.Path | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The PixelDCL calibrated on ``count`` latents, and each layer's error and the seconds taken; kept, and
+    read again.
+    """
+    path = kept / f"calibrated-{count}.pt" if kept else None
+    if path is not None and path.exists():
+        state, told = torch.load(path, weights_only=True)
+        model = pixelize.convert(original, "pixeldcl")
+        model.load_state_dict(state)
+        return model, told
+    start = time.process_time()
+    model = pixelize.convert(original, "pixeldcl", init="calibrate", data=latents(count, 0))
+    told = {
+        "seconds": time.process_time() - start,
+        "errors": {s.name: round(s.error, 4) for s in report(model).converted},
+    }
+    if path is not None:
+        torch.save((model.state_dict(), told), path)
+    return model, told
+
+
+def distil(results: Results, original: nn.Module, arguments: argparse.Namespace) -> None:
+    """The rows of distillation: after each of ``--minutes``, from the calibrated PixelDCL or, with
+    ``--anneal``, from the exact iPixelDCL, whose gate is closed when half of the last of them is over.
+    """
+    kept = arguments.kept
+    if arguments.anneal:
+        base = "iPixelDCL annealed"
+        student = pixelize.convert(original, "ipixeldcl")
+    else:
+        base = f"calibrated, {arguments.latents[-1]} latents, distilled"
+        student, _ = calibrated(original, arguments.latents[-1], kept)
+    for parameter in student.parameters():
+        parameter.requires_grad_(True)
+    half = 60 * max(arguments.minutes)  # half of the CPU time: two cores
+    run = Distillation(
+        original, student, arguments.rate, arguments.artifact_weight, half if arguments.anneal else 0.0
+    )
+    keep = kept / ("annealed.pt" if arguments.anneal else "distilled.pt") if kept else None
+    if keep is not None and keep.exists():
+        run.load(keep)
+    for minutes in sorted(arguments.minutes):
+        name = f"{base}, {minutes:g} minutes on 2 cores"
+        if name in results.rows or run.seconds > 120 * minutes + 5:
+            continue
+        run.run(120 * minutes, keep)
+        told = {"steps": run.steps}
+        if arguments.anneal:
+            told["gate"] = round(
+                gate_of(next(m for m in run.average.modules() if isinstance(m, iPixelDCL2d))), 4
+            )
+        results.add(name, run.average, run.seconds, **told)
 
 
 def main() -> None:
@@ -121,8 +239,10 @@ def main() -> None:
     parser.add_argument("--free", action="store_true", help="the data-free fit too")
     parser.add_argument("--tolerance", type=float, nargs="*", default=[])
     parser.add_argument("--auto-latents", type=int, default=1024)
-    parser.add_argument("--minutes", type=float, nargs="*", default=[], help="CPU minutes of distillation")
-    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--minutes", type=float, nargs="*", default=[], help="of distillation, on 2 cores")
+    parser.add_argument("--anneal", action="store_true", help="distil an iPixelDCL whose gate falls to 0")
+    parser.add_argument("--kept", type=pathlib.Path, help="folder for what a stopped run goes on from")
+    parser.add_argument("--rate", type=float, default=1e-3, help="relative to each weight")
     parser.add_argument("--artifact-weight", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
@@ -130,7 +250,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     original = generator()
     results = Results(arguments.results, original)
-    results.add("original", original, 0.0)
+    if "original" not in results.rows:
+        results.add("original", original, 0.0)
+    if arguments.kept:
+        arguments.kept.mkdir(parents=True, exist_ok=True)
     example = torch.zeros(1, 100, 1, 1)
     if arguments.free:
         start = time.process_time()
@@ -152,17 +275,13 @@ def main() -> None:
             sites=sites,
             multiply_adds=[told.multiply_adds_before, told.multiply_adds_after],
         )
-    model = None
     for count in arguments.latents:
-        start = time.process_time()
-        model = pixelize.convert(original, "pixeldcl", init="calibrate", data=latents(count, 0))
-        errors = {s.name: s.error for s in report(model).converted}
-        results.add(f"calibrated, {count} latents", model, time.process_time() - start, errors=errors)
-    if arguments.minutes and model is not None:
-        base = f"calibrated on {arguments.latents[-1]}, distilled"
-        runs = distil(original, model, arguments.minutes, arguments.rate, arguments.artifact_weight)
-        for limit, steps, average in runs:
-            results.add(f"{base} for {limit:g} CPU minutes", average, 60 * limit, steps=steps)
+        name = f"calibrated, {count} latents"
+        if name not in results.rows:
+            model, told = calibrated(original, count, arguments.kept)
+            results.add(name, model, told["seconds"], errors=told["errors"])
+    if arguments.minutes:
+        distil(results, original, arguments)
 
 
 if __name__ == "__main__":

@@ -44,14 +44,18 @@ class Candidate:
     @property
     def name(self) -> str:
         """The class of the layer."""
+        if self.layer == "dcl":
+            return nn.ConvTranspose2d.__name__
         kind = PartialPixelDCL2d if self.design.input_stages else LAYERS[self.layer]
         return kind.__name__
 
     def __str__(self) -> str:
-        h, w = self.design.kernel_size
-        told = f"{self.name} {h}x{w} {self.design.schedule}"
-        if self.design.input_stages:
-            told += f" {self.design.input_stages}"
+        told = self.name
+        if self.layer != "dcl":
+            h, w = self.design.kernel_size
+            told += f" {h}x{w} {self.design.schedule}"
+            told += f" {self.design.input_stages}" if self.design.input_stages else ""
+            told += " depthwise" if self.design.groups == -1 else ""
         return f"{told}: error {self.error:.2g}, {self.multiply_adds / 1e6:.4g}M multiply-adds"
 
 
@@ -78,10 +82,12 @@ def choose_designs(
 
     ``model`` was converted with ``layer="ipixeldcl"``, and not trained since. Sites are settled in the
     order of execution, each on its own inputs as the sites before it leave them, against the original
-    model's output there. The exact design is iPixelDCL with depthwise dependencies; tried before it, cheapest
-    first, are those that cost less: PixelDCL and the designs in which the phases of the first stages see the
-    input too (:class:`pixelize.partial_layer.PartialPixelDCL2d`), with the model's window and with 2x2.
-    Where none will do the site is exact, and its error is that of its inputs.
+    model's output there. The exact design is the site as one plain transposed convolution. Tried before it,
+    cheapest first, are those that cost less: PixelDCL, and the designs in which the phases of the first
+    stages see the input too (:class:`pixelize.partial_layer.PartialPixelDCL2d`), each with the model's
+    window and with 2x2, and with the model's groups and depthwise. Where none will do the site is exact, and
+    its error is that of its inputs. So a model never costs more than it did; iPixelDCL, which would be exact
+    too, always costs more than the plain layer: for further training ask for ``layer="ipixeldcl"``.
 
     Returns for each module what was tried. Raises ArgumentError and PixelizeError as
     :func:`pixelize.calibrate`.
@@ -109,8 +115,11 @@ def _choose(lockstep: Lockstep, name: str, batches: Iterable[Any], calls: int, t
     for cost, layer, design in _by_cost(record, x, y):
         become(module, _built(record, layer, design))
         fitted = lockstep.layer(name)
-        assert isinstance(fitted, _PixelDeconvolution2d)
-        error = layer_error(fitted, pairs) if layer == "ipixeldcl" else fit_layer(fitted, pairs)
+        if layer == "pixeldcl":
+            assert isinstance(fitted, _PixelDeconvolution2d)
+            error = fit_layer(fitted, pairs)
+        else:
+            error = layer_error(fitted, pairs)
         tried.append(Candidate(layer, design, error, cost))
         if error <= tolerance:
             break
@@ -124,17 +133,20 @@ def _by_cost(record: Record, x: Tensor, y: Tensor) -> list[tuple[int, str, Desig
     exact one.
     """
     wanted, stride = record.design, record.site.geometry.stride
-    exact = replace(wanted, groups=-1)
-    limit = _cost(record, "ipixeldcl", exact, x, y)
+    exact = (_cost(record, "dcl", wanted, x, y), "dcl", wanted)
     schedules = {wanted.schedule} | ({"sequential"} if stride[0] * stride[1] <= SMALL_PERIOD else set())
+    groupings = {wanted.groups, -1} if record.site.geometry.out_channels > 1 else {wanted.groups}
     found = []
     for schedule in sorted(schedules):
         for size in {wanted.kernel_size, SMALL_WINDOW if schedule != "masked" else wanted.kernel_size}:
             for stages in range(len(make_schedule(schedule, stride, size).stages)):
-                design = replace(wanted, kernel_size=size, schedule=schedule, input_stages=stages)
-                found.append((_cost(record, "pixeldcl", design, x, y), "pixeldcl", design))
-    cheaper = sorted((c for c in found if c[0] < limit), key=lambda c: c[0])
-    return [*cheaper, (limit, "ipixeldcl", exact)]
+                for groups in groupings:
+                    design = replace(
+                        wanted, kernel_size=size, schedule=schedule, input_stages=stages, groups=groups
+                    )
+                    found.append((_cost(record, "pixeldcl", design, x, y), "pixeldcl", design))
+    cheaper = sorted((c for c in found if c[0] < exact[0]), key=lambda c: c[0])
+    return [*cheaper, exact]
 
 
 def _cost(record: Record, layer: str, design: Design, x: Tensor, y: Tensor) -> int:

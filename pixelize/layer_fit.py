@@ -151,7 +151,7 @@ def interpolation(layer: _PixelDeconvolution2d, stage: Stage) -> tuple[Tensor, T
     return rows(read), rows(made)
 
 
-def layer_error(layer: _PixelDeconvolution2d, pairs: Pairs) -> float:
+def layer_error(layer: nn.ConvTranspose2d, pairs: Pairs) -> float:
     """The relative error on the held-back samples: the root of the squared error over the squared output,
     both without the bias.
     """
