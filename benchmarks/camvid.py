@@ -42,6 +42,7 @@ SMALL = {
     "seeds": "0,1,2",
     "cpu": True,
     "threads": 1,
+    "save_every": 25,
 }
 
 

@@ -30,6 +30,10 @@ AT_LEAST = {"low-passed PSNR": 35.0}
 NEAR_REAL = {f"windowed {f}": 1.0 for f in ("(0,1/2)", "(1/2,0)", "(1/2,1/2)")}
 """The aims, in dB; the last ones are distances from the real pictures' figures."""
 
+FROZEN = "main.0.*,main.1.*,main.3.*,main.4.*,main.6.*,main.7.*"
+CONVERTED = "main.[91]*"
+"""All but the last two up-samplers (and the norm between them) stay as they are, in every arm."""
+
 BETTER = "off natural dB"
 """What tells the better arm: the figure that is farthest from the real pictures', the less the better."""
 
@@ -57,6 +61,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--fidelity", type=float, default=300)
+    parser.add_argument("--freeze", default=FROZEN, help="patterns of parameters that no arm trains")
+    parser.add_argument("--include", default=CONVERTED, help="pattern of the up-samplers that are converted")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", default="runs/gan_repair")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -68,6 +74,8 @@ def main() -> None:
         batch=args.batch,
         lr=args.lr,
         fidelity=args.fidelity,
+        freeze=args.freeze,
+        include=args.include,
         threads=args.threads,
         cpu=True,
         save_every=10,
@@ -78,6 +86,8 @@ def main() -> None:
         "batch": args.batch,
         "lr": args.lr,
         "fidelity": args.fidelity,
+        "frozen": args.freeze,
+        "converted": args.include,
         "CPU minutes": args.minutes,
         "threads": args.threads,
         "torch": torch.__version__,
@@ -171,7 +181,8 @@ def write(out: Path, found: dict[str, Any]) -> None:
         rows.append([name, *given, *cells, aims.get(name, "")])
     told = (
         f"{s['model']}, {s['CPU minutes']:g} CPU minutes of training for each run (the closed form of "
-        f"`-closed` apart), one thread, batch {s['batch']}, 512 fresh latents, {s['machine']}. Mean ± "
+        f"`-closed` apart), one thread, batch {s['batch']}, "
+        f"frozen: {s['frozen'] or 'nothing'}, 512 fresh latents, {s['machine']}. Mean ± "
         "standard deviation over seeds; ✓ and ✗: whether the mean meets the aim."
     )
     table = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]

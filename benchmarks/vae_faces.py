@@ -36,6 +36,7 @@ SMALL = {
     "seeds": "0,1",
     "cpu": True,
     "threads": 1,
+    "save_every": 25,
     "limit": 4000,
 }
 

@@ -235,6 +235,18 @@ def test_mixed_precision_is_used_in_training_also_after_base_steps(
         segmentation.run(replace(s, precision="fp16"))
 
 
+@pytest.mark.slow
+def test_compiled_training_computes_the_same(tmp_path: Path) -> None:
+    s = GanSettings(**TINY, arms="ipixeldcl", samples=8)
+    eager, compiled = (
+        gan.run(replace(s, out=str(tmp_path / str(on)), compile=on))["arms"]["ipixeldcl"]["histories"][0]
+        for on in (False, True)
+    )
+    for row, other in zip(eager, compiled, strict=True):
+        row.pop("seconds"), other.pop("seconds")
+        assert other == pytest.approx(row, rel=1e-2)
+
+
 def test_micro_batches_make_one_step(tmp_path: Path) -> None:
     """Without batch norm's own statistics, the gradient of a batch is the mean of its micro-batches'."""
     s = replace(SegmentationSettings(**TINY, out="", arms="dcl-k2", freeze="down.*"), batch=4)

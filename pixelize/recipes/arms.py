@@ -65,10 +65,13 @@ def upsampler(arm: str, in_channels: int, out_channels: int) -> nn.Module:
     return layer(in_channels, out_channels, k, 2, padding, 2 * padding + 2 - k)
 
 
-def convert_arm(arm: str, model: nn.Module, example_inputs: Any = None, data: Any = None) -> nn.Module:
+def convert_arm(
+    arm: str, model: nn.Module, example_inputs: Any = None, data: Any = None, include: str = "*"
+) -> nn.Module:
     """A trained ``model`` as an arm: ``control`` leaves it as it is, the others convert it in place.
 
-    ``-dw``: with depthwise dependency kernels. ``data``, where given, calibrates PixelDCL.
+    ``-dw``: with depthwise dependency kernels. ``data``, where given, calibrates PixelDCL. ``include``: a
+    pattern of the up-samplers' names.
 
     Raises ArgumentError for any other name.
     """
@@ -77,7 +80,9 @@ def convert_arm(arm: str, model: nn.Module, example_inputs: Any = None, data: An
     if arm == "control":
         return model
     layer = arm.removesuffix("-dw")
-    options: dict[str, Any] = {"dependency_groups": -1} if arm.endswith("-dw") else {}
+    options: dict[str, Any] = {"include": include}
+    if arm.endswith("-dw"):
+        options |= {"dependency_groups": -1}
     if layer == "pixeldcl" and data is not None:
         options |= {"init": "calibrate", "data": data}
     return pixelize.convert(model, layer, example_inputs=example_inputs, inplace=True, **options)

@@ -98,6 +98,7 @@ class RepairSettings(Settings):
         "control,ipixeldcl",
         "control, ipixeldcl, pixeldcl, dcl; with -closed after it: after the closed-form repair.",
     )
+    include: str = option("*", "Pattern of the names of the up-samplers that are converted.")
     steps: int = option(300, "Optimizer steps.")
     batch: int = option(32, "Pictures in a step.")
     lr: float = option(3e-4, "Learning rate of Adam at its highest.")
@@ -105,6 +106,6 @@ class RepairSettings(Settings):
     eval_every: int = option(50, "Steps between evaluations.")
     period: int = option(2, "The up-sampling factor whose pattern is to go.")
     fidelity: float = option(
-        100.0, "Weight of the squared error to the original away from the artifact's frequencies."
+        1000.0, "Weight of the squared error to the original away from the artifact's frequencies."
     )
     samples: int = option(256, "Fresh pictures to measure on.")

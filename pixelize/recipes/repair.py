@@ -79,7 +79,7 @@ def run(s: RepairSettings) -> dict[str, Any]:
             if not closed:
                 closed.append(closed_form_repair(base, inputs))
             base = copy.deepcopy(closed[0])
-        model = convert_arm(arm.removesuffix(CLOSED), base.eval(), inputs[0][:2], inputs)
+        model = convert_arm(arm.removesuffix(CLOSED), base.eval(), inputs[0][:2], inputs, s.include)
         model.requires_grad_(True)
         return model, make_trial(model, s, teacher, data, natural, fresh, original, accelerator)
 
