@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import pixelize
+from pixelize import layer_fit
 from pixelize.checkerboard import checkerboard
 from pixelize.gate import gate_of
 from pixelize.layers import iPixelDCL2d
@@ -67,15 +68,33 @@ def artifact_error(difference: Tensor) -> Tensor:
     return total
 
 
+def power(pictures: Tensor) -> dict[str, float]:
+    """Power at the artifact frequencies in a Hann window of the whole picture, in dB: unlike the measure of a
+    checkerboard, not relative to the power near by.
+    """
+    window = torch.hann_window(pictures.shape[-1])
+    window = torch.outer(window, window) / window.square().sum()
+    sign = (-1.0) ** torch.arange(pictures.shape[-1])
+    centred = pictures - pictures.mean((-1, -2), keepdim=True)
+    found = {}
+    for down, across in FREQUENCIES:
+        wave = torch.outer(sign ** (2 * down), sign ** (2 * across)) * window
+        total = (centred * wave).sum((-1, -2)).square().mean()
+        found[f"{down:g},{across:g}"] = round(float(10 * torch.log10(total)), 1)
+    return found
+
+
 def rate_groups(model: nn.Module, rate: float) -> list[dict[str, Any]]:
-    """Adam moves each weight by about its rate: ``rate`` times the tensor's own size (root mean square).
+    """Adam moves each weight by about its rate: ``rate`` times the tensor's own size (root mean square; 0.02
+    for those that start at zero).
 
     With one rate for all, steps that a 3-channel layer needs destroy a kernel of 4,608 inputs.
     """
-    return [
-        {"params": [p], "lr": rate * max(float(p.detach().square().mean().sqrt()), 0.005)}
-        for p in model.parameters()
-    ]
+    groups = []
+    for parameter in model.parameters():
+        size = float(parameter.detach().square().mean().sqrt())
+        groups.append({"params": [parameter], "lr": rate * (max(size, 0.005) if size > 0 else 0.02)})
+    return groups
 
 
 class Distillation:
@@ -167,7 +186,13 @@ class Results:
         }
         psnr = round(float(10 * torch.log10(4 / error)), 2) if error > 0 else None
         self.rows = self._written()  # another run may have added to it
-        self.rows[name] = {"psnr": psnr, **decibels, "cpu_seconds": round(seconds, 1), **more}
+        self.rows[name] = {
+            "psnr": psnr,
+            **decibels,
+            "power": power(pictures),
+            "cpu_seconds": round(seconds, 1),
+            **more,
+        }
         print(name, json.dumps(self.rows[name]), flush=True)
         text = {"torch": torch.__version__, "threads": torch.get_num_threads(), "rows": self.rows}
         part = self.path.with_suffix(".part")
@@ -196,6 +221,35 @@ def calibrated(
     if path is not None:
         torch.save((model.state_dict(), told), path)
     return model, told
+
+
+def refit_last(original: nn.Module, model: nn.Module, tax: float) -> float:
+    """Fits the last layer again, to the original's output on 512 latents; its error on those held back.
+
+    Kernels that interpolate are taken where they cost at most ``tax`` times the error: 0 for never.
+    """
+    pairs = []
+    for z in latents(512, 3):
+        with torch.no_grad():
+            pairs.append((model.main[:12](z), original.main[:13](z)))
+    usual = layer_fit.INTERPOLATION_TAX
+    layer_fit.INTERPOLATION_TAX = tax
+    try:
+        return layer_fit.fit_layer(model.main[12], lambda: pairs)
+    finally:
+        layer_fit.INTERPOLATION_TAX = usual
+
+
+def compare_interpolation(
+    results: Results, original: nn.Module, count: int, kept: pathlib.Path | None
+) -> None:
+    """The calibrated model's last layer fitted with interpolation at no price, at 5 %, and at any."""
+    for tax in (0.0, layer_fit.INTERPOLATION_TAX, 100.0):
+        model, _ = calibrated(original, count, kept)
+        start = time.process_time()
+        error = refit_last(original, model, tax)
+        name = f"calibrated, {count} latents, last layer again, interpolation up to {tax:g} times the error"
+        results.add(name, model, time.process_time() - start, error=round(error, 4))
 
 
 def distil(results: Results, original: nn.Module, arguments: argparse.Namespace) -> None:
@@ -238,6 +292,7 @@ def main() -> None:
     parser.add_argument("--latents", type=int, nargs="*", default=[256, 1024, 4096])
     parser.add_argument("--free", action="store_true", help="the data-free fit too")
     parser.add_argument("--tolerance", type=float, nargs="*", default=[])
+    parser.add_argument("--interpolation", action="store_true", help="the last layer with it and without")
     parser.add_argument("--auto-latents", type=int, default=1024)
     parser.add_argument("--minutes", type=float, nargs="*", default=[], help="of distillation, on 2 cores")
     parser.add_argument("--anneal", action="store_true", help="distil an iPixelDCL whose gate falls to 0")
@@ -280,6 +335,8 @@ def main() -> None:
         if name not in results.rows:
             model, told = calibrated(original, count, arguments.kept)
             results.add(name, model, told["seconds"], errors=told["errors"])
+    if arguments.interpolation:
+        compare_interpolation(results, original, arguments.latents[-1], arguments.kept)
     if arguments.minutes:
         distil(results, original, arguments)
 
