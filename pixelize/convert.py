@@ -25,8 +25,8 @@ from pixelize.errors import (
     PixelizeError,
     PixelizeWarning,
 )
-from pixelize.inherit import LAYERS, Design, inherit
-from pixelize.norm_statistics import input_prior
+from pixelize.inherit import LAYERS, Design, baked, inherit
+from pixelize.norm_statistics import prior_before
 from pixelize.prior_fit import InputPrior
 from pixelize.report import Report, SiteReport, attach
 from pixelize.rewrites import (
@@ -174,10 +174,15 @@ def convert(
     undo: list[tuple[nn.Module, State]] = []
     try:
         swaps = []
+        existing = list(target.modules())
+        places = {id(module): place for place, module in enumerate(existing)}
         for site in chosen:
             module = target.get_submodule(site.name)
+            prior = None
+            if layer == "pixeldcl":
+                prior = prior_before(existing, places[id(module)], site.geometry.in_channels)
             new, rows[site.name] = _build(
-                site, module, "ipixeldcl" if layer == "auto" else layer, design, init, target
+                site, module, "ipixeldcl" if layer == "auto" else layer, design, init, target, prior
             )
             rows[site.name].multiply_adds_before = counts_before.get(site.name)
             swaps.append((module, state_of(new)))
@@ -318,18 +323,21 @@ def build_layer(
 
     ``prior``: what is known of its input, for ``init="inherit"`` of a PixelDCL.
     """
+    note: str | None = None
     if site.kind == "conv_transpose":
         assert isinstance(module, nn.ConvTranspose2d)
         source = module
     else:
+        if isinstance(module, nn.Conv2d) and (plain := baked(module)) is not module:
+            module, note = plain, "its norm or parametrization was worked into the weight"
         source = _plain(canonical(site, module), module)
+    error: float | None = 0.0
     if layer == "dcl":
         new: nn.Module = source
-        error: float | None = 0.0
-        note = None
     else:
         groups = site.geometry.out_channels if design.groups == -1 else design.groups
-        new, error, note = inherit(source, layer, replace(design, groups=groups), init, prior)
+        new, error, told = inherit(source, layer, replace(design, groups=groups), init, prior)
+        note = note or told
     if site.kind != "conv_transpose":
         new = replacement(site, module, new)
         new.train(module.training)
@@ -344,11 +352,11 @@ def build_layer(
 
 
 def _build(
-    site: Site, module: nn.Module, layer: str, design: Design, init: str, model: nn.Module
-) -> tuple[nn.Module, SiteReport]:
+    site: Site, module: nn.Module, layer: str, design: Design, init: str, model: nn.Module,
+    prior: InputPrior | None,
+) -> tuple[nn.Module, SiteReport]:  # fmt: skip
     start = "inherit" if init == "calibrate" else init
     try:
-        prior = input_prior(model, site.name, site.geometry.in_channels) if layer == "pixeldcl" else None
         new, error, note = build_layer(site, module, layer, design, start, prior)
     except PixelizeError:
         raise

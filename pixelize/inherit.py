@@ -12,7 +12,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from pixelize.rewrites import TransposedConv, geometry_of
 LAYERS: dict[str, type[_PixelDeconvolution2d]] = {"ipixeldcl": iPixelDCL2d, "pixeldcl": PixelDCL2d}
 
 _NORM_HOOKS = (WeightNorm, SpectralNorm, SpectralNormStateDictHook, SpectralNormLoadStateDictPreHook)
+
+
+Convolution = TypeVar("Convolution", nn.Conv2d, nn.ConvTranspose2d)
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def inherit(
     return new, error, note
 
 
-def baked(module: nn.ConvTranspose2d) -> nn.ConvTranspose2d:
+def baked(module: Convolution) -> Convolution:
     """``module`` with its weight as a plain parameter: without parametrizations and old norm hooks.
     ``module`` is not changed.
     """

@@ -68,8 +68,8 @@ class ResizeConvToConvTranspose(_UpsamplingPass):
             nn.ConvTranspose2d now return self.conv(u)
 
     Where a skip is concatenated in between, or the resize has other readers, it stays, and the convolution's
-    module becomes a :class:`pixelize.rewrites.resize_conv_module.ResizeConv2d`. After a bilinear resize the module
-    is ``Sequential(ReplicationPad2d, ConvTranspose2d)``.
+    module becomes a :class:`pixelize.rewrites.resize_conv_module.ResizeConv2d`; likewise where a bilinear
+    resize is zero-padded. Without that its convolution is ``Sequential(ReplicationPad2d, ConvTranspose2d)``.
     """
 
     kinds = ("resize_conv",)

@@ -133,25 +133,31 @@ def canonical(site: Site, module: nn.Conv2d) -> TransposedConv:
 
     The bias is the mean over the phases of each channel; what is left of it stays in :class:`ShuffleConv2d`.
     """
-    r, g = site.options["factor"], module.groups
-    weight = _ordered(module.weight.detach(), site.options["order"])
+    weight = merge_phases(module.weight.detach(), site.options, module.groups)
+    bias = None if module.bias is None else _split_bias(module.bias.detach(), site.options)[0]
+    return TransposedConv(site.geometry, weight, bias)
+
+
+def merge_phases(weight: Tensor, options: Mapping[str, Any], g: int) -> Tensor:
+    """Conv2d layout (C r^2, C_in/g, k, k) to ConvTranspose2d layout (C_in, C/g, r k, r k)."""
+    r, weight = options["factor"], _ordered(weight, options["order"])
     c_out, c_in, kh, kw = weight.shape
     taps = weight.flip(-2, -1).reshape(g, c_out // (g * r * r), r, r, c_in, kh, kw)
     # (g, C, a, b, I, y, x) to (g, I, C, y, a, x, b)
     full = taps.permute(0, 4, 1, 5, 2, 6, 3).reshape(g * c_in, c_out // (g * r * r), kh * r, kw * r)
-    bias = None
-    if module.bias is not None:
-        bias = _phases(module.bias.detach(), site.options).double().mean(1).to(weight.dtype)
-    return TransposedConv(site.geometry, full.contiguous(), bias)
+    return full.contiguous()
+
+
+def _split_bias(bias: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """A convolution's bias as the mean over the phases of each channel, (C,), and the rest, (C r^2,)."""
+    phases = _ordered(bias, options["order"]).reshape(-1, options["factor"] ** 2)
+    mean = phases.double().mean(1).to(bias.dtype)
+    return mean, (phases - mean[:, None]).reshape(-1)
 
 
 def _ordered(values: Tensor, order: list[int] | None) -> Tensor:
     """Output channels as ``F.pixel_shuffle`` would have them."""
     return values if order is None else values[list(order)]
-
-
-def _phases(bias: Tensor, options: Mapping[str, Any]) -> Tensor:
-    return _ordered(bias, options["order"]).reshape(-1, options["factor"] ** 2)
 
 
 class ShuffleConv2d(nn.Module):
@@ -165,6 +171,7 @@ class ShuffleConv2d(nn.Module):
         super().__init__()
         self.layer = layer
         self.factor = int(options["factor"])
+        self.options = dict(options)
         order = options["order"]
         # where each channel of the convolution's output lies among the unshuffled ones
         self.places: list[int] | None = (
@@ -174,10 +181,19 @@ class ShuffleConv2d(nn.Module):
         self.kernel_size, self.stride, self.groups = module.kernel_size, module.stride, module.groups
         self.phase_bias: nn.Parameter | None = None
         if module.bias is not None:
-            phases = _phases(module.bias.detach(), options)
-            rest = (phases - phases.double().mean(1, keepdim=True).to(phases.dtype)).reshape(-1)
+            rest = _split_bias(module.bias.detach(), options)[1]
             self.phase_bias = nn.Parameter(rest, requires_grad=module.bias.requires_grad)
         self.training = module.training
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Takes a state dict of the original convolution as well."""
+        if prefix + "weight" in state_dict:
+            weight = state_dict.pop(prefix + "weight")
+            state_dict[prefix + "layer.weight"] = merge_phases(weight, self.options, self.groups)
+        if prefix + "bias" in state_dict:
+            mean, rest = _split_bias(state_dict.pop(prefix + "bias"), self.options)
+            state_dict[prefix + "layer.bias"], state_dict[prefix + "phase_bias"] = mean, rest
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
 
     @property
     def weight(self) -> Tensor:

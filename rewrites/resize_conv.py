@@ -20,6 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from pixelize.rewrites.flow import Blocks, Factor, Flow, read_by
 from pixelize.rewrites.resize import taps
@@ -33,8 +36,10 @@ def conv_refusal(module: nn.Conv2d) -> str | None:
     """Why a convolution that reads a resized image cannot become a transposed one, or None if it can."""
     if type(module).forward is not nn.Conv2d.forward:
         return f"{type(module).__name__} has a forward of its own, not nn.Conv2d's"
-    if hasattr(module, "parametrizations") or "weight" not in module._parameters:
-        return "its weight is computed (spectral_norm, weight_norm): remove the parametrization first"
+    if not parametrize.is_parametrized(module) and "weight" not in module._parameters:
+        norms = [h for h in module._forward_pre_hooks.values() if isinstance(h, WeightNorm | SpectralNorm)]
+        if not norms:
+            return "its weight is no parameter, and what computes it is not known"
     if tuple(module.stride) != (1, 1):
         return f"the convolution has stride {tuple(module.stride)}"
     return None

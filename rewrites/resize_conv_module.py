@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from pixelize.rewrites.resize import taps
-from pixelize.rewrites.resize_conv import Range, is_bilinear, own_padding, split_taps, take
+from pixelize.rewrites.resize_conv import Range, is_bilinear, merge_taps, own_padding, split_taps, take
 
 
 def complement(ranges: Sequence[Sequence[int]], channels: int) -> list[Range]:
@@ -107,6 +107,20 @@ class ResizeConv2d(nn.Module):
             x = channels_of(input, self.options["ranges"])
             y = F.conv2d(self._own_padded(x), self._kernel(), self.bias, 1, 0, self.dilation, self.groups)
         return y if self.skip is None else y + self.skip(channels_of(input, self.rest))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Takes a state dict of the original convolution as well: its weight becomes the layer's and the
+        skip's."""
+        weight = state_dict.pop(prefix + "weight", None)
+        if weight is not None:
+            mine = take(weight.double(), self.options["ranges"])
+            full = merge_taps(mine, self.dilation, self.factor, self.groups, is_bilinear(self.options))
+            state_dict[prefix + "layer.weight"] = full.to(weight.dtype)
+            if self.skip is not None:
+                state_dict[prefix + "skip.weight"] = take(weight, self.rest)
+        if prefix + "bias" in state_dict:
+            state_dict[prefix + "layer.bias"] = state_dict.pop(prefix + "bias")
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
 
     def _is_resized(self, x: Tensor) -> bool:
         """Whether ``x`` repeats its pixels, looked at once for each size and mode; a graph being captured

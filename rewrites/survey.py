@@ -16,7 +16,7 @@ from pixelize.rewrites.probe import factors_kept
 from pixelize.rewrites.site import Site, Skipped, Survey
 
 VARYING = "the resize has another factor at another input size"
-FUNCTIONAL = "called as F.conv_transpose2d: make it a module first (pixelize.rewrites.outline)"
+FUNCTIONAL = "called as a function: make it a module first (pixelize.rewrites.outline)"
 
 Calls = dict[str, list[fx.Node]]
 
@@ -36,9 +36,9 @@ def survey(model: nn.Module, example_inputs: Any = None, functional: bool = Fals
     flow = analyse(seen.graph, model)
     calls = _calls(flow, model)
     found, refused, used = _convolutions(flow, model, calls)
-    bare, left = _resizes(flow, model, calls, used)
-    found, varying = _unchanging(model, flow, calls, found, example_inputs, notes)
     outlined, opaque = scan_functional(model, flow)
+    bare, left = _resizes(flow, model, calls, used | flow.convolved)
+    found, varying = _unchanging(model, flow, calls, found, example_inputs, notes)
     if not functional:
         opaque += [Skipped(s.name, s.kind, s.type, FUNCTIONAL) for s in outlined]
         outlined = []
@@ -113,8 +113,6 @@ def _resizes(
         for node in mine:
             ends = ", ".join(sorted(set(flow.ends.get(node, ()))))
             read = "no convolution reads its result" + (f", which goes to {ends}" if ends else "")
-            if node in flow.convolved:
-                read = "read by F.conv2d: there is no nn.Conv2d module to replace"
             reason = flow.resizes[node] or read
             kind = type(module).__name__ if isinstance(module, nn.Upsample) else flow.ops[node].name
             skipped.append(Skipped(path, "resize", kind, reason))

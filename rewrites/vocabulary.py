@@ -244,7 +244,7 @@ def _repeat(node: fx.Node, name: str) -> Op:
 
 
 def _convolution(node: fx.Node, name: str) -> Op:
-    a = _bind(node, ("input", "weight", "bias"))
+    a = _bind(node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"))
     transposed = name == "conv_transpose2d"
     if name.endswith("convolution"):
         full = _bind(
