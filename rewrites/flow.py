@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from math import gcd
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from pixelize.rewrites.vocabulary import Op, describe, shape_of
@@ -63,8 +64,11 @@ class Flow:
 def analyse(graph: fx.Graph, root: nn.Module) -> Flow:
     """The block sizes of every value of ``graph``; ``root`` owns the modules that it calls."""
     flow = Flow({node: describe(node, root) for node in graph.nodes})
+    changed = _changed_through_views(graph)
     for node, op in flow.ops.items():
-        found = _transfer(node, op, flow)
+        found = _transfer(node, op, flow) if node not in changed else None
+        if node in changed and op.kind == "resize" and _enlarges(node, op):
+            flow.resizes[node] = "parts of its result are overwritten"
         if found is not None and any(f != (1, 1) for f in found.factors):
             flow.blocks[node] = found
             continue
@@ -74,6 +78,22 @@ def analyse(graph: fx.Graph, root: nn.Module) -> Flow:
             if op.kind not in ("conv", "resize") and node.op != "output":
                 flow.ends.setdefault(source, []).append(op.name)
     return flow
+
+
+def _changed_through_views(graph: fx.Graph) -> set[fx.Node]:
+    """The values that an operator writes into through a view of them (``u[..., 0] = 1``)."""
+    changed: set[fx.Node] = set()
+    for node in graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+            continue
+        value = node.args[0] if node.args else None
+        while isinstance(value, fx.Node) and isinstance(value.target, torch._ops.OpOverload):
+            source = value.args[0] if value.args else None
+            if not value.target.is_view or not isinstance(source, fx.Node):
+                break
+            value = source
+            changed.add(value)
+    return changed
 
 
 def _sources(node: fx.Node, flow: Flow) -> Iterable[fx.Node]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from pixelize.rewrites import resize_conv
 from pixelize.rewrites.flow import Flow, read_by
@@ -39,7 +40,7 @@ def scan_functional(model: nn.Module, flow: Flow) -> tuple[list[Site], list[Skip
             continue
         owner = str(node.meta.get("owner", ""))
         module = model.get_submodule(owner)
-        if isinstance(module, nn.ConvTranspose2d | nn.Conv2d):
+        if isinstance(module, _ConvNd):  # a module's own call
             continue
         found = _site(model, owner, module, op, flow)
         if isinstance(found, Site):

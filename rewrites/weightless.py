@@ -18,9 +18,12 @@ def weightless(model: nn.Module) -> Iterator[None]:
     """Within it the parameters, buffers and other tensors of ``model`` are on the meta device; afterwards
     each module is what it was, whatever its forward kept.
 
-    A forward that looks at values, or mixes in tensors made elsewhere, raises within.
+    A forward that looks at values, or mixes in tensors made elsewhere, raises within. Raises TypeError,
+    changing nothing, for a model with scripted parts.
     """
     modules = list(model.modules())
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
+        raise TypeError("a scripted module's tensors live elsewhere: they could not be put back")
     former = [(module, _shallow(module.__dict__)) for module in modules]
     stand_ins: dict[int, Tensor] = {}  # shared tensors stay shared
     try:
