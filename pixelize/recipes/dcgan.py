@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from pixelize.recipes.vae_model import decoder_blocks, doublings
+from pixelize.recipes.vae_model import doublings, up_blocks
 
 
 class Generator(nn.Module):
@@ -26,7 +26,7 @@ class Generator(nn.Module):
             nn.BatchNorm2d(widths[0]),
             nn.ReLU(inplace=True),
         )
-        self.up = nn.Sequential(*decoder_blocks(arm, [*widths, channels]))
+        self.up = nn.Sequential(*up_blocks(arm, [*widths, channels])[:-2], nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
         return self.up(self.project(z[:, :, None, None]))

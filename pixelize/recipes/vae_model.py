@@ -16,7 +16,9 @@ class VAE(nn.Module):
     """Strided convolutions down to 4x4, a latent vector, and as many up-samplers up again.
 
     Channels double from ``width`` on the way down and halve on the way up; batch norm and ReLU after each;
-    the last up-sampler makes the picture, through tanh.
+    a last 3x3 convolution makes the picture, through tanh. (Were it made by the last up-sampler, a PixelDCL
+    there would have to tell three pixels in four from the picture's own few channels at half its size: a grey
+    one was seen to learn nothing.)
 
     Shapes: pictures ``(N, channels, size, size)`` in [-1, 1], ``size`` = 4 * 2^n; latents ``(N, latents)``.
 
@@ -40,7 +42,11 @@ class VAE(nn.Module):
             nn.BatchNorm2d(widths[-1]),
             nn.ReLU(inplace=True),
         )
-        self.up = nn.Sequential(*decoder_blocks(arm, [*reversed(widths), channels]))
+        self.up = nn.Sequential(
+            *up_blocks(arm, [*reversed(widths), width]),
+            nn.Conv2d(width, channels, 3, padding=1),
+            nn.Tanh(),
+        )
         self.latent_shape = (latents,)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,10 +98,9 @@ def doublings(size: int) -> int:
     return n
 
 
-def decoder_blocks(arm: str, widths: list[int]) -> list[nn.Module]:
-    """Up-samplers from each width to the next, with batch norm and ReLU between them and tanh at the end."""
+def up_blocks(arm: str, widths: list[int]) -> list[nn.Module]:
+    """Up-samplers from each width to the next, batch norm and ReLU after each."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers.append(upsampler(arm, before, after))
-        layers += [nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
-    return [*layers[:-2], nn.Tanh()]
+        layers += [upsampler(arm, before, after), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+    return layers
