@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from pixelize.adapters.adapter import call
 from pixelize.rewrites.capture import undisturbed
+from pixelize.rewrites.weightless import shapes_of, weightless
 
 
 def place_of(model: nn.Module) -> dict[str, Any]:
@@ -31,15 +33,21 @@ def noise(model: nn.Module, *shape: int) -> Tensor:
 
 
 def runs(model: nn.Module, inputs: Any) -> bool:
-    """Whether the model takes these inputs; it is run in evaluation mode and left as it was."""
+    """Whether the model takes these inputs; it is run in evaluation mode and left as it was.
+
+    Run for shapes alone if it can be, else on the numbers.
+    """
     if any(is_lazy(p) for p in model.parameters()):  # running it would initialise it
         return False
-    try:
-        with undisturbed(model):
-            call(model, inputs)
-        return True
-    except Exception:  # a stranger's forward may raise anything
-        return False
+    for place in (weightless, nullcontext):
+        given = shapes_of(inputs) if place is weightless else inputs
+        try:
+            with undisturbed(model), place(model):
+                call(model, given)
+            return True
+        except Exception:  # a stranger's forward may raise anything
+            continue
+    return False
 
 
 def first_that_runs(model: nn.Module, candidates: list[Any]) -> Any:

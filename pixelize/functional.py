@@ -7,17 +7,20 @@ convolutions give.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pixelize.polyphase import Phase, anchor_phase, axis_phases, output_excess
-from pixelize.schedule import Schedule, Stage, Term, build_schedule, make_schedule
+from pixelize.schedule import Schedule, Stage, Term, build_schedule
 from pixelize.shuffle import add_up, interleave, is_channels_last, split_phases
 
 Pair = tuple[int, int]
+T = TypeVar("T")
 
 
 def ipixel_dcl2d(
@@ -53,7 +56,7 @@ def ipixel_dcl2d(
     """
     s, p, d, op = _pair(stride), _pair(padding), _pair(dilation), _pair(output_padding)
     k = (weight.shape[2], weight.shape[3])
-    anchor = anchor_phase(k, s, p, d)
+    anchor = _anchor(k, s, p, d)
     plan = _plan(schedule, s, _pair(dependency_kernel_size), anchor)
     if input_gate is not None:
         weight = weight * gate_mask(k, s, p, d, anchor, input_gate.to(weight.dtype))
@@ -90,7 +93,7 @@ def pixel_dcl2d(
     :func:`ipixel_dcl2d`.
     """
     k, s, p, d, op = (_pair(v) for v in (kernel_size, stride, padding, dilation, output_padding))
-    anchor = anchor_phase(k, s, p, d)
+    anchor = _anchor(k, s, p, d)
     plan = _plan(schedule, s, _pair(dependency_kernel_size), anchor)
     grid = [output_excess(k[i], s[i], p[i], d[i], op[i]) for i in (0, 1)]
     first = first_phase(input, weight, k, s, p, d, groups, (grid[0][1], grid[1][1]), anchor)
@@ -118,17 +121,10 @@ def first_phase(
     :func:`pixelize.polyphase.phase_weight`): a phase of a transposed convolution is a transposed
     convolution of stride 1, which takes the weight as it lies in memory.
     """
-    steps, lead, tail = [], [], []
-    for i in (0, 1):
-        axis = axis_phases(kernel_size[i], stride[i], padding[i], dilation[i])[anchor[i]]
-        span = axis.step * (
-            len(axis.taps) - 1
-        )  # the full output has H + span rows, the first at -offsets[-1]
-        steps.append(axis.step)
-        lead.append(axis.offsets[-1])
-        tail.append(span - axis.offsets[-1] - growth[i])
+    steps, lead, after = _window(kernel_size, stride, padding, dilation, anchor)
+    tail = (after[0] - growth[0], after[1] - growth[1])
     crop = _symmetric(lead, tail)
-    y = F.conv_transpose2d(input, weight, None, 1, crop, 0, groups, (steps[0], steps[1]))
+    y = F.conv_transpose2d(input, weight, None, 1, crop, 0, groups, steps)
     return _cropped(y, crop, lead, tail)
 
 
@@ -215,10 +211,31 @@ def _source(terms: Sequence[Tensor]) -> Tensor:
     return total.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def _plan(schedule: str, stride: Pair, size: Pair, anchor: Phase) -> Schedule:
-    # a compiler looks through a cache, and warns that it does
-    make = build_schedule if torch.compiler.is_dynamo_compiling() else make_schedule
-    return make(schedule, stride, size, anchor)
+def _constant(function: Callable[..., T]) -> Callable[..., T]:
+    # What depends on a layer's geometry alone is worked out once. A compiler does so anyway, looks through a
+    # cache, and warns that it does.
+    kept = lru_cache(maxsize=512)(function)
+
+    @wraps(function)
+    def call(*arguments: Any) -> T:
+        return function(*arguments) if torch.compiler.is_dynamo_compiling() else kept(*arguments)
+
+    return call
+
+
+_plan = _constant(build_schedule)
+_anchor = _constant(anchor_phase)
+
+
+@_constant
+def _window(
+    kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, anchor: Phase
+) -> tuple[Pair, Pair, Pair]:
+    # The first phase's taps: how far apart the inputs are that they read, and how many rows and columns the
+    # full convolution, which has H + span rows, has before the first and after the last of H.
+    axes = [axis_phases(kernel_size[i], stride[i], padding[i], dilation[i])[anchor[i]] for i in (0, 1)]
+    (a, b), (c, d) = ((axis.offsets[-1], axis.step * (len(axis.taps) - 1)) for axis in axes)
+    return (axes[0].step, axes[1].step), (a, c), (b - a, d - c)
 
 
 def _symmetric(lead: Sequence[int], tail: Sequence[int]) -> Pair:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -23,26 +25,19 @@ ACTIVATIONS = (
 NODES = 64
 
 
-def input_prior(model: nn.Module, name: str, channels: int) -> InputPrior | None:
-    """The statistics of the input of module ``name``, if a batch norm of ``channels`` channels is
-    registered just before it.
+def prior_before(modules: Sequence[nn.Module], place: int, channels: int) -> InputPrior | None:
+    """The statistics of the input of ``modules[place]``, if a batch norm of ``channels`` channels is
+    registered just before it. ``modules`` are all modules of a model, in the order of registration.
 
     After training, a batch norm's output has mean ``bias`` and deviation ``|weight|`` in each channel;
     taken as normal, and sent through the activation registered in between, it gives the input's moments (by
     Gauss-Hermite quadrature). Where none is registered there, ReLU is taken for granted, since it has often
     no module of its own. It is a prior: where a guess is wrong, the fit is less good, no less valid.
     """
-    leaves = [(n, m) for n, m in model.named_modules() if n == name or not any(m.children())]
-    names = [n for n, _ in leaves]
-    if name not in names:
-        return None
-    before = [m for _, m in leaves[: names.index(name)]]
-    while before and isinstance(before[-1], nn.Dropout | nn.Dropout2d | nn.Identity | nn.Upsample):
-        before.pop()
-    activation: nn.Module = nn.ReLU()
-    if before and isinstance(before[-1], ACTIVATIONS):
-        activation = before.pop()
-    norm = before[-1] if before else None
+    before = (modules[i] for i in range(place - 1, -1, -1) if not any(modules[i].children()))
+    passed = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Upsample)
+    last = next((m for m in before if not isinstance(m, passed)), None)
+    activation, norm = (last, next(before, None)) if isinstance(last, ACTIVATIONS) else (nn.ReLU(), last)
     if (
         not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
         or not norm.affine

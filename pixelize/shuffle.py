@@ -7,6 +7,7 @@ another runtime knows.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -185,3 +186,8 @@ class _Interleave(torch.autograd.Function):
         if bias is not None and parts[0].dim() == 5:
             bias = bias[:, None]
         return _interleave(stride, size, False, layout, bias, *parts), 0
+
+
+for _function in (_Split, _Interleave):
+    # autograd asks for it in every call, and working it out takes as long as a small convolution
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 import pixelize
-from pixelize import ArgumentError, PixelDCL2d, PixelizeError, iPixelDCL2d, layer_fit, lockstep
+from pixelize import ArgumentError, PixelDCL2d, PixelizeError, iPixelDCL2d, layer_fit, lockstep, prior_fit
 from pixelize.calibrate import calibrate
 from pixelize.gram import NormalEquations
 from pixelize.inherit import Design, inherit
-from pixelize.layer_fit import fit_layer, interpolation
-from pixelize.norm_statistics import input_prior
+from pixelize.interpolation import interpolation
+from pixelize.layer_fit import fit_layer
+from pixelize.norm_statistics import prior_before
 from pixelize.prior_fit import CORRELATION, InputPrior
 
 DESIGNS = [
@@ -203,11 +204,11 @@ def test_a_batch_norm_tells_the_moments_of_what_follows_it():
     up = nn.ConvTranspose2d(5, 2, 4, 2, 1)
     model = nn.Sequential(nn.Conv2d(3, 5, 1), norm, act, up)
     values = act(norm.train()(torch.randn(4000, 5, 8, 8))).double()
-    found = input_prior(model, "3", 5)
+    found = prior_before(list(model.modules()), 4, 5)
     torch.testing.assert_close(found.mean, values.mean((0, 2, 3)), atol=0.01, rtol=0.01)
     torch.testing.assert_close(found.deviation, values.std((0, 2, 3)), atol=0.01, rtol=0.01)
-    assert input_prior(nn.Sequential(nn.Conv2d(3, 5, 1), act, up), "2", 5) is None
-    assert input_prior(nn.Sequential(nn.BatchNorm2d(7), up), "1", 5) is None
+    assert prior_before([nn.Conv2d(3, 5, 1), act, up], 2, 5) is None
+    assert prior_before([nn.BatchNorm2d(7), up], 1, 5) is None
 
 
 def test_what_is_too_large_to_keep_is_made_again(monkeypatch):
@@ -240,7 +241,7 @@ def test_what_interpolating_kernels_satisfy(size):
         return a + b * x + c * x * x + d * y + e * x * y + f * y * y
 
     for stage in layer.plan.stages:
-        rows, wanted = interpolation(layer, stage)
+        rows, wanted = interpolation(stage, layer.stride, torch.eye(2, dtype=torch.float64))
         # the same polynomial in units of the stride, in the order of the rows
         powers = torch.stack([a, 3 * b, 9 * c, 3 * d, 9 * e, 9 * f])
         for channel in (0, 1):
@@ -261,6 +262,20 @@ def test_a_layer_that_makes_pictures_interpolates_and_one_that_makes_features_do
         fit_layer(layer, lambda pairs=pairs: pairs)
         sums = layer.dependency_kernels[0].detach().sum((2, 3))
         assert ((sums - torch.eye(channels)).abs().max() < 0.02) == (channels == 3)
+
+
+def test_without_data_too_pictures_are_made_by_interpolation(monkeypatch):
+    def first_kernel(channels):
+        torch.manual_seed(5)
+        layer, error, _ = inherit(nn.ConvTranspose2d(8, channels, 4, 2, 1), "pixeldcl", Design(), "inherit")
+        return layer.dependency_kernels[0].detach().sum((2, 3)), error
+
+    free, least = first_kernel(3)
+    monkeypatch.setattr(prior_fit, "INTERPOLATION_TAX", 1e6)
+    kept, error = first_kernel(3)
+    assert (kept - torch.eye(3)).abs().max() < 0.02 < (free - torch.eye(3)).abs().max()
+    assert error > least
+    assert (first_kernel(6)[0] - torch.eye(6)).abs().max() > 0.02
 
 
 def test_sites_that_the_data_does_not_reach_are_told():
