@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pixelize.functional import dependency, first_phase, gate_mask
 from pixelize.gram import NormalEquations
 from pixelize.inherit import effective_weight
+from pixelize.interpolation import INTERPOLATION_TAX, PICTURE_CHANNELS, interpolation
 from pixelize.layers import PixelDCL2d, _PixelDeconvolution2d, iPixelDCL2d
 from pixelize.partial_layer import PartialPixelDCL2d, input_kernels_of
 from pixelize.polyphase import AxisPhase, Phase, axis_phases, phase_weight
@@ -36,12 +37,6 @@ HELD_BACK = 8
 """One sample in so many is held back: the ridge is chosen on it, and the error measured."""
 ROWS_PER_BATCH = 32768
 """Pixels of one batch that a fit looks at, at most; drawn at random where there are more."""
-PICTURE_CHANNELS = 4
-"""A layer with so many output channels or fewer makes pictures: its fit favours kernels that interpolate
-(see :func:`interpolation`),
-"""
-INTERPOLATION_TAX = 1.05
-"""as long as that costs no more than so many times the error of the fit that does not."""
 CHUNK = 2**25
 """Numbers in one block of rows."""
 
@@ -119,7 +114,9 @@ def fit_stage(layer: _PixelDeconvolution2d, number: int, stage: Stage, pairs: Pa
     if layer.out_channels > PICTURE_CHANNELS or sees_input or stage.shared:
         solved = equations.solve()
     else:
-        solved = equations.solve_favouring(*interpolation(layer, stage), tax=INTERPOLATION_TAX)
+        channels = torch.eye(layer.out_channels // groups).to(equations.gram)
+        rows, wanted_rows = interpolation(stage, layer.stride, channels)
+        solved = equations.solve_favouring(rows, wanted_rows, tax=INTERPOLATION_TAX)
     solved = solved.unflatten(1, (len(reads[targets[0]]), -1))
     parts = [solved] * len(targets) if stage.shared else solved.chunk(len(targets), -1)
     kernel = layer.dependency_kernels[number]
@@ -127,28 +124,6 @@ def fit_stage(layer: _PixelDeconvolution2d, number: int, stage: Stage, pairs: Pa
     stage.assemble(dict(zip(targets, parts, strict=True)), new, groups)
     with torch.no_grad():
         kernel.copy_(new)
-
-
-def interpolation(layer: _PixelDeconvolution2d, stage: Stage) -> tuple[Tensor, Tensor]:
-    """Rows that the kernel of a dense stage satisfies if it interpolates each channel.
-
-    Quadratic polynomials of the pixel's position, as they are at the pixels that are read, must give what
-    they are at the targets: a picture's slow parts then go through all phases alike, and leave no pattern.
-    Returns (6 C/groups, n) and (6 C/groups, targets C/groups).
-    """
-    stride = torch.tensor(layer.stride, dtype=torch.float64)
-    features = stage.features(stage.targets[0])
-    read = torch.tensor([f.source for f in features]) / stride + torch.tensor([f.offset for f in features])
-    made = torch.tensor(stage.targets) / stride
-    powers = [(a, b) for a in range(3) for b in range(3 - a)]
-    width = layer.out_channels // layer.dependency_groups
-    channels = torch.eye(width, dtype=torch.float64, device=layer.weight.device)
-
-    def rows(at: Tensor) -> Tensor:
-        values = torch.stack([at[:, 0] ** a * at[:, 1] ** b for a, b in powers]).to(channels)
-        return torch.kron(values, channels)
-
-    return rows(read), rows(made)
 
 
 def layer_error(layer: nn.ConvTranspose2d, pairs: Pairs) -> float:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pixelize.gram import mean_power, solve_ridge
+from pixelize.gram import FAVOUR, mean_power, solve_ridge
+from pixelize.interpolation import PICTURE_CHANNELS, interpolation
 from pixelize.polyphase import Phase, PhaseFilter, phase_filters
 from pixelize.rewrites import TransposedConv
 from pixelize.schedule import Feature, Schedule, Stage
@@ -22,6 +23,10 @@ from pixelize.schedule import Feature, Schedule, Stage
 CORRELATION = 0.5
 RIDGES = (1e-6, 1e-4, 1e-2)
 """Relative to the mean feature's power; the larger ones where rounding leaves the smaller without effect."""
+INTERPOLATION_TAX = 1.25
+"""Kernels that make pictures interpolate where that costs no more than so many times the expected error. More
+than a fit on data may pay: a prior exaggerates what is lost, since pictures are smoother.
+"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def fit_from_prior(
         if number < input_stages:
             student.update({t: targets[t] for t in stage.targets})
         else:
-            solutions, squared = _fit_stage(stage, student, targets, moments)
+            solutions, squared = _fit_stage(stage, student, targets, moments, plan.stride)
             missed += squared
             stage.assemble(solutions, kernel, groups)
             for target in stage.targets:
@@ -110,7 +115,11 @@ class _Moments:
 
 
 def _fit_stage(
-    stage: Stage, student: dict[Phase, PhaseFilter], teacher: dict[Phase, PhaseFilter], moments: _Moments
+    stage: Stage,
+    student: dict[Phase, PhaseFilter],
+    teacher: dict[Phase, PhaseFilter],
+    moments: _Moments,
+    stride: tuple[int, int],
 ) -> tuple[dict[Phase, Tensor], float]:
     """For each target (groups, features, C/groups, C/groups), and the expected squared error that is left."""
     lags: dict[tuple[Phase, Phase, int, int], Tensor] = {}
@@ -138,13 +147,23 @@ def _fit_stage(
     # in a dense stage all targets read the same; in a shared one all have the same kernel
     total = sum((gram(t) for t in targets[1:]), gram(targets[0])) if stage.shared else gram(targets[0])
     right = [sum(crosses.values())] if stage.shared else list(crosses.values())
-    solved = _solve(total, torch.cat(right, -1))  # type: ignore[arg-type]
+    wanted = torch.cat(right, -1)  # type: ignore[arg-type]
+    power = sum(moments.power(teacher[t]) for t in targets)
+
+    def missed(solution: Tensor) -> float:
+        return power + float((solution * (total @ solution - 2 * wanted)).sum())
+
+    solved = _solve(total, wanted)
+    if total.shape[0] * crosses[targets[0]].shape[-1] <= PICTURE_CHANNELS and not stage.shared:
+        rows, made = interpolation(stage, stride, torch.eye(wanted.shape[-1] // len(targets)).to(total))
+        weight = FAVOUR * mean_power(total)[:, None, None]
+        kept = _solve(total + weight * (rows.T @ rows), wanted + weight * (rows.T @ made))
+        if missed(kept) <= INTERPOLATION_TAX**2 * missed(solved):
+            solved = kept
     parts = [solved] * len(targets) if stage.shared else solved.chunk(len(targets), -1)
-    missed = sum(moments.power(teacher[t]) for t in targets)
-    missed -= 2 * sum(float((beta * crosses[t]).sum()) for t, beta in zip(targets, parts, strict=True))
-    missed += float((solved * (total @ solved)).sum())
     count = len(stage.features(targets[0]))
-    return {t: beta.unflatten(-2, (count, -1)) for t, beta in zip(targets, parts, strict=True)}, missed
+    solutions = {t: beta.unflatten(-2, (count, -1)) for t, beta in zip(targets, parts, strict=True)}
+    return solutions, missed(solved)
 
 
 def _solve(gram: Tensor, right: Tensor) -> Tensor:
