@@ -2,19 +2,20 @@
 
     python benchmarks/gan_repair.py --data faces64.zip --minutes 2 --arms control,ipixeldcl,ipixeldcl-dw
 
-Each arm's step is timed first (CPU time of this process, so that other processes do not matter much); its
-number of steps is then the time divided by that. The loss, the data, the rate's course and all else are the
-same. Writes benchmarks/results/gan_repair.json and .md after every run; the same command goes on after an
+Each arm's step is timed first (CPU time, the arms taking turns); its number of steps is then the time divided
+by that. The loss, the data, the rate's course and all else are the
+same. Writes benchmarks/results/<name>.json and .md after every run; the same command goes on after an
 interruption, and one with more seeds or arms adds to what is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import math
 import platform
 import statistics
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from typing import Any
 import torch
 
 from pixelize.recipes import repair
+from pixelize.recipes.arms import convert_arm
+from pixelize.recipes.artifact_loss import natural_level
+from pixelize.recipes.processes import start
 from pixelize.recipes.recipe_settings import RepairSettings
 
 AT_MOST = {"global (0,1/2)": 1.5, "global (1/2,0)": 1.5, "global (1/2,1/2)": 1.0}
@@ -38,17 +42,28 @@ BETTER = "off natural dB"
 """What tells the better arm: the figure that is farthest from the real pictures', the less the better."""
 
 
-def seconds_per_step(settings: RepairSettings, arm: str, steps: int = 6) -> float:
-    """CPU seconds of one training step of an arm: the difference of two short runs, without what comes before
-    and after.
+def seconds_per_step(settings: RepairSettings, arms: list[str], rounds: int = 8) -> dict[str, float]:
+    """CPU seconds of one training step of each arm: the least of some rounds, in which the arms take turns,
+    so that what else the machine does slows all of them or none.
     """
-    taken = []
-    for n in (2, 2 + steps):
-        with tempfile.TemporaryDirectory() as folder:
+    accelerator = start(settings)
+    teacher, data, _ = repair.load_teacher(settings)
+    teacher = teacher.eval().requires_grad_(False)
+    batch = torch.stack([data[i] for i in range(settings.batch)])
+    steps = {}
+    for arm in arms:
+        model = convert_arm(arm.removesuffix(repair.CLOSED), copy.deepcopy(teacher), include=settings.include)
+        model.requires_grad_(True)
+        steps[arm] = repair.make_trial(
+            model, settings, teacher, data, natural_level(None), batch, batch, accelerator
+        ).update
+    taken: dict[str, list[float]] = {arm: [] for arm in arms}
+    for _ in range(rounds):
+        for arm, step in steps.items():
             began = time.process_time()
-            repair.run(replace(settings, out=folder, arms=arm, steps=n, eval_every=n, samples=32, data=""))
-            taken.append(time.process_time() - began)
-    return (taken[1] - taken[0]) / steps
+            step(batch, 0)
+            taken[arm].append(time.process_time() - began)
+    return {arm: min(seconds) for arm, seconds in taken.items()}
 
 
 def main() -> None:
@@ -65,6 +80,7 @@ def main() -> None:
     parser.add_argument("--include", default=CONVERTED, help="pattern of the up-samplers that are converted")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", default="runs/gan_repair")
+    parser.add_argument("--name", default="gan_repair", help="of the results")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
 
@@ -93,17 +109,18 @@ def main() -> None:
         "torch": torch.__version__,
         "machine": f"CPU ({platform.machine()})",
     }
-    path = args.out / "gan_repair.json"
+    path = args.out / f"{args.name}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     if found.get("settings") != noted:
         found = {"settings": noted, "arms": {}}
+    new = [arm for arm in args.arms.split(",") if arm not in found["arms"]]
+    if new:  # noted before training, so that a killed run goes on with the same steps
+        for arm, seconds in seconds_per_step(settings, new).items():
+            steps = max(10, round(args.minutes * 60 / seconds))
+            found["arms"][arm] = {"seconds per step": seconds, "steps": steps, "results": {}}
+        write(args.out, args.name, found)
     for seed in args.seeds.split(","):
         for arm in args.arms.split(","):
-            if arm not in found["arms"]:  # noted before training, so that a killed run goes on with the same
-                per_step = seconds_per_step(settings, arm.removesuffix(repair.CLOSED))
-                steps = max(10, round(args.minutes * 60 / per_step))
-                found["arms"][arm] = {"seconds per step": per_step, "steps": steps, "results": {}}
-                write(args.out, found)
             here = found["arms"][arm]
             if seed in here["results"]:
                 continue
@@ -127,7 +144,7 @@ def main() -> None:
                 }
             here["parameters"] = done["facts"]["parameters"]
             here["results"][seed] = done["results"][0]
-            write(args.out, found)
+            write(args.out, args.name, found)
 
 
 def met(name: str, value: float, natural: dict[str, float]) -> bool | None:
@@ -147,10 +164,10 @@ def mean_and_spread(values: list[float]) -> str:
     return f"{statistics.fmean(values):.1f}{spread}"
 
 
-def write(out: Path, found: dict[str, Any]) -> None:
+def write(out: Path, name: str, found: dict[str, Any]) -> None:
     """Writes all that is known so far as JSON, and the finished arms as a table with a verdict."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "gan_repair.json").write_text(json.dumps(found, indent=1) + "\n")
+    (out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     arms = {name: arm for name, arm in found["arms"].items() if arm["results"]}
     if not arms:
         return
@@ -163,25 +180,27 @@ def write(out: Path, found: dict[str, Any]) -> None:
     rows = [["seeds", "", "", *(str(len(a["results"])) for a in arms.values()), ""]]
     rows.append(["steps", "", "", *(str(a["steps"]) for a in arms.values()), ""])
     rows.append(["CPU s per step", "", "", *(f"{a['seconds per step']:.2f}" for a in arms.values()), ""])
+    minutes = (f"{a['seconds per step'] * a['steps'] / 60:.1f}" for a in arms.values())
+    rows.append(["CPU minutes", "", "", *minutes, ""])
     rows.append(["parameters", "", "", *(f"{a['parameters']:,}" for a in arms.values()), ""])
     means: dict[str, dict[str, float]] = {arm: {} for arm in arms}
     missed: dict[str, list[str]] = {arm: [] for arm in arms}
-    for name in next(iter(next(iter(arms.values()))["results"].values())):
-        if name == "train minutes":
+    for key in next(iter(next(iter(arms.values()))["results"].values())):
+        if key == "train minutes":
             continue
         cells = []
         for arm, a in arms.items():
-            values = [r[name] for r in a["results"].values()]
-            means[arm][name] = statistics.fmean(values)
-            verdict = met(name, means[arm][name], natural)
+            values = [r[key] for r in a["results"].values()]
+            means[arm][key] = statistics.fmean(values)
+            verdict = met(key, means[arm][key], natural)
             cells.append(mean_and_spread(values) + {True: " ✓", False: " ✗", None: ""}[verdict])
             if verdict is False:
-                missed[arm].append(name)
-        given = [f"{known[name]:.1f}" if name in known else "" for known in (natural, before)]
-        rows.append([name, *given, *cells, aims.get(name, "")])
+                missed[arm].append(key)
+        given = [f"{known[key]:.1f}" if key in known else "" for known in (natural, before)]
+        rows.append([key, *given, *cells, aims.get(key, "")])
     told = (
-        f"{s['model']}, {s['CPU minutes']:g} CPU minutes of training for each run (the closed form of "
-        f"`-closed` apart), one thread, batch {s['batch']}, "
+        f"{s['model']}, CPU minutes of training alone (the closed form of `-closed` apart), "
+        f"one thread, batch {s['batch']}, "
         f"frozen: {s['frozen'] or 'nothing'}, 512 fresh latents, {s['machine']}. Mean ± "
         "standard deviation over seeds; ✓ and ✗: whether the mean meets the aim."
     )
@@ -192,7 +211,7 @@ def write(out: Path, found: dict[str, Any]) -> None:
             f"- `{arm}`: " + (f"misses {', '.join(missed[arm])}." if missed[arm] else "meets every aim.")
         )
     lines += ["", *(verdict_of(a, b, means, arms) for a, b in pairs(list(arms)))]
-    (out / "gan_repair.md").write_text("\n".join(lines) + "\n")
+    (out / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
 def pairs(arms: list[str]) -> list[tuple[str, str]]:
@@ -214,6 +233,7 @@ def verdict_of(
     kept = means[arm]["low-passed PSNR"] - means[control]["low-passed PSNR"]
     runs = [[r[BETTER] for r in arms[name]["results"].values()] for name in (control, arm)]
     spread = max((statistics.stdev(values) for values in runs if len(values) > 1), default=float("nan"))
+    known = "unknown (one seed)" if math.isnan(spread) else f"{spread:.1f}"
     if not abs(gain) > spread:  # also where the spread of one seed is not known
         told = f"neither `{control}` nor `{arm}` is nearer to real pictures beyond the spread"
     else:
@@ -221,7 +241,7 @@ def verdict_of(
         told = f"`{near}` is nearer to real pictures than `{far}`"
     return (
         f"- At equal time {told}: their farthest figures are {means[arm][BETTER]:.1f} dB (`{arm}`) and "
-        f"{means[control][BETTER]:.1f} dB (`{control}`) off, spread {spread:.1f}. `{arm}` keeps the "
+        f"{means[control][BETTER]:.1f} dB (`{control}`) off, spread {known}. `{arm}` keeps the "
         f"low-passed pictures {abs(kept):.1f} dB {'better' if kept > 0 else 'worse'}."
     )
 
