@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pixelize.refit import taps_of
+from pixelize.whitened_taps import taps_of
 
 MOST_CHANGE = 0.3
 """Relative change of a layer's weights up to which the repair without data goes."""

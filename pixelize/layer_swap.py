@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from pixelize.layers import PixelDCL2d, iPixelDCL2d
+from pixelize.partial_layer import PartialPixelDCL2d
+
+_KNOWN = [kind.forward for kind in (nn.ConvTranspose2d, iPixelDCL2d, PixelDCL2d, PartialPixelDCL2d)]
+
 
 def refittable(layer: nn.ConvTranspose2d) -> str:
     """Why a module cannot be refitted, or an empty string."""
-    if type(layer).forward is not nn.ConvTranspose2d.forward:
+    if type(layer).forward not in _KNOWN:
         return "its forward is its own"
-    if layer.stride[0] != layer.stride[1]:
-        return "its strides differ"
-    if any(k < s for k, s in zip(layer.kernel_size, layer.stride, strict=True)):
-        return "its kernel is smaller than its stride"
     if not parametrize.is_parametrized(layer, "weight") and "weight" not in layer._parameters:
         return "its weight is computed by a hook"
     if layer.weight.is_complex() or not layer.weight.is_floating_point():
@@ -24,32 +25,35 @@ def refittable(layer: nn.ConvTranspose2d) -> str:
     return ""
 
 
-def unknowns(layer: nn.ConvTranspose2d) -> int:
-    """Taps that one output channel has."""
-    return layer.kernel_size[0] * layer.kernel_size[1] * layer.in_channels // layer.groups
-
-
-def widened(layer: nn.ConvTranspose2d) -> nn.ConvTranspose2d:
-    """The same layer with one more tap for each phase on every side, all zero: padding grows with the
-    kernel."""
-    (s, d) = layer.stride[0], layer.dilation
-    if d != (1, 1):
-        return copy.deepcopy(layer)
+def widened(layer: nn.ConvTranspose2d, window: int) -> nn.ConvTranspose2d:
+    """The same layer with ``window`` x ``window`` taps for each phase, the new ones zero; as it is where it
+    has wider ones already, dilation, or an output other than stride times its input.
+    """
+    stride, radius = layer.stride, window // 2
+    padding = tuple(s * radius for s in stride)
+    kernel = tuple(s * window for s in stride)
+    before = [padding[n] - int(layer.padding[n]) for n in (0, 1)]
+    after = [kernel[n] - layer.kernel_size[n] - before[n] for n in (0, 1)]
+    whole = all(
+        layer.kernel_size[n] + layer.output_padding[n] - 2 * int(layer.padding[n]) == stride[n]
+        for n in (0, 1)
+    )
+    if not whole or min(*before, *after) < 0 or layer.dilation != (1, 1):
+        return layer
     wide = nn.ConvTranspose2d(
         layer.in_channels,
         layer.out_channels,
-        (layer.kernel_size[0] + 2 * s, layer.kernel_size[1] + 2 * s),
-        (layer.stride[0], layer.stride[1]),
-        (int(layer.padding[0]) + s, int(layer.padding[1]) + s),
-        (layer.output_padding[0], layer.output_padding[1]),
-        layer.groups,
-        layer.bias is not None,
+        (kernel[0], kernel[1]),
+        (stride[0], stride[1]),
+        (padding[0], padding[1]),
+        groups=layer.groups,
+        bias=layer.bias is not None,
         device=layer.weight.device,
         dtype=layer.weight.dtype,
     )
     wide.train(layer.training)
     with torch.no_grad():
-        wide.weight.copy_(nn.functional.pad(layer.weight, (s, s, s, s)))
+        wide.weight.copy_(nn.functional.pad(layer.weight, (before[1], after[1], before[0], after[0])))
         if layer.bias is not None and wide.bias is not None:
             wide.bias.copy_(layer.bias)
     return wide
@@ -64,18 +68,6 @@ def with_weight(layer: nn.ConvTranspose2d, weight: Tensor) -> nn.ConvTranspose2d
     with torch.no_grad():
         new.weight.copy_(weight)
     return new
-
-
-class swapped:
-    def __init__(self, model: nn.Module, name: str, layer: nn.Module) -> None:
-        self.model, self.name, self.layer = model, name, layer
-
-    def __enter__(self) -> None:
-        self.kept = self.model.get_submodule(self.name)
-        replace_module(self.model, self.name, self.layer)
-
-    def __exit__(self, *_: object) -> None:
-        replace_module(self.model, self.name, self.kept)
 
 
 def replace_module(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -1,55 +1,64 @@
 """Take the checkerboard out of a trained model without training: ``pixelize.repair(model, data)``.
 
-Up-samplers that leave a pattern in the model's pictures are refitted in closed form
-(:mod:`pixelize.refit`): the least change of the pictures that brings the power at the artifact's
-frequencies down to its neighbourhood's level. No labels, no gradient steps, and the same layers as before:
-nothing gets slower.
+Up-samplers that leave a pattern in the model's pictures are refitted together: the least change of the
+pictures that brings the power at the artifact's frequencies down to its neighbourhood's level
+(:mod:`pixelize.least_change`). No labels, no learning rate, and the same layers as before: nothing gets
+slower.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from pixelize.adapters import call
-from pixelize.checkerboard import frequencies as checkerboard_frequencies
 from pixelize.chunks import Chunks, samples_of, selected
 from pixelize.constant_response import equalised
+from pixelize.convert import convert, copy_model
 from pixelize.errors import ArgumentError
-from pixelize.layer_swap import refittable, replace_module, swapped, unknowns, widened, with_weight
+from pixelize.layer_swap import refittable, replace_module, widened, with_weight
+from pixelize.least_change import LeastChange
 from pixelize.levels import Levels, decibels, measure, prominence
-from pixelize.notch import notch
-from pixelize.refit import Constraint, Refit
+from pixelize.notch import clean_target, notch
 from pixelize.repair_report import RepairedSite, RepairReport
 from pixelize.running import evaluation
 from pixelize.spectrum import GLOBAL, LOCAL, Frequency, Spectrum, window_sizes
-from pixelize.tail import NoPicture, calls, is_elementwise, pass_through, pictures_of, without_pattern
+from pixelize.tail import NoPicture, calls, picture_of, run, without_pattern
 
+LAYERS = ("dcl", "3x3", "5x5", "ipixeldcl")
 CLEAN = 1.0
 """Decibels over the natural level that are left alone, beside twice the standard error of the measure."""
 HELD = 256
 """Samples held back at most, to judge by."""
-_UNKNOWNS = 4608
+PORTION = 192
+"""Samples that one round of the fit sees."""
+_ROUNDS = 12
+_PATIENCE = 2
+"""Rounds without an improvement after which the fit ends."""
+_LOOKED = 64
+"""Samples from which the fit learns what a layer reads."""
 _NOTHING = "no ConvTranspose2d that could be refitted was run"
-_ROUNDS = 3
-_DEAR = 1.0
-"""A refit may change the pictures by so many times the power in a band around the artifact's frequencies,
-no more: what goes beyond is no pattern."""
+_DEAR = 3.0
+"""A refit may change the pictures by so many times what :func:`~pixelize.notch.clean_target` changes, no
+more: what goes beyond is no pattern."""
 _FAILURE = 10.0
 """A picture with more than so many times the usual prominence at a frequency is not counted: the generator
 failed."""
-_AIM = {GLOBAL: 0.9, LOCAL: 0.0}
+_AIM = {GLOBAL: -0.3, LOCAL: 0.0}
 """Decibels over the natural level that a refit aims at."""
-_FALL = {GLOBAL: 1.5, LOCAL: 0.0}
+_FALL = {GLOBAL: 4.0, LOCAL: 0.0}
 _FINE = 0.3
+_SHARE = 0.5
+"""Decibels of the cost that an up-sampler must account for where others share its frequencies."""
 _WHITENING = 0.5
 """How much more a change counts where there is little power: 0 for least squares in pixels, 1 for a
 relative change."""
@@ -64,14 +73,14 @@ def repair(
     inplace: bool = False,
     progress: bool = True,
 ) -> nn.Module:
-    """The same model with the checkerboard of its up-samplers taken out, in closed form; see
-    :func:`repair_report`.
+    """The same model with the checkerboard of its up-samplers taken out; see :func:`repair_report`.
 
-    With ``data``, the up-samplers (``nn.ConvTranspose2d`` with a stride) are found whose own pattern shows
-    in the pictures, and are refitted one after the other on streamed sums, whose memory does not depend on
-    the amount of data. One chunk of samples in four is held back: on these, every level is measured, and a
-    refit that makes any frequency worse or does not improve is taken back. A model with nothing to repair
-    comes back as it was, to the bit.
+    With ``data``, the up-samplers whose pattern shows in the pictures are found and refitted together,
+    whatever
+    follows them. One chunk of samples in four is held back: on these, every level is measured, and a refit
+    that makes any frequency worse, does not improve, or changes the pictures by more than the pattern is
+    taken back. A model with nothing to repair comes back as it was, to the bit. 256 samples and more are
+    worth it: with fewer the fit learns these pictures' patterns and not the model's.
 
     Without ``data``, only the last up-sampler can be helped: its phases are made to answer a constant
     alike. That is refused (the model comes back as it was, the report says why) where it would change the
@@ -79,24 +88,26 @@ def repair(
 
     Args:
         model: any model whose output holds a picture: a tensor (N, C, H, W) or (N, H, W), bare or in a
-            tuple, list, mapping or dataclass.
+            tuple, list, mapping or dataclass. A model that a library's adapter runs in a way of its own (a
+            diffusers autoencoder by its decoder) is run in that way.
         data: inputs, without labels: an iterable of batches (a tensor, a tuple of positional or a mapping
-            of keyword arguments each), or one tensor of inputs. It is gone through once for each up-sampler
-            that is refitted.
-        layer: "dcl" refits the layer's own taps; "wide" gives each phase one more row and column of taps on
-        each side.
+            of keyword arguments each), or one tensor of inputs. It is read in portions, as often as need be;
+            256 samples held back and 256 in use are all that is kept. (An iterator, which can be read but
+            once, is kept whole.)
+        layer: "dcl" refits the layer's own taps; "3x3" and "5x5" widen the window of each phase first;
+            "ipixeldcl" converts the layers first and fits dependency kernels as well.
         example_inputs: one batch; without ``data`` it tells the last up-sampler by its call.
         inplace: change ``model`` itself and not a copy.
         progress: show a progress bar on standard error.
 
     Raises:
-        ArgumentError: an unknown ``layer``, or no data in ``data``, or too little to hold anything back.
+        ArgumentError: an unknown ``layer``; no data in ``data``, or too little to hold anything back, or
+            pictures of several sizes.
     """
-    if layer not in ("dcl", "wide"):
-        raise ArgumentError(f"layer={layer!r}: repair knows 'dcl' and 'wide'")
+    if layer not in LAYERS:
+        raise ArgumentError(f"layer={layer!r}: repair knows {', '.join(map(repr, LAYERS))}")
     started = time.perf_counter()
-    result = model if inplace else copy.deepcopy(model)
-    training = {name: m.training for name, m in result.named_modules()}
+    result = model if inplace else copy_model(model)
     with (
         Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar,
         evaluation(result),
@@ -105,8 +116,6 @@ def repair(
             found = _repair_without_data(result, example_inputs)
         else:
             found = _Repair(result, Chunks(data), layer, bar).run()
-    for name, flag in training.items():
-        result.get_submodule(name).training = flag
     found.__dict__["seconds"] = time.perf_counter() - started
     result.__dict__["_pixelize_repair"] = found
     return result
@@ -117,95 +126,109 @@ class _Repair:
 
     def __init__(self, model: nn.Module, data: Iterable[Any], layer: str, bar: Progress) -> None:
         self.model, self.data, self.layer, self.bar = model, data, layer, bar
+        half = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+        self.work = copy_model(model).float() if half else model
+        self.cast = _to_float if half else lambda inputs: inputs
         self.sites: list[RepairedSite] = []
         self.notes: list[str] = []
 
     def run(self) -> RepairReport:
-        chunks, self.held, count = 0, [], 0
+        self.held, self.held_at, held, rest, chunks = [], set(), 0, 0, 0
         for chunk in self.data:
-            if chunks % 4 == 0 and count < HELD:
-                self.held.append(chunk)
-                count += samples_of(chunk)
+            if chunks % 4 == 0 and held < HELD:
+                self.held.append(self.cast(chunk))
+                self.held_at.add(chunks)
+                held += samples_of(chunk)
+            else:
+                rest += samples_of(chunk)
             chunks += 1
-        if chunks < 2:
+        if not rest:
             raise ArgumentError("repair needs two samples at least: some are held back to judge by")
+        self.portion = -(-(chunks - len(self.held)) // max(1, rest // PORTION))
         candidates = self._candidates()
-        if candidates is None:
-            return self._report(None, None)
+        if not candidates:
+            return RepairReport(self.sites, notes=self.notes)
         self._set_failures_aside()
-        first = self._pictures()
-        before = self._levels(first)
+        self.spare = CLEAN + 2 * 4.34 / math.sqrt(sum(map(samples_of, self.held)))
+        pictures = self._pictures()
+        before = self._levels(pictures)
         self.natural = before.natural
-        self.spare = CLEAN + 2 * 4.34 / math.sqrt(count)
-        now = before
-        shares = {name: self._share(name, before) for name in candidates}
-        guilty = sorted((n for n in candidates if shares[n] > 0.5), key=lambda n: -shares[n])
-        for name in candidates:
-            if name not in guilty:
-                self.sites.append(
-                    RepairedSite(name, "left", "the pictures show no pattern of its own", shares[name])
-                )
-        for name in guilty:
-            if now.cost(self.natural, self.spare) == 0:
-                self.sites.append(RepairedSite(name, "left", "the pictures are clean", shares[name]))
-                continue
-            better, reason = self._refit(name, now)
-            status = "left" if better is None else "repaired"
-            self.sites.append(RepairedSite(name, status, reason, shares[name]))
-            now = better or now
-        return self._report(before, now, first, count)
+        guilty = self._guilty(candidates, before)
+        after = self._refit(guilty, before, pictures) if guilty else before
+        return self._report(before, after, pictures)
 
-    def _candidates(self) -> list[str] | None:
+    def _candidates(self) -> list[str]:
         """Up-samplers that can be refitted, the last called first; sets the size of the pictures and the
         period."""
-        layers = _up_samplers(self.model)
+        layers = _up_samplers(self.work)
         try:
-            order, seen = calls(self.model, layers, self.held[0])
+            order, seen = calls(self.work, layers, self.held[0])
         except NoPicture:
             self.notes.append("the model's output holds no picture")
-            return None
-        if not seen:
-            self.notes.append(_NOTHING)
-            return None
-        picture = next(iter(seen.values())).picture
-        self.period = 1
+            return []
         found: list[str] = []
-        for name in reversed(order):
-            made, layer = seen[name].made, layers[name]
-            scale = picture.shape[-2] / made.shape[-2]
-            period = round(scale) * layer.stride[0]
+        self.brought_in: dict[str, tuple[tuple[int, int], int]] = {}
+        for name in dict.fromkeys(reversed(order)):
+            made, picture, layer = seen[name].made, seen[name].picture, layers[name]
+            self.size = (picture.shape[-2], picture.shape[-1])
+            scale = round(picture.shape[-2] / made.shape[-2])
+            period = scale * math.lcm(*layer.stride)
             reason = refittable(layer)
-            if not reason and order.count(name) > 1:
-                reason = "it is called more than once"
-            if not reason and (scale != round(scale) or picture.shape[-1] != scale * made.shape[-1]):
+            if not reason and tuple(picture.shape[-2:]) != (scale * made.shape[-2], scale * made.shape[-1]):
                 reason = "the picture is no whole multiple of its output"
-            if not reason and min(picture.shape[-2:]) < 8 * period:
+            if not reason and min(self.size) < 8 * period:
                 reason = f"the pictures are smaller than 8 periods of {period} pixels"
+            # patterns longer than two up-samplings are rarely seen, and their frequencies are many
+            if not reason and period > max(4, max(layer.stride)):
+                reason = f"a pattern of {period} pixels is too long to be told from the picture"
             if reason:
-                if not any(site.name == name for site in self.sites):
-                    self.sites.append(RepairedSite(name, "skipped", reason))
+                self.sites.append(RepairedSite(name, "skipped", reason))
                 continue
             found.append(name)
-            # patterns longer than two up-samplings are rarely seen, and their frequencies are many
-            if math.lcm(self.period, period) <= max(4, layer.stride[0] ** 2):
-                self.period = math.lcm(self.period, period)
+            self.brought_in[name] = (layer.stride[0], layer.stride[1]), scale
         if not found:
             self.notes.append(_NOTHING)
-            return None
-        self.scales = {n: round(picture.shape[-2] / seen[n].made.shape[-2]) for n in found}
-        self.size = (picture.shape[-2], picture.shape[-1])
-        if self.period == 1:
-            self.period = min(self.scales[n] * self._layer(n).stride[0] for n in found)
+        self.period = math.lcm(*(scale * math.lcm(*stride) for stride, scale in self.brought_in.values()))
         return found
+
+    def _brings_in(self, name: str, f: Frequency) -> bool:
+        """Whether a layer's phases make a pattern at j/period, i/period out of a constant: a multiple of 1 /
+        (its stride times the scale of what follows) that is none of 1/scale."""
+        stride, scale = self.brought_in[name]
+        turns = [Fraction(j, self.period) * scale for j in f]
+        return all((v * s).denominator == 1 for v, s in zip(turns, stride, strict=True)) and any(
+            v.denominator != 1 for v in turns
+        )
+
+    def _guilty(self, candidates: list[str], before: Levels) -> list[str]:
+        """Those that bring in a frequency that stands out; of several that bring in the same, those without
+        whose pattern the cost falls."""
+        excess = {f for (kind, f) in before.power if self._excess(before, (kind, f)) > self.spare}
+        guilty = []
+        for name in candidates:
+            own = {f for f in excess if self._brings_in(name, f)}
+            others = [n for n in candidates if n != name and any(self._brings_in(n, f) for f in own)]
+            share = self._share(name, before) if own else None
+            if not own:
+                reason = "the pictures show no pattern of its own"
+            elif others and (share or 0.0) <= _SHARE:
+                reason = "without its pattern the pictures show no less"
+            else:
+                guilty.append(name)
+                continue
+            self.sites.append(RepairedSite(name, "left", reason, share))
+        return guilty
 
     def _set_failures_aside(self) -> None:
         """Leave out held-back pictures that have far more of a pattern than the others."""
-        window = window_sizes(*self.size, self.period)[GLOBAL]
-        found = [prominence(picture, window, self.period) for picture in self._pictures()]
+        found = [self._prominence(picture) for picture in self._pictures()]
         usual = torch.cat(found).median(0).values
         self.failure = _FAILURE * usual if sum(map(len, found)) >= 16 else torch.full_like(usual, math.inf)
         self.held = [self._sound(chunk, own) for chunk, own in zip(self.held, found, strict=True)]
         self.held = [chunk for chunk in self.held if samples_of(chunk)]
+
+    def _prominence(self, picture: Tensor) -> Tensor:
+        return prominence(picture, window_sizes(*self.size, self.period)[GLOBAL], self.period)
 
     def _sound(self, chunk: Any, own: Tensor) -> Any:
         """The samples of a chunk that did not fail."""
@@ -213,88 +236,108 @@ class _Repair:
         good = (own <= self.failure).all(1).nonzero().flatten()
         return chunk if len(own) != size or len(good) == size else selected(chunk, good, size)
 
-    def _layer(self, name: str) -> nn.ConvTranspose2d:
-        layer = self.model.get_submodule(name)
-        assert isinstance(layer, nn.ConvTranspose2d)
-        return layer
+    def _pictures(self, fit: LeastChange | None = None) -> list[Tensor]:
+        """Of what is held back: as the model is, or as a fit would have it."""
+        return [self._picture(inputs, fit).float().cpu() for inputs in self.held]
 
-    def _pictures(self) -> list[Tensor]:
-        pictures = [pictures_of(call(self.model, inputs)) for inputs in self.held]
-        return [p.float().cpu() for p in pictures if p is not None]
+    def _picture(self, inputs: Any, fit: LeastChange | None = None) -> Tensor:
+        picture = picture_of(run(self.work, inputs)) if fit is None else fit.picture(inputs)
+        if picture.shape[-2:] != self.size:
+            raise ArgumentError(f"the data must give pictures of one size: {self.size} and another were seen")
+        return picture
 
     def _levels(self, pictures: Iterable[Tensor]) -> Levels:
         return measure(pictures, window_sizes(*self.size, self.period), self.period)
 
+    def _excess(self, levels: Levels, c: tuple[str, Frequency]) -> float:
+        return decibels(levels.power[c] / self.natural[c])
+
     def _share(self, name: str, before: Levels) -> float:
         """Decibels by which the cost falls when this up-sampler's pattern is notched out of its own
         output."""
-        layer = self._layer(name)
-        stride = layer.stride[0]
-        depth = dict.fromkeys(((j / stride, i / stride) for j in range(stride) for i in range(stride)), 1.0)
+        layer, stride = self.work.get_submodule(name), self.brought_in[name][0]
+        period = math.lcm(*stride)
+        depth = dict.fromkeys(((j / period, i / period) for j in range(period) for i in range(period)), 1.0)
         pictures = (
-            without_pattern(self.model, layer, inputs, lambda y: notch(y.float(), stride, depth=depth).to(y))
+            without_pattern(self.work, layer, inputs, lambda y: notch(y.float(), period, depth=depth).to(y))
             .float()
             .cpu()
             for inputs in self.held
         )
         without = self._levels(pictures)
-        return before.cost(before.natural, self.spare) - without.cost(before.natural, self.spare)
+        return before.cost(self.natural, self.spare) - without.cost(self.natural, self.spare)
 
-    def _refit(self, name: str, now: Levels) -> tuple[Levels | None, str]:
-        """Tries the multiples of the layer's own stride, which change the pictures least, then all that
-        its up-samplers together leave."""
-        better, reason = None, ""
-        for period in dict.fromkeys((self._layer(name).stride[0], self.period)):
-            better, reason = self._refit_at(name, now, period)
-            if better is not None:
-                break
-        return better, reason
+    def _portions(self) -> Iterator[tuple[list[Any], list[Tensor]]]:
+        """The data that is not held back, over and over, in portions: inputs and the pictures they gave."""
+        while True:
+            rest = (self.cast(c) for n, c in enumerate(self.data) if n not in self.held_at)
+            while portion := list(islice(rest, self.portion)):
+                before = [self._picture(inputs) for inputs in portion]
+                sound = [
+                    self._sound(c, self._prominence(p.float().cpu()))
+                    for c, p in zip(portion, before, strict=True)
+                ]
+                again = [n for n, c in enumerate(sound) if c is not portion[n] and samples_of(c)]
+                before = [self._picture(sound[n]) if n in again else p for n, p in enumerate(before)]
+                kept = [n for n, c in enumerate(sound) if samples_of(c)]
+                yield [sound[n] for n in kept], [before[n] for n in kept]
 
-    def _refit_at(self, name: str, now: Levels, period: int) -> tuple[Levels | None, str]:
-        layer = self._layer(name)
-        plain = widened(layer) if self.layer == "wide" else copy.deepcopy(layer)
-        if unknowns(plain) > _UNKNOWNS:
-            return None, "it has too many taps for a closed form"
-        direct = self.scales[name] == 1 and is_elementwise(self.model, layer, self.held[0])
-        if not direct and period != layer.stride[0]:
-            return None, "its own output shows the multiples of its stride alone"
-        task = self.bar.add_task(f"refitting {name}", total=None)
-        sums, natural, own = self._sums(plain, layer, direct, period, task)
-        best, best_levels, best_cost = None, None, self._cost(now)
-        goal = {c: level * 10 ** (_AIM[c[0]] / 10) for c, level in natural.items()}
-        first = {c: goal[c] if own[c] > 1.1 * goal[c] else 1.05 * own[c] for c in goal}
-        aim, start = dict(first), None
-        pictures_now = self._pictures()
-        every = dict.fromkeys(checkerboard_frequencies(self.period), 1.0)
-        notched = [notch(picture, self.period, depth=every) for picture in pictures_now]
-        allowed = _DEAR * _mean_square(notched, pictures_now)
-        for _ in range(_ROUNDS):
-            solution = sums.solve([Constraint(*c, aim[c]) for c in aim], start=start)
-            start = solution.multipliers
-            with swapped(self.model, name, with_weight(plain, solution.weight)):
-                pictures = self._pictures()
-            if _mean_square(pictures, pictures_now) > allowed:  # too dear: go half the way, in decibels
-                aim = {c: math.sqrt(aim[c] * max(own[c], aim[c])) for c in aim}
-                first, start = dict(aim), None
-                continue
-            levels = self._levels(pictures)
-            cost = self._cost(levels)
-            if cost < best_cost and not self._worse(now, levels):
-                best, best_levels, best_cost = solution.weight, levels, cost
-            if best_cost == 0:
+    def _refit(self, guilty: list[str], before: Levels, pictures: list[Tensor]) -> Levels:
+        """Round after round, as long as the levels come down; keeps the best round, if there is one."""
+        trial = self._trial(guilty)
+        enough = -(-_LOOKED // samples_of(self.held[0]))
+        window = window_sizes(*self.size, self.period)
+        spectrum = Spectrum(window[GLOBAL], GLOBAL)
+        for picture in pictures:
+            spectrum.add(picture)
+        value = (spectrum.power / spectrum.power.max()).clamp_min(1e-6) ** -_WHITENING
+        fit = LeastChange(
+            trial, guilty, self.held[:enough], self.period, window, (value / value.mean()).float()
+        )
+        most = _DEAR * _mean_square([clean_target(p, self.period) for p in pictures], pictures)
+        over = {c: 10 ** (self._over(before, c) / 10) for c in before.power}
+        best, best_values, cost, idle = before, None, self._cost(before), 0
+        task = self.bar.add_task(f"refitting {', '.join(guilty)}", total=_ROUNDS)
+        for portion, was in islice(self._portions(), _ROUNDS):
+            fit.solve(portion, was, over)
+            now = self._pictures(fit)
+            levels = self._levels(now)
+            self.bar.advance(task)
+            if not _mean_square(now, pictures) <= most:
                 break
-            for c, m in zip(aim, solution.multipliers, strict=True):
-                over = max(10 ** (self._over(levels, k) / 10) for k in self._seen_as(c, period, name))
-                if m > 0 or over > 1.05:
-                    aim[c] = min(aim[c] * min(max(over, 0.3), 3.0) ** -0.8, 1.1 * first[c])
+            if (new := self._cost(levels)) < cost and not self._worse(before, levels):
+                best, best_values, cost, idle = levels, fit.values(), new, 0
+            else:
+                idle += 1
+            if cost == 0 or idle > _PATIENCE:
+                break
+            over = {c: 10 ** (self._over(levels, c) / 10) for c in levels.power}
         self.bar.remove_task(task)
-        if best is None:
-            return (
-                None,
-                "no refit was better at one frequency, worse at none, and close to the pictures as they are",
+        if best_values is None:
+            reason = (
+                "no refit was better at one frequency, worse at none, and close to the pictures as they are"
             )
-        replace_module(self.model, name, with_weight(plain, best))
-        return best_levels, ""
+            self.sites.extend(RepairedSite(name, "left", reason) for name in guilty)
+            return before
+        with torch.no_grad():
+            for name, value in best_values.items():
+                trial.get_parameter(name).copy_(value)
+        for name in guilty:
+            _put_in(self.model, name, trial.get_submodule(name))
+            self.sites.append(RepairedSite(name, "repaired"))
+        return best
+
+    def _trial(self, guilty: list[str]) -> nn.Module:
+        """A copy of the model with the layers to fit in place."""
+        trial = copy_model(self.work)
+        for name in guilty:
+            plain = with_weight(_layer(trial, name), _layer(trial, name).weight)
+            if self.layer in ("3x3", "5x5"):
+                plain = widened(plain, int(self.layer[0]))
+            replace_module(trial, name, plain)
+        if self.layer == "ipixeldcl":
+            convert(trial, include=guilty, example_inputs=self.held[0], inplace=True)
+        return trial.eval()
 
     def _over(self, levels: Levels, c: tuple[str, Frequency]) -> float:
         """Decibels over the level aimed at: over what was natural before, or over what is now, if that is
@@ -307,61 +350,6 @@ class _Repair:
         """Decibels over the levels aimed at, summed, a fraction of one each left out."""
         return sum(max(0.0, self._over(levels, c) - _FINE) for c in levels.power)
 
-    def _seen_as(
-        self, constraint: tuple[str, Frequency], period: int, name: str
-    ) -> list[tuple[str, Frequency]]:
-        """Where a frequency of a layer's output, a multiple of 1/period, shows in the pictures: those that
-        fold to it on the layer's coarser grid."""
-        kind, f = constraint
-        scale = self.scales[name]
-        return [
-            (k, g)
-            for k, g in self.natural
-            if k == kind
-            and any(
-                all(
-                    (sign * g[n] * scale * period - f[n] * self.period) % (self.period * period) == 0
-                    for n in (0, 1)
-                )
-                for sign in (1, -1)
-            )
-        ]
-
-    def _sums(
-        self, plain: nn.ConvTranspose2d, layer: nn.ConvTranspose2d, direct: bool, period: int, task: Any
-    ) -> tuple[Refit, dict[tuple[str, Frequency], float], dict[tuple[str, Frequency], float]]:
-        """The normal equations over all data that is not held back; the levels to reach, and those there
-        are."""
-        samples = [pass_through(self.model, layer, inputs) for inputs in self.held]
-        made = [(p.picture if direct else p.made).float().cpu() for p in samples]
-        windows = window_sizes(made[0].shape[-2], made[0].shape[-1], period)
-        scale = (
-            None
-            if direct
-            else torch.cat([m.transpose(0, 1).flatten(1) for m in made], 1).std(1).clamp_min(1e-6)
-        )
-        levels = measure(made, windows, period, scale)
-        spectrum = Spectrum(windows[LOCAL], LOCAL, scale)
-        for m in made:
-            spectrum.add(m)
-        value = (spectrum.power / spectrum.power.max()).clamp_min(1e-6) ** -_WHITENING
-        weights = None if scale is None else scale**-2
-        sums = Refit(plain, period, windows, value, sloped=direct, weights=weights)
-        window = window_sizes(*self.size, self.period)[GLOBAL]
-        for n, chunk in enumerate(self.data):
-            if n % 4 or n // 4 >= len(self.held):
-                picture = pass_through(self.model, layer, chunk).picture.float().cpu()
-                chunk = self._sound(chunk, prominence(picture, window, self.period))
-                if not samples_of(chunk):
-                    continue
-                p = pass_through(self.model, layer, chunk, sloped=direct)
-                y = p.picture if direct else p.made
-                sums.add(
-                    p.x.float().cpu(), y.float().cpu(), None if p.slope is None else p.slope.float().cpu()
-                )
-            self.bar.advance(task)
-        return sums, levels.natural, levels.power
-
     def _worse(self, now: Levels, then: Levels) -> bool:
         """Whether a frequency stands out more than it did, and not because what is around it fell."""
         return any(
@@ -369,20 +357,20 @@ class _Repair:
             for c in now.power
         )
 
-    def _report(
-        self, before: Levels | None, after: Levels | None, first: list[Tensor] | None = None, count: int = 0
-    ) -> RepairReport:
-        if before is None or after is None or first is None:
-            return RepairReport(self.sites, notes=self.notes)
+    def _report(self, before: Levels, after: Levels, first: list[Tensor]) -> RepairReport:
         error = total = 0.0
         low, high = math.inf, -math.inf
-        for a, b in zip(first, self._pictures(), strict=True):
-            error += (a - b).double().square().sum().item()
-            total += a.numel()
-            low, high = min(low, a.min().item()), max(high, a.max().item())
+        if any(site.status == "repaired" for site in self.sites):
+            if self.work is not self.model:
+                self.work = copy_model(self.model).float()
+            for a, b in zip(first, self._pictures(), strict=True):
+                error += (a - b).double().square().sum().item()
+                total += a.numel()
+                low, high = min(low, a.min().item()), max(high, a.max().item())
         psnr = math.inf if error == 0 else 10 * math.log10((high - low) ** 2 * total / error)
+        samples = sum(map(samples_of, self.held))
         return RepairReport(
-            self.sites, self._named(before), self._named(after), psnr, samples=count, notes=self.notes
+            self.sites, self._named(before), self._named(after), psnr, samples=samples, notes=self.notes
         )
 
     def _named(self, levels: Levels) -> dict[str, dict[str, float]]:
@@ -392,6 +380,36 @@ class _Repair:
                 power / self.natural[kind, (j, i)]
             )
         return named
+
+
+def _put_in(model: nn.Module, name: str, fitted: nn.Module) -> None:
+    """The fitted layer's weight in the model's own layer where it fits there, else the fitted layer
+    itself.
+    """
+    layer = model.get_submodule(name)
+    plain = type(layer) is type(fitted) and not is_parametrized(layer)
+    if plain and all(
+        a.shape == b.shape for a, b in zip(layer.parameters(), fitted.parameters(), strict=True)
+    ):
+        layer.load_state_dict(fitted.state_dict())
+        return
+    kept = next(layer.parameters())
+    fitted.requires_grad_(kept.requires_grad)
+    replace_module(model, name, fitted.to(kept.device, kept.dtype).train(layer.training))
+
+
+def _to_float(inputs: Any) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
+    if isinstance(inputs, Mapping):
+        return {k: _to_float(v) for k, v in inputs.items()}
+    return tuple(map(_to_float, inputs)) if isinstance(inputs, tuple | list) else inputs
+
+
+def _layer(model: nn.Module, name: str) -> nn.ConvTranspose2d:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.ConvTranspose2d)
+    return layer
 
 
 def _mean_square(some: list[Tensor], others: list[Tensor]) -> float:

@@ -1,4 +1,4 @@
-"""What lies between an up-sampler and the pictures a model gives: captured, left out, and its slope."""
+"""What lies between an up-sampler and the pictures a model gives: captured, and left out."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelize.adapters import call
+from pixelize.adapters import call, find
 from pixelize.running import tensors
-
-_ELEMENTWISE_PROBES = 16
 
 
 def pictures_of(output: Any) -> Tensor | None:
@@ -27,6 +25,12 @@ def pictures_of(output: Any) -> Tensor | None:
     return max(found, key=lambda t: t.shape[-2] * t.shape[-1], default=None)
 
 
+def run(model: nn.Module, inputs: Any) -> Any:
+    """``model`` on one element of data, in the way of its library's adapter if there is one."""
+    adapter = find(model)
+    return (adapter.run if adapter else call)(model, inputs)
+
+
 @dataclass(frozen=True)
 class Passage:
     """One run: the up-sampler's input (N, C_in, h, w) and output (N, C_out, H', W'), and the picture (N, C,
@@ -35,7 +39,6 @@ class Passage:
     x: Tensor
     made: Tensor
     picture: Tensor
-    slope: Tensor | None = None
 
 
 @contextmanager
@@ -47,59 +50,13 @@ def _hooked(layer: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...], Any], 
         handle.remove()
 
 
-def pass_through(model: nn.Module, layer: nn.Module, inputs: Any, *, sloped: bool = False) -> Passage:
-    """Run ``model`` (in evaluation mode) and see what passes ``layer``; with ``sloped``, d picture / d made
-    too.
-
-    The slope is that of an elementwise tail (see :func:`is_elementwise`): one number for each pixel.
-    """
-    seen: dict[str, Tensor] = {}
-
-    def look(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        seen["x"], seen["made"] = args[0].detach(), output.detach()
-        if not sloped:
-            return None
-        torch.set_grad_enabled(True)  # from here on: what comes before the layer needs no graph
-        seen["leaf"] = output.detach().requires_grad_()
-        return seen["leaf"].clone()
-
-    with torch.no_grad(), _hooked(layer, look):
-        picture = _picture(call(model, inputs))
-        slope = torch.autograd.grad(picture.sum(), seen["leaf"])[0] if sloped else None
-    return Passage(seen["x"], seen["made"], picture.detach(), slope)
-
-
-def is_elementwise(model: nn.Module, layer: nn.Module, inputs: Any, seed: int = 0) -> bool:
-    """Whether every pixel of the picture depends on the same pixel of the layer's output and on no other.
-
-    So it is for the last layer of a generator with ``tanh`` after it, or nothing. Tried at a few pixels.
-    """
-    seen: dict[str, Tensor] = {}
-
-    def look(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        torch.set_grad_enabled(True)
-        seen["leaf"] = output.detach().requires_grad_()
-        return seen["leaf"].clone()
-
-    with torch.no_grad(), _hooked(layer, look):
-        picture = _picture(call(model, inputs))
-        if picture.shape != seen["leaf"].shape or not picture.requires_grad:
-            return False
-        generator = torch.Generator().manual_seed(seed)
-        at = torch.randperm(picture.numel(), generator=generator)[:_ELEMENTWISE_PROBES].to(picture.device)
-        chosen = torch.zeros(picture.numel(), device=picture.device, dtype=picture.dtype)
-        chosen[at] = 1
-        (grad,) = torch.autograd.grad(picture, seen["leaf"], chosen.view_as(picture))
-    return not bool((grad.flatten()[chosen == 0] != 0).any())
-
-
 def without_pattern(
     model: nn.Module, layer: nn.Module, inputs: Any, clean: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """The picture with the layer's output replaced by ``clean`` of it: what the model does without its
     pattern."""
     with torch.no_grad(), _hooked(layer, lambda module, args, output: clean(output)):
-        return _picture(call(model, inputs))
+        return picture_of(run(model, inputs))
 
 
 def calls(
@@ -120,7 +77,7 @@ def calls(
     handles = [layer.register_forward_hook(look(name)) for name, layer in layers.items()]
     try:
         with torch.no_grad():
-            picture = _picture(call(model, inputs))
+            picture = picture_of(run(model, inputs))
     finally:
         for handle in handles:
             handle.remove()
@@ -131,7 +88,7 @@ class NoPicture(Exception):
     """The model's output has no picture in it."""
 
 
-def _picture(output: Any) -> Tensor:
+def picture_of(output: Any) -> Tensor:
     picture = pictures_of(output)
     if picture is None:
         raise NoPicture
