@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import pixelize
-from pixelize.bench import compare_modules, describe_machine
+from pixelize.bench import compare_modules, describe_machine, measure_ceilings
 from pixelize.recipes.unet import UNet
 
 Built = tuple[dict[str, nn.Module], Tensor]
@@ -106,36 +106,49 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5.0, help="per model and mode")
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile every contender")
     a = parser.parse_args()
     warnings.filterwarnings("ignore")
     memory_format = torch.channels_last if a.channels_last else torch.contiguous_format
     result: dict[str, Any] = {"machine": describe_machine(a.device, a.threads), "models": []}
     machine = result["machine"]
+    dtype = getattr(torch, a.dtype)
+    ceilings = measure_ceilings(a.device, dtype)
+    result["ceilings"] = asdict(ceilings)
     lines = [
         f"{machine['device']}, {machine['threads']} thread(s), {machine['clock']}, torch {machine['torch']}, "
-        f"{'NHWC' if a.channels_last else 'NCHW'}, float32.",
-        "Ratios to the first line of each model (quartiles).",
+        f"{'NHWC' if a.channels_last else 'NCHW'}, {a.dtype}{', compiled' if a.compiled else ''}.",
+        "Ratios to the first line of each model (quartiles); at best: the roofline (benchmarks/NOTES.md).",
         "",
-        "| model | contender | prediction, ms | ratio | training, ms | ratio | peak memory, training |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| model | contender | prediction, ms | at best | ratio | training, ms | at best | ratio | "
+        "peak memory, training | multiply-adds | parameters |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in a.models:
         torch.manual_seed(0)
         modules, x = MODELS[name]()
-        x = x.to(a.device).contiguous(memory_format=memory_format)
+        x = x.to(a.device, dtype).contiguous(memory_format=memory_format)
         for module in modules.values():
-            module.to(device=a.device, memory_format=memory_format)
+            module.to(device=a.device, dtype=dtype, memory_format=memory_format)
         rows = []
         for train in (False, True):
             for module in modules.values():
                 module.train(train)
-            rows.append(compare_modules(modules, x, train=train, seconds=a.seconds))
+            rows.append(
+                compare_modules(
+                    modules, x, train=train, compiled=a.compiled, seconds=a.seconds, ceilings=ceilings
+                )
+            )
         for predicted, trained in zip(*rows, strict=True):
             cells = [name, predicted.contender]
             for row in (predicted, trained):
                 cells.append(f"{row.median * 1e3:.0f}")
+                cells.append(f"{row.roofline * 1e3:.0f}" if row.roofline else "")
                 cells.append(f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})")
             cells.append(f"{trained.peak_memory / 2**20:.0f} MiB")
+            cells.append(f"{(predicted.multiply_adds or 0) / 1e9:.2f}G")
+            cells.append(f"{predicted.parameters / 1e6:.2f}M")
             lines.append("| " + " | ".join(cells) + " |")
             print(lines[-1], flush=True)
         entry = {

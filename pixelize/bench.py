@@ -15,15 +15,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
-from pixelize.cost import multiply_adds
+from pixelize.adapters import call
+from pixelize.cost import count_parameters, multiply_adds
 from pixelize.layers import PixelDCL2d, iPixelDCL2d
+from pixelize.running import tensors
 
 REFERENCE = "ConvTranspose2d"
 
@@ -50,8 +54,9 @@ class Row:
 
     ``ratio``: the median over rounds of its time over the reference's in the same round; ``ratio_low`` and
     ``ratio_high`` are the quartiles. ``roofline``: the least time that the machine's measured ceilings allow
-    for ``multiply_adds`` and for ``bytes_moved`` (input, weights and output once each; in training also
-    their gradients, and input and weights once more), None where it is not known.
+    for ``multiply_adds`` (of convolutions and linear layers) and for ``bytes_moved`` (input, weights and
+    output once each; in training also their gradients, and input and weights once more), None where it is
+    not known.
     """
 
     contender: str
@@ -61,6 +66,7 @@ class Row:
     ratio_high: float
     rounds: int
     peak_memory: int
+    parameters: int
     multiply_adds: int | None = None
     bytes_moved: int | None = None
     roofline: float | None = None
@@ -139,42 +145,44 @@ def run_bench(
 
 def compare_modules(
     modules: dict[str, nn.Module],
-    x: Tensor,
+    inputs: Any,
     *,
     train: bool,
     compiled: bool = False,
     seconds: float = 2.0,
     ceilings: Ceilings | None = None,
 ) -> list[Row]:
-    """Times ``module(x)`` for each module, with gradients for ``x`` and all parameters if ``train``; the
-    first is the reference.
+    """Times each module on ``inputs`` (a tensor, a tuple or a dict), if ``train`` with gradients for its
+    floating-point tensors and all parameters; the first module is the reference.
     """
-    x = x.detach().requires_grad_(train)
+    inputs = tree_map(lambda v: _leaf(v, train), inputs)
+    given = tensors(inputs)
+    place = next(v.device for v in tree_leaves(inputs) if isinstance(v, Tensor))
     calls: dict[str, Callable[[], Any]] = {}
     if compiled:
         torch.compiler.reset()  # else earlier comparisons count towards the limit on recompilations
     for name, module in modules.items():
         run = torch.compile(module) if compiled else module
         if train:
-            leaves = [x, *(p for p in module.parameters() if p.requires_grad)]
+            leaves = [*given, *(p for p in module.parameters() if p.requires_grad)]
             with torch.no_grad():
-                direction = torch.randn_like(module(x))
-            calls[name] = _training_step(run, x, leaves, direction)
+                directions = [torch.randn_like(t) for t in tensors(call(module, inputs))]
+            calls[name] = partial(_training_step, run, inputs, leaves, directions)
         else:
-            calls[name] = _prediction(run, x)
-    times = interleaved(calls, seconds, x.device)
+            calls[name] = partial(_prediction, run, inputs)
+    times = interleaved(calls, seconds, place)
     reference = times[next(iter(modules))]
     rows = []
     for name, module in modules.items():
         ratios = sorted(a / b for a, b in zip(times[name], reference, strict=True))
         low, middle, high = statistics.quantiles(ratios, n=4)
-        macs, moved = _work(module, x, train)
+        macs, moved = _work(module, inputs, train)
         least = None
         if ceilings is not None and macs:
             least = max(macs / ceilings.multiply_adds, moved / ceilings.bytes)
         rows.append(
             Row(name, statistics.median(times[name]), middle, low, high, len(ratios),
-                peak_memory(calls[name], x.device), macs or None, moved, least)
+                peak_memory(calls[name], place), count_parameters(module), macs or None, moved, least)
         )  # fmt: skip
     return rows
 
@@ -283,39 +291,44 @@ def case_label(case: dict[str, Any]) -> str:
 
 
 def plot_ratios(result: dict[str, Any], path: str | Path) -> None:
-    """Draws the ratio of every contender over the size of the input, a panel for each kernel, memory format
-    and mode.
+    """Draws the ratio of every contender over the size of the input: a line of panels for each kernel, memory
+    format and mode, a panel for each number of channels.
     """
     from matplotlib.figure import Figure
 
-    panels: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    panels: dict[tuple[Any, ...], dict[int, list[dict[str, Any]]]] = {}
     for entry in result["cases"]:
         case = entry["case"]
         key = (case["kernel_size"], case["channels_last"], case["train"], case["dtype"], case["compiled"])
-        panels.setdefault(key, []).append(entry)
-    columns = min(4, len(panels))
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.4 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axis, entries in zip(axes, panels.values(), strict=False):
-        entries.sort(key=lambda e: (e["case"]["channels"] * e["case"]["size"], e["case"]["channels"]))
-        for number, row in enumerate(entries[0]["rows"][1:], 1):
-            ratios = [e["rows"][number]["ratio"] for e in entries]
-            axis.plot(ratios, "o-", ms=3, lw=1, label=row["contender"])
-        axis.axhline(1.0, color="black", lw=0.8)
-        axis.set_yscale("log")
-        axis.set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"], minor=False)
-        axis.set_yticks([], minor=True)
-        labels = [f"{e['case']['channels']}@{e['case']['size']}" for e in entries]
-        axis.set_xticks(range(len(labels)), labels)
-        axis.set_xlabel("channels @ size of a low-resolution map")
-        axis.set_ylabel(f"time / {REFERENCE}")
-        kernel, *rest = case_label(entries[0]["case"]).split(", ")
-        axis.set_title(", ".join([kernel.split()[0], *rest]))
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    axes[0].legend(fontsize=6)
-    figure.savefig(path, dpi=110)
+        panels.setdefault(key, {}).setdefault(case["channels"], []).append(entry)
+    widths = sorted({channels for line in panels.values() for channels in line})
+    figure = Figure(figsize=(3.6 * len(widths), 2.6 * len(panels) + 0.6), layout="constrained")
+    grid = figure.subplots(len(panels), len(widths), squeeze=False, sharey=True)
+    for axes, line in zip(grid, panels.values(), strict=True):
+        for axis, channels in zip(axes, widths, strict=True):
+            entries = sorted(line.get(channels, []), key=lambda e: e["case"]["size"])
+            axis.set_visible(bool(entries))
+            if not entries:
+                continue
+            sizes = [e["case"]["size"] for e in entries]
+            for number, row in enumerate(entries[0]["rows"][1:], 1):
+                ratios = [e["rows"][number]["ratio"] for e in entries]
+                axis.plot(sizes, ratios, "o-", ms=3, lw=1, label=row["contender"])
+            axis.axhline(1.0, color="black", lw=0.8)
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log")
+            axis.set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"], minor=False)
+            axis.set_yticks([], minor=True)
+            axis.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+            kernel, *rest = case_label(entries[0]["case"]).split(", ")
+            words = kernel.split()
+            axis.set_title(", ".join([f"{words[0]} {words[1]}", *rest]), fontsize=8)
+        axes[0].set_ylabel(f"time / {REFERENCE}", fontsize=8)
+    for axis in grid[-1]:
+        axis.set_xlabel("height and width of the input", fontsize=8)
+    handles, names = next(a for a in grid.flatten() if a.get_visible()).get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=8)
+    figure.savefig(path, dpi=80)
 
 
 def save_result(result: dict[str, Any], path: str | Path) -> None:
@@ -323,21 +336,23 @@ def save_result(result: dict[str, Any], path: str | Path) -> None:
     Path(path).write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _prediction(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Any]:
-    def call() -> Any:
-        with torch.no_grad():
-            return run(x)
-
-    return call
+def _leaf(value: Any, train: bool) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().requires_grad_(train and value.is_floating_point())
 
 
-def _training_step(
-    run: Callable[[Tensor], Tensor], x: Tensor, leaves: list[Tensor], direction: Tensor
-) -> Callable[[], Any]:
-    return lambda: torch.autograd.grad(run(x), leaves, direction)
+def _prediction(run: nn.Module, inputs: Any) -> Any:
+    with torch.no_grad():
+        return call(run, inputs)
 
 
-def _work(module: nn.Module, x: Tensor, train: bool) -> tuple[int, int]:
+def _training_step(run: nn.Module, inputs: Any, leaves: list[Tensor], directions: list[Tensor]) -> Any:
+    pairs = [p for p in zip(tensors(call(run, inputs)), directions, strict=True) if p[0].requires_grad]
+    return torch.autograd.grad([y for y, _ in pairs], leaves, [d for _, d in pairs], allow_unused=True)
+
+
+def _work(module: nn.Module, inputs: Any, train: bool) -> tuple[int, int]:
     # multiply-adds (a gradient for the input and one for the weights cost as much as the output), and the
     # bytes that must move
     total = 0
@@ -346,18 +361,17 @@ def _work(module: nn.Module, x: Tensor, train: bool) -> tuple[int, int]:
         nonlocal total
         total += multiply_adds(part, args[0].shape, output.shape)
 
-    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
     handles = [m.register_forward_hook(hook) for m in layers]
     try:
         with torch.no_grad():
-            y = module(x)
+            outputs = tensors(call(module, inputs))
     finally:
         for handle in handles:
             handle.remove()
-    size = x.element_size()
-    weights = sum(p.numel() for p in module.parameters())
-    moved = (x.numel() + y.numel() + weights) * size
-    return (3 * total, 3 * moved - y.numel() * size) if train else (total, moved)
+    made = sum(t.nbytes for t in outputs)
+    moved = sum(t.nbytes for t in [*tensors(inputs), *module.parameters()]) + made
+    return (3 * total, 3 * moved - made) if train else (total, moved)
 
 
 def _synchronize(device: torch.device) -> None:

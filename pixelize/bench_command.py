@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import statistics
-from collections.abc import Callable
-from functools import partial
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import torch
@@ -13,10 +11,11 @@ import typer
 from rich import box
 from rich.table import Table
 from rich.text import Text
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from pixelize.adapters import call
-from pixelize.bench import Case, describe_machine, interleaved, peak_memory, run_bench
+from pixelize.bench import Case, compare_modules, describe_machine, measure_ceilings, run_bench
 from pixelize.command_line import (
     AsJson,
     Device,
@@ -50,7 +49,10 @@ def bench_command(
     channels: Annotated[int, typer.Option(min=1, help="For layers: channels out; twice as many in.")] = 32,
     pixels: Annotated[int, typer.Option(min=1, help="For layers: side of the input.")] = 32,
     kernel_size: Annotated[int, typer.Option(min=2, help="For layers: 4 is usual, always even.")] = 4,
-    train: Annotated[bool, typer.Option("--train", help="For layers: time the gradients too.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Time the gradients too.")] = False,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="In that memory format.")] = False,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    compiled: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Of the CPU; with 1 the thread's own time counts.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.0, help="To repeat everything for.")] = 5.0,
@@ -71,15 +73,17 @@ def bench_command(
 
     - `pixelize bench smp:Linknet --input 1x3x256x256 --layer ipixeldcl --layer dcl`
     """
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ArgumentError(f"--dtype is {dtype!r}; choose float32, bfloat16 or float16")
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler that measures memory is talkative
     if model is None:
         if kernel_size % 2:
             raise ArgumentError("--kernel-size: an even number, so that the layers double the size exactly")
-        case = Case(channels, pixels, kernel_size, batch, train)
+        case = Case(channels, pixels, kernel_size, batch, train, channels_last, dtype, compiled)
         with progress("timing"):
             result = run_bench([case], device=device, threads=threads, seconds=seconds)
         machine, rows = result["machine"], result["cases"][0]["rows"]
-        told = f"{batch}x{2 * channels}x{pixels}x{pixels}, {'training' if train else 'prediction'}"
+        told = f"{batch}x{2 * channels}x{pixels}x{pixels}"
     else:
         with progress("building the model") as tell:
             built = read_model(model, source, weights, device)
@@ -88,43 +92,32 @@ def bench_command(
             models = _variants(built, layer or list(LAYERS), example, strict=bool(layer))
             tell("timing")
             machine = describe_machine(device, threads)
-            rows = time_models(models, example, seconds)
-        told = f"{model} on {shape_of(example)}, prediction"
+            kind = getattr(torch, dtype)
+            form = torch.channels_last if channels_last else torch.contiguous_format
+            placed = tree_map(lambda v: _placed(v, kind, form), example)
+            for m in models.values():
+                m.to(dtype=kind, memory_format=form).train(train)
+            found = compare_modules(
+                models, placed, train=train, compiled=compiled, seconds=seconds,
+                ceilings=measure_ceilings(device, kind),
+            )  # fmt: skip
+            rows = [asdict(row) for row in found]
+        told = f"{model} on {shape_of(example)}"
         result = {"machine": machine, "model": model, "input": shape_of(example), "rows": rows}
     if as_json:
         print_json(result)
         return
+    told += f", {'training' if train else 'prediction'}, {dtype}, {'NHWC' if channels_last else 'NCHW'}"
+    told += ", compiled" if compiled else ""
     print_rich(f"{told}; {machine['device']}, {machine['threads']} thread(s), {machine['clock']}")
     print_rich(_table(rows))
 
 
-def time_models(models: dict[str, nn.Module], example: Any, seconds: float) -> list[dict[str, Any]]:
-    """A row for each model: median seconds, ratio to the first with quartiles, peak memory, parameters."""
-    first = next(iter(models.values()))
-    place = next((p.device for p in first.parameters()), torch.device("cpu"))
-    calls: dict[str, Callable[[], Any]] = {name: partial(call, m, example) for name, m in models.items()}
-    with torch.no_grad():
-        for m in models.values():
-            m.eval()
-        times = interleaved(calls, seconds, place)
-        reference = next(iter(times.values()))
-        rows = []
-        for name, m in models.items():
-            ratios = [a / b for a, b in zip(times[name], reference, strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            rows.append(
-                {
-                    "contender": name,
-                    "median": statistics.median(times[name]),
-                    "ratio": middle,
-                    "ratio_low": low,
-                    "ratio_high": high,
-                    "rounds": len(ratios),
-                    "peak_memory": peak_memory(calls[name], place),
-                    "parameters": sum(p.numel() for p in m.parameters()),
-                }
-            )
-    return rows
+def _placed(value: Any, dtype: torch.dtype, memory_format: torch.memory_format) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    value = value.to(dtype)
+    return value.contiguous(memory_format=memory_format) if value.dim() == 4 else value
 
 
 def _variants(built: nn.Module, layers: list[str], example: Any, strict: bool) -> dict[str, nn.Module]:
@@ -155,12 +148,8 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     table.add_column("", overflow="fold", min_width=12)
     for heading in ("ms", "ratio", "quartiles", "peak MiB"):
         table.add_column(heading, justify="right", no_wrap=True)
-    best = any(row.get("roofline") for row in rows)
-    sized = any("parameters" in row for row in rows)
-    if best:
-        table.add_column("at best ms", justify="right", no_wrap=True)
-    if sized:
-        table.add_column("parameters", justify="right", no_wrap=True)
+    for heading in ("best ms", "MMAC", "parameters"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         cells = [
             row["contender"],
@@ -168,10 +157,9 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{row['ratio']:.2f}",
             f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}",
             f"{row['peak_memory'] / 2**20:.3g}",
+            f"{row['roofline'] * 1e3:.3g}" if row["roofline"] else "",
+            f"{row['multiply_adds'] / 1e6:.4g}" if row["multiply_adds"] else "",
+            f"{row['parameters']:,}",
         ]
-        if best:
-            cells.append(f"{row['roofline'] * 1e3:.3g}" if row["roofline"] else "")
-        if sized:
-            cells.append(f"{row['parameters']:,}")
         table.add_row(*(Text(cell) for cell in cells))
     return table

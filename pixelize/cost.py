@@ -21,7 +21,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def multiply_adds(module: nn.Module, input_size: torch.Size, output_size: torch.Size) -> int:
-    """Multiply-adds of one convolution-like module on an input of that size; 0 for anything else.
+    """Multiply-adds of one convolution or linear layer on an input of that size; 0 for anything else.
 
     Counts every tap at every position that it is applied to, borders included, as the arithmetic in DESIGN
     does.
@@ -34,7 +34,7 @@ def multiply_adds(module: nn.Module, input_size: torch.Size, output_size: torch.
     if isinstance(module, nn.Conv2d):
         pixels = prod(output_size) // module.out_channels
         return pixels * module.in_channels * module.out_channels // module.groups * prod(module.kernel_size)
-    return 0
+    return prod(output_size) * module.in_features if isinstance(module, nn.Linear) else 0
 
 
 def _pixel_deconvolution(layer: _PixelDeconvolution2d, input_size: torch.Size) -> int:

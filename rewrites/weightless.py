@@ -24,7 +24,7 @@ def weightless(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
         raise TypeError("a scripted module's tensors live elsewhere: they could not be put back")
-    former = [(module, _shallow(module.__dict__)) for module in modules]
+    former = [(module.__dict__, dict(module.__dict__), _containers(module.__dict__)) for module in modules]
     stand_ins: dict[int, Tensor] = {}  # shared tensors stay shared
     try:
         for module in modules:
@@ -34,8 +34,10 @@ def weightless(model: nn.Module) -> Iterator[None]:
                         registry[name] = stand_ins.setdefault(id(value), _on_meta(value))
         yield
     finally:
-        for module, attributes in former:
-            _restore(module.__dict__, attributes)
+        for attributes, values, containers in former:
+            _restore(attributes, values)
+            for container, held in containers:
+                _restore(container, held)
 
 
 def shapes_of(inputs: Any) -> Any:
@@ -48,20 +50,15 @@ def _on_meta(tensor: Tensor) -> Tensor:
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def _shallow(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    # Each value, and what it held: a forward may keep what it computed in an attribute, a list or a
-    # dictionary. Containers of a kind of their own (diffusers' configuration) may refuse to be changed.
-    return {
-        name: (value, value.copy() if type(value) in (dict, OrderedDict, list, set) else None)
-        for name, value in attributes.items()
-    }
+def _containers(attributes: dict[str, Any]) -> list[tuple[Any, Any]]:
+    # each container with what it holds: a forward may keep what it computed in a list or a dictionary. Those
+    # of a kind of their own (diffusers' configuration) may refuse to be changed.
+    held = [v for v in attributes.values() if type(v) in (dict, OrderedDict, list, set)]
+    return [(value, value.copy() if value else None) for value in held]
 
 
-def _restore(attributes: dict[str, Any], former: dict[str, tuple[Any, Any]]) -> None:
-    for name in attributes.keys() - former.keys():
-        del attributes[name]
-    for name, (value, held) in former.items():
-        if held is not None:
-            value.clear()
-            (value.extend if isinstance(value, list) else value.update)(held)
-        attributes[name] = value
+def _restore(container: Any, held: Any) -> None:
+    if container or held:
+        container.clear()
+    if held:
+        (container.extend if isinstance(container, list) else container.update)(held)

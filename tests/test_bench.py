@@ -61,6 +61,28 @@ def test_multiply_adds_and_bytes_of_a_known_layer():
     assert plain.ratio == plain.ratio_low == plain.ratio_high == 1.0
 
 
+def test_whole_models_with_inputs_by_name_are_compared():
+    class Net(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.up, self.head = nn.ConvTranspose2d(3, width, 2, 2), nn.Linear(width, 2)
+
+        def forward(self, x, index):
+            y = self.up(x) + index
+            return {"out": self.head(y.movedim(1, -1)), "size": index}
+
+    torch.set_num_threads(1)
+    inputs = {"x": torch.randn(1, 3, 4, 4), "index": torch.tensor(1)}
+    for train in (False, True):
+        first, second = bench.compare_modules({"a": Net(4), "b": Net(8)}, inputs, train=train, seconds=0.01)
+        macs = 16 * 3 * 4 * 4 + 64 * 4 * 2
+        assert (
+            first.multiply_adds == (3 if train else 1) * macs
+            and second.multiply_adds == 2 * first.multiply_adds
+        )
+        assert first.parameters == 3 * 16 + 4 + 4 * 2 + 2
+
+
 def test_contenders_agree_on_shapes():
     for kernel_size in (2, 4):
         modules = bench.layer_contenders(4, kernel_size)
