@@ -6,11 +6,29 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import Logger
+from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+
+# what holds nothing that a forward would change
+_PLAIN = (
+    Tensor,
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    NoneType,
+    type,
+    ModuleType,
+    FunctionType,
+    BuiltinFunctionType,
+    Logger,
+)
 
 
 @contextmanager
@@ -19,12 +37,12 @@ def weightless(model: nn.Module) -> Iterator[None]:
     each module is what it was, whatever its forward kept.
 
     A forward that looks at values, or mixes in tensors made elsewhere, raises within. Raises TypeError,
-    changing nothing, for a model with scripted parts.
+    changing nothing, for a model with scripted parts or with more objects than can be looked through.
     """
     modules = list(model.modules())
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
         raise TypeError("a scripted module's tensors live elsewhere: they could not be put back")
-    former = [(module.__dict__, dict(module.__dict__), _containers(module.__dict__)) for module in modules]
+    former = _held(model)
     stand_ins: dict[int, Tensor] = {}  # shared tensors stay shared
     try:
         for module in modules:
@@ -34,10 +52,8 @@ def weightless(model: nn.Module) -> Iterator[None]:
                         registry[name] = stand_ins.setdefault(id(value), _on_meta(value))
         yield
     finally:
-        for attributes, values, containers in former:
-            _restore(attributes, values)
-            for container, held in containers:
-                _restore(container, held)
+        for container, held in former:
+            _restore(container, held)
 
 
 def shapes_of(inputs: Any) -> Any:
@@ -50,11 +66,32 @@ def _on_meta(tensor: Tensor) -> Tensor:
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def _containers(attributes: dict[str, Any]) -> list[tuple[Any, Any]]:
-    # each container with what it holds: a forward may keep what it computed in a list or a dictionary. Those
-    # of a kind of their own (diffusers' configuration) may refuse to be changed.
-    held = [v for v in attributes.values() if type(v) in (dict, OrderedDict, list, set)]
-    return [(value, value.copy() if value else None) for value in held]
+def _held(model: nn.Module) -> list[tuple[Any, Any]]:
+    """Every dictionary, list and set that can be reached from ``model``, each with a copy of what it holds.
+
+    A forward may keep what it computed anywhere: in an attribute, in a cache, in a scheduler's attribute.
+    Raises TypeError where there is too much to look through.
+    """
+    found: list[tuple[Any, Any]] = []
+    seen: set[int] = set()
+    stack: list[Any] = [model]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, _PLAIN) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if len(seen) > 500_000:
+            raise TypeError("the model holds too many objects")
+        if isinstance(value, dict | OrderedDict | list | set):
+            # those of a kind of their own (diffusers' configuration) may refuse to be changed
+            if type(value) in (dict, OrderedDict, list, set):
+                found.append((value, value.copy() if value else None))
+            stack += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, tuple):
+            stack += value
+        elif isinstance(attributes := getattr(value, "__dict__", None), dict):
+            stack.append(attributes)
+    return found
 
 
 def _restore(container: Any, held: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import io
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -537,9 +538,10 @@ def test_a_look_at_the_shapes_leaves_a_model_as_it_was():
             self.conv = nn.Conv2d(3, 4, 3, padding=1)
             self.tied = self.conv
             self.plain = torch.ones(4, 1, 1)
-            self.cache, self.seen = {}, []
+            self.cache, self.seen, self.scheduler = {}, [], SimpleNamespace(scale=torch.ones(1))
 
         def forward(self, x):
+            self.scheduler.scale = self.scheduler.scale.to(x.device)
             y = self.tied(self.conv(x)[:, :3]) * self.plain
             self.cache[y.shape], self.last = y, y
             self.seen.append(y)
@@ -555,6 +557,7 @@ def test_a_look_at_the_shapes_leaves_a_model_as_it_was():
     assert not model[0].cache and not model[0].seen and model[0].plain.device.type == "cpu"
     for name, parameter in model.named_parameters(remove_duplicate=False):
         assert id(parameter) == weights[name][0] and torch.equal(parameter, weights[name][1])
+    assert model[0].scheduler.scale.device.type == "cpu"
     assert model[1].weight.device.type == "cpu" and model(x).isfinite().all()
 
 
