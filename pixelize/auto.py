@@ -44,18 +44,14 @@ class Candidate:
     @property
     def name(self) -> str:
         """The class of the layer."""
-        if self.layer == "dcl":
-            return nn.ConvTranspose2d.__name__
         kind = PartialPixelDCL2d if self.design.input_stages else LAYERS[self.layer]
         return kind.__name__
 
     def __str__(self) -> str:
-        told = self.name
-        if self.layer != "dcl":
-            h, w = self.design.kernel_size
-            told += f" {h}x{w} {self.design.schedule}"
-            told += f" {self.design.input_stages}" if self.design.input_stages else ""
-            told += " depthwise" if self.design.groups == -1 else ""
+        h, w = self.design.kernel_size
+        told = f"{self.name} {h}x{w} {self.design.schedule}"
+        told += f" {self.design.input_stages}" if self.design.input_stages else ""
+        told += " depthwise" if self.design.groups == -1 else ""
         return f"{told}: error {self.error:.2g}, {self.multiply_adds / 1e6:.4g}M multiply-adds"
 
 
@@ -82,12 +78,12 @@ def choose_designs(
 
     ``model`` was converted with ``layer="ipixeldcl"``, and not trained since. Sites are settled in the
     order of execution, each on its own inputs as the sites before it leave them, against the original
-    model's output there. The exact design is the site as one plain transposed convolution. Tried before it,
-    cheapest first, are those that cost less: PixelDCL, and the designs in which the phases of the first
-    stages see the input too (:class:`pixelize.partial_layer.PartialPixelDCL2d`), each with the model's
-    window and with 2x2, and with the model's groups and depthwise. Where none will do the site is exact, and
-    its error is that of its inputs. So a model never costs more than it did; iPixelDCL, which would be exact
-    too, always costs more than the plain layer: for further training ask for ``layer="ipixeldcl"``.
+    model's output there. The exact design is iPixelDCL with depthwise dependency kernels, which costs
+    hardly more than the transposed convolution. Tried before it, cheapest first, are those that cost less:
+    PixelDCL, and the designs in which the phases of the first stages see the input too
+    (:class:`pixelize.partial_layer.PartialPixelDCL2d`), each with the model's window and with 2x2, and with
+    the model's groups and depthwise. Where none will do the site is exact, and its error is that of its
+    inputs.
 
     Returns for each module what was tried. Raises ArgumentError and PixelizeError as
     :func:`pixelize.calibrate`.
@@ -133,7 +129,8 @@ def _by_cost(record: Record, x: Tensor, y: Tensor) -> list[tuple[int, str, Desig
     exact one.
     """
     wanted, stride = record.design, record.site.geometry.stride
-    exact = (_cost(record, "dcl", wanted, x, y), "dcl", wanted)
+    depthwise = replace(wanted, groups=-1)
+    exact = (_cost(record, "ipixeldcl", depthwise, x, y), "ipixeldcl", depthwise)
     schedules = {wanted.schedule} | ({"sequential"} if stride[0] * stride[1] <= SMALL_PERIOD else set())
     groupings = {wanted.groups, -1} if record.site.geometry.out_channels > 1 else {wanted.groups}
     found = []
