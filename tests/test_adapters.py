@@ -147,6 +147,14 @@ def tiny_unet():
     ).eval()
 
 
+def tiny_super_resolution():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Swin2SRConfig(
+        image_size=16, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4, upscale=2
+    )
+    return transformers.Swin2SRForImageSuperResolution(config).eval()
+
+
 def test_an_autoencoder_is_run_through_its_decoder_when_given_latents():
     vae = tiny_vae()
     adapter = adapters.find(vae)
@@ -166,7 +174,7 @@ def test_inputs_of_libraries_fit_the_model():
     assert adapters.find(vae).example_inputs(vae)["sample"].dtype == torch.float64
 
 
-@pytest.mark.parametrize("build", [tiny_unet, tiny_vae])
+@pytest.mark.parametrize("build", [tiny_unet, tiny_vae, tiny_super_resolution])
 @pytest.mark.parametrize("layer", ["ipixeldcl", "dcl"])
 def test_save_pretrained_gives_the_converted_model_back(build, layer, tmp_path):
     model = build()
