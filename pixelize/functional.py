@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
+from itertools import product
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixelize.polyphase import Phase, anchor_phase, axis_phases, output_excess
-from pixelize.schedule import Schedule, Stage, Term, build_schedule
+from pixelize.schedule import Schedule, Stage, build_schedule
 from pixelize.shuffle import add_up, interleave, is_channels_last, split_phases
 
 Pair = tuple[int, int]
@@ -174,8 +175,7 @@ def _dependency(
         y = F.conv2d(x, kernel, None, 1, padding)
         return {target: [part] for target, part in zip(stage.targets, y.split(channels, -3), strict=True)}
     parts: dict[Phase, list[Tensor]] = {target: [] for target in stage.targets}
-    for term in stage.terms:
-        taps = _taps(stage, term, kernel, channels, groups)
+    for term, taps in zip(stage.terms, _taps(stage, kernel, channels, groups), strict=True):
         kh, kw = taps.shape[-2:]
         lead = [
             term.start[0] + kh - 1,
@@ -188,15 +188,16 @@ def _dependency(
     return parts
 
 
-def _taps(stage: Stage, term: Term, kernel: Tensor, channels: int, groups: int) -> Tensor:
-    # one term's part of a stage's kernel: (C, C/groups, h, w). Contiguous: torch's own backward of small
+def _taps(stage: Stage, kernel: Tensor, channels: int, groups: int) -> list[Tensor]:
+    # Each term's part of a stage's kernel: (C, C/groups, h, w). Contiguous: torch's own backward of small
     # convolutions fails for the strides that indexing gives a channels_last kernel.
     if stage.shared:
-        return kernel[:, :, _slice_of(term.rows), _slice_of(term.columns)].contiguous()
-    width = channels // groups
-    blocks = kernel.view(groups, len(stage.targets), width, len(stage.sources), width, *kernel.shape[-2:])
-    block = blocks[:, stage.targets.index(term.target), :, stage.sources.index(term.source)]
-    return block.reshape(channels, width, *kernel.shape[-2:]).contiguous()
+        return [kernel[:, :, _slice_of(t.rows), _slice_of(t.columns)].contiguous() for t in stage.terms]
+    width, targets, sources = channels // groups, stage.targets, stage.sources
+    blocks = kernel.reshape(groups, len(targets), width, len(sources), width, *kernel.shape[-2:])
+    apart = blocks.permute(1, 3, 0, 2, 4, 5, 6).reshape(-1, channels, width, *kernel.shape[-2:])
+    pairs = dict(zip(product(targets, sources), apart.contiguous().unbind(), strict=True))
+    return [pairs[term.target, term.source] for term in stage.terms]
 
 
 def _slice_of(taps: tuple[int, ...]) -> slice:
