@@ -88,7 +88,7 @@ def _all_phases(stride: Pair) -> list[Phase]:
 
 
 def _split(x: Tensor, stride: Pair) -> tuple[Tensor, ...]:
-    # (..., s_h h, s_w w) seen as (..., h, s_h, w, s_w) and taken apart: fewer calls than a slice for each phase.
+    # (..., s_h h, s_w w) seen as (..., h, s_h, w, s_w) and taken apart: fewer calls than with slices.
     # In a graph the sizes may not be known.
     (sh, sw), (height, width) = stride, x.shape[-2:]
     if _in_graph() or height % sh or width % sw:
