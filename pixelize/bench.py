@@ -162,7 +162,7 @@ def compare_modules(
     if compiled:
         torch.compiler.reset()  # else earlier comparisons count towards the limit on recompilations
     for name, module in modules.items():
-        run = torch.compile(module) if compiled else module
+        run: Any = torch.compile(module) if compiled else module
         if train:
             leaves = [*given, *(p for p in module.parameters() if p.requires_grad)]
             with torch.no_grad():

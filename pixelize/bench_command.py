@@ -96,7 +96,7 @@ def bench_command(
             form = torch.channels_last if channels_last else torch.contiguous_format
             placed = tree_map(lambda v: _placed(v, kind, form), example)
             for m in models.values():
-                m.to(dtype=kind, memory_format=form).train(train)
+                m.to(dtype=kind, memory_format=form).train(train)  # type: ignore[call-overload]
             found = compare_modules(
                 models, placed, train=train, compiled=compiled, seconds=seconds,
                 ceilings=measure_ceilings(device, kind),

@@ -207,6 +207,6 @@ class _Interleave(torch.autograd.Function):
         return _interleave(stride, size, False, layout, bias, *parts), 0
 
 
-for _function in (_Split, _Interleave):
-    # autograd asks for it in every call, and working it out takes as long as a small convolution
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
+# autograd asks for it in every call, and working it out takes as long as a small convolution
+for _forward in (_Split.forward, _Interleave.forward):
+    _forward.__signature__ = inspect.signature(_forward)  # type: ignore[attr-defined]

@@ -46,7 +46,8 @@ def weightless(model: nn.Module) -> Iterator[None]:
     stand_ins: dict[int, Tensor] = {}  # shared tensors stay shared
     try:
         for module in modules:
-            for registry in (module._parameters, module._buffers, module.__dict__):
+            registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
+            for registry in registries:
                 for name, value in registry.items():
                     if isinstance(value, Tensor):
                         registry[name] = stand_ins.setdefault(id(value), _on_meta(value))
