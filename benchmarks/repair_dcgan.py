@@ -3,9 +3,11 @@
     python benchmarks/repair_dcgan.py --model gan-face-generate --data faces64.zip
     python benchmarks/repair_dcgan.py --model demo --data faces64.zip
 
-Arms: the layer's own taps ("dcl"), one more row of taps for each phase on every side ("wide"), and the form
-without data. Figures: the artifact by :func:`pixelize.checkerboard`, PSNR to the original's pictures (range
-2), the change of the power spectrum away from the artifact's frequencies, CPU and wall seconds. Writes
+Arms: the layers' own taps ("dcl"), windows of 3x3 and 5x5 taps a phase, the layers converted to iPixelDCL and
+fitted with their dependency kernels, the last layer as a calibrated PixelDCL and then repaired, and the form
+without data. Gradient fine-tuning, alone and after a repair, is in gan_repair.py, with the same measures.
+Figures: the artifact by :func:`pixelize.checkerboard`, PSNR to the original's pictures (range 2), the change
+of the power spectrum away from the artifact's frequencies, CPU and wall seconds. Writes
 benchmarks/results/repair_<model>.json, .md and .png (original above, repaired below, enlarged).
 """
 
@@ -26,6 +28,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pixelize.checkerboard import checkerboard
+from pixelize.convert import convert
 from pixelize.picture_spectrum import power_spectrum
 from pixelize.repair import repair
 from pixelize.repair_report import repair_report
@@ -106,9 +109,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Repair a trained face generator without training.")
     parser.add_argument("--model", default="gan-face-generate", choices=("gan-face-generate", "demo"))
     parser.add_argument("--data", default="", help="a zip of real faces to compare with")
-    parser.add_argument("--latents", type=int, default=768)
+    parser.add_argument("--latents", type=int, default=1024)
     parser.add_argument("--fresh", type=int, default=1024)
-    parser.add_argument("--arms", default="dcl,wide,data-free")
+    parser.add_argument("--arms", default="dcl,3x3,5x5,ipixeldcl,pixeldcl,data-free")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
@@ -126,6 +129,10 @@ def main() -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         if arm == "data-free":
             repaired = repair(model, example_inputs=data[:2], progress=False)
+        elif arm == "pixeldcl":
+            last = [n for n, m in model.named_modules() if isinstance(m, nn.ConvTranspose2d)][-1]
+            calibrated = convert(model, "pixeldcl", init="calibrate", data=data.split(64), include=last)
+            repaired = repair(calibrated, data, progress=False)
         else:
             repaired = repair(model, data, layer=arm, progress=False)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

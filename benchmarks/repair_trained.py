@@ -1,16 +1,19 @@
 """Train small networks for a few minutes, then repair them without training: artifact and task before and
 after.
 
-    python benchmarks/repair_trained.py --data faces64.zip --seconds 60
+    python benchmarks/repair_trained.py --data faces64.zip --seconds 90
 
-- super-resolution: 32x32 faces to 64x64, one transposed convolution (k4 s2 p1) with convolutions before and
-after it; - autoencoder: 64x64 faces through two strided convolutions and two transposed ones (k3 s2 p1 op1,
-the uneven overlap of style-transfer generators), the second with the picture as its output; - identity:
-bilinear up-sampling written as a transposed convolution, which has nothing to repair.
+- super-resolution: 32x32 faces to 64x64, one transposed convolution (k4 s2 p1) with convolutions around it;
+- style: a style-transfer generator (two strided convolutions, residual blocks with instance norm, two
+  transposed convolutions k3 s2 p1 op1, whose taps overlap unevenly, a 9x9 convolution, tanh), trained to draw
+  faces as pencil sketches;
+- autoencoder: the same up-samplers with nothing after the last one, 64x64 faces;
+- U-Net: the paper's (k3 s2, uneven), logits of 6 classes on scenes drawn on the fly: a dense prediction;
+- identity: bilinear up-sampling written as a transposed convolution, which has nothing to repair.
 
-The seconds are CPU seconds of training. Half of the faces trains, a quarter repairs, a quarter measures.
-The task's measure is PSNR to the true face (range 2). Writes benchmarks/results/repair_trained.json and
-.md.
+The seconds are CPU seconds of training. Half of the data trains, a quarter repairs, a quarter measures. The
+task's measure is PSNR to the true picture (range 2), the U-Net's its pixel accuracy in percent. Writes
+benchmarks/results/repair_trained.json and .md, and pictures before and after as .png.
 """
 
 from __future__ import annotations
@@ -21,15 +24,19 @@ import json
 import math
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from repair_dcgan import sheet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelize.checkerboard import checkerboard
+from pixelize.recipes.scenes import draw_scene
+from pixelize.recipes.unet import UNet
 from pixelize.repair import repair
 from pixelize.repair_report import repair_report
 
@@ -64,6 +71,39 @@ class Autoencoder(nn.Module):
         return torch.tanh(self.up2(F.relu(self.up1(self.encode(x)))))
 
 
+class Style(nn.Module):
+    """(N, 1, h, w) to the same, through h/4 x w/4."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+
+        def norm(n: int) -> nn.Module:
+            return nn.InstanceNorm2d(n, affine=True)
+
+        def residual(n: int) -> nn.Module:
+            return nn.Sequential(
+                nn.Conv2d(n, n, 3, padding=1), norm(n), nn.ReLU(), nn.Conv2d(n, n, 3, padding=1)
+            )
+
+        self.encode = nn.Sequential(
+            nn.Conv2d(1, width, 9, padding=4), norm(width), nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, 2, 1), norm(2 * width), nn.ReLU(),
+            nn.Conv2d(2 * width, 4 * width, 3, 2, 1), norm(4 * width), nn.ReLU(),
+        )  # fmt: skip
+        self.body = nn.ModuleList([residual(4 * width) for _ in range(2)])
+        self.decode = nn.Sequential(
+            nn.ConvTranspose2d(4 * width, 2 * width, 3, 2, 1, 1), norm(2 * width), nn.ReLU(),
+            nn.ConvTranspose2d(2 * width, width, 3, 2, 1, 1), norm(width), nn.ReLU(),
+            nn.Conv2d(width, 1, 9, padding=4), nn.Tanh(),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encode(x)
+        for block in self.body:
+            x = x + block(x)
+        return self.decode(x)
+
+
 class Identity(nn.Module):
     """Bilinear x2 as a transposed convolution: [1, 3, 3, 1]/4 on a replicate-padded input, cropped."""
 
@@ -85,8 +125,27 @@ def faces(path: str) -> Tensor:
     return torch.stack([torch.tensor(np.asarray(p, dtype=np.float32))[None] for p in pictures]) / 127.5 - 1
 
 
+def sketches(pictures: Tensor) -> Tensor:
+    """Pencil drawings of faces: dark where the brightness changes, in [-1, 1]."""
+    smooth = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    padded = F.pad(smooth, (0, 1, 0, 1), mode="replicate")
+    edges = (padded[..., 1:, :-1] - smooth).abs() + (padded[..., :-1, 1:] - smooth).abs()
+    return 1 - 2 * (edges * 2.5).clamp(0, 1)
+
+
+def scenes(count: int) -> tuple[Tensor, Tensor]:
+    """Scenes of textured shapes (N, 3, 64, 64) in [-1, 1] and their classes (N, 64, 64)."""
+    drawn = [draw_scene(n, 64) for n in range(count)]
+    pictures = torch.stack([torch.tensor(p).permute(2, 0, 1) for p, _ in drawn]).float() / 127.5 - 1
+    return pictures, torch.stack([torch.tensor(m).long() for _, m in drawn])
+
+
+def loss(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target) if target.dim() == 3 else (output - target).abs().mean()
+
+
 def train(model: nn.Module, inputs: Tensor, targets: Tensor, seconds: float) -> int:
-    """Adam on the mean absolute error; returns the number of steps."""
+    """Adam, on the mean absolute error or the cross entropy; returns the number of steps."""
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     began, steps = time.process_time(), 0
     draw = torch.Generator().manual_seed(0)
@@ -95,10 +154,17 @@ def train(model: nn.Module, inputs: Tensor, targets: Tensor, seconds: float) -> 
             group["lr"] = 2e-3 * max(0.05, 1 - spent / seconds)
         at = torch.randint(len(inputs), (32,), generator=draw)
         optimizer.zero_grad()
-        (model(inputs[at]) - targets[at]).abs().mean().backward()
+        loss(model(inputs[at]), targets[at]).backward()
         optimizer.step()
         steps += 1
     return steps
+
+
+def task(output: Tensor, target: Tensor) -> float:
+    """PSNR in dB, or pixel accuracy in percent."""
+    if target.dim() == 3:
+        return 100 * (output.argmax(1) == target).double().mean().item()
+    return psnr(output, target)
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -110,7 +176,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Repair small networks trained here.")
     parser.add_argument("--data", required=True, help="a zip of 64x64 faces")
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--arms", default="dcl,wide")
+    parser.add_argument("--arms", default="dcl,5x5")
+    parser.add_argument("--tasks", default="super-resolution,style,autoencoder,U-Net,identity")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
@@ -118,38 +185,48 @@ def main() -> None:
     pictures = faces(args.data)
     pictures = pictures[torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))]
     small = F.interpolate(pictures, scale_factor=0.5, mode="bilinear", antialias=True)
-    half, rest = len(pictures) // 2, len(pictures) * 3 // 4
-    results = {"real faces": {"artifact": _figures(pictures[rest:])}}
-    tasks: dict[str, tuple[type[nn.Module], Tensor]] = {
-        "super-resolution": (SuperResolution, small),
-        "autoencoder": (Autoencoder, pictures),
-        "identity": (Identity, small),
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = {"real faces": {"artifact": _figures(pictures[len(pictures) * 3 // 4 :])}}
+    pictures_of_scenes, classes = scenes(1200)
+    tasks: dict[str, tuple[Callable[[], nn.Module], Tensor, Tensor]] = {
+        "super-resolution": (SuperResolution, small, pictures),
+        "style": (Style, pictures, sketches(pictures)),
+        "autoencoder": (Autoencoder, pictures, pictures),
+        "U-Net": (
+            lambda: UNet(classes=int(classes.max()) + 1, arm="dcl-k3", width=8),
+            pictures_of_scenes,
+            classes,
+        ),
+        "identity": (Identity, small, pictures),
     }
-    for task, (kind, inputs) in tasks.items():
+    for name in args.tasks.split(","):
+        kind, inputs, targets = tasks[name]
+        half, rest = len(inputs) // 2, len(inputs) * 3 // 4
         torch.manual_seed(0)
         model = kind()
-        steps = 0 if task == "identity" else train(model, inputs[:half], pictures[:half], args.seconds)
+        steps = 0 if name == "identity" else train(model, inputs[:half], targets[:half], args.seconds)
         model.eval()
         with torch.no_grad():
             before = model(inputs[rest:])
-        results[task] = {"steps": steps, "artifact": _figures(before), "PSNR": psnr(before, pictures[rest:])}
+        results[name] = {"steps": steps, "artifact": _figures(before), "task": task(before, targets[rest:])}
         for arm in args.arms.split(","):
             began, wall = time.process_time(), time.perf_counter()
             repaired = repair(model, inputs[half:rest], layer=arm, progress=False)
             cpu, wall = time.process_time() - began, time.perf_counter() - wall
             with torch.no_grad():
                 after = repaired(inputs[rest:])
-            results[f"{task}, {arm}"] = {
+            results[f"{name}, {arm}"] = {
                 "artifact": _figures(after),
-                "PSNR": psnr(after, pictures[rest:]),
+                "task": task(after, targets[rest:]),
                 "PSNR to before": psnr(after, before),
                 "same to the bit": bool(torch.equal(after, before)),
                 "CPU seconds": round(cpu, 1),
                 "wall seconds": round(wall, 1),
                 "report": str(repair_report(repaired)),
             }
-            print(task, arm, results[f"{task}, {arm}"], flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
+            print(name, arm, results[f"{name}, {arm}"], flush=True)
+            if arm == "dcl" and before.shape[1] == 1:
+                sheet(before, after, args.out / f"repair_{name}.png")
     settings = {"seconds": args.seconds, "threads": args.threads, "torch": torch.__version__}
     text = json.dumps({"settings": settings, "results": results}, indent=1)
     (args.out / "repair_trained.json").write_text(text + "\n")
@@ -170,20 +247,21 @@ def _table(settings: dict, results: dict[str, dict]) -> str:
         "# Repairing networks trained for a few minutes",
         "",
         f"{settings['seconds']:.0f} CPU seconds of training each. Figures at (0,1/2), (1/2,0), (1/2,1/2),",
-        "in dB; then the worst multiple of 1/4 (global), PSNR to the truth, and PSNR to the pictures before.",
+        "in dB; then the worst multiple of 1/4 (global), the task (PSNR to the truth, for the U-Net pixel",
+        "accuracy), and PSNR to the pictures before.",
         "",
-        "| what | global | windowed | worst 1/4 | PSNR | to before | CPU s |",
+        "| what | global | windowed | worst 1/4 | task | to before | CPU s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, r in results.items():
         a = r["artifact"]
         three = [", ".join(f"{v:.1f}" for v in a[f"{form} 1/2"]) for form in ("global", "windowed")]
-        task = f"{r['PSNR']:.2f}" if "PSNR" in r else ""
+        done = f"{r['task']:.2f}" if "task" in r else ""
         same = "same to the bit" if r.get("same to the bit") else f"{r.get('PSNR to before', math.nan):.1f}"
         to_before = same if "PSNR to before" in r else ""
         worst = max(a["global 1/4"])
         lines.append(
-            f"| {name} | {three[0]} | {three[1]} | {worst:.1f} | {task} | {to_before} "
+            f"| {name} | {three[0]} | {three[1]} | {worst:.1f} | {done} | {to_before} "
             f"| {r.get('CPU seconds', '')} |"
         )
     return "\n".join(lines) + "\n"

@@ -24,7 +24,8 @@ under its aim, and the next portion follows: memory does not depend on the amoun
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ _EAGER = 2.0
 _LOCAL = 4.0
 """Local windows' multipliers count so much more: they see one window, not the picture."""
 _STEPS = 5
+_NEW = 0.4
+"""The last round's share in the average over rounds."""
 
 
 class LeastChange:
@@ -82,11 +85,14 @@ class LeastChange:
             for key, parameter in layer.named_parameters():
                 if key == "bias":
                     continue
-                taps = key == "weight" and whitenable(layer)
-                self.unknowns[f"{name}.{key}"] = WhitenedTaps(layer) if taps else ScaledParameter(parameter)
+                if key == "weight" and whitenable(layer):
+                    self.unknowns[f"{name}.{key}"] = WhitenedTaps(layer)
+                else:
+                    self.unknowns[f"{name}.{key}"] = ScaledParameter(parameter)
         self._look(looked)
         self._balance(looked[0])
         self.multipliers: dict[Constraint, float] = {}
+        self.means: dict[str, Tensor] = {}
         self.optimizer = torch.optim.LBFGS(
             [c.u for c in self.unknowns.values()],
             max_iter=_STEPS,
@@ -125,6 +131,18 @@ class LeastChange:
         """The parameters as they are now, by qualified name."""
         with torch.no_grad():
             return {name: c.value() for name, c in self.unknowns.items()}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The parameters as they are on average over the last rounds, each fitted to its own portion."""
+        kept = {name: c.u.data for name, c in self.unknowns.items()}
+        try:
+            for name, c in self.unknowns.items():
+                c.u.data = self.means[name]
+            yield
+        finally:
+            for name, c in self.unknowns.items():
+                c.u.data = kept[name]
 
     def picture(self, inputs: Any) -> Tensor:
         """The picture that the model gives with the parameters as they are now."""
@@ -170,6 +188,10 @@ class LeastChange:
             return torch.tensor(total)
 
         self.optimizer.step(closure)
+        with torch.no_grad():
+            for name, unknown in self.unknowns.items():
+                mean = self.means.get(name)
+                self.means[name] = unknown.u.clone() if mean is None else mean.lerp(unknown.u, _NEW)
 
     def change(self, difference: Tensor) -> Tensor:
         """The price of a difference of pictures (N, C, H, W): 1 for white noise of power 1."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pixelize.spectrum import GLOBAL, Frequency, Spectrum, frequencies
+from pixelize.spectrum import GLOBAL, Frequency, Spectrum, around, frequencies
 
 
 @dataclass
@@ -49,12 +49,11 @@ def prominence(pictures: Tensor, window: tuple[int, int], period: int) -> Tensor
     A generator now and then fails altogether: such a picture can have more of a pattern than all others
     together.
     """
-    cut = pictures[..., : window[0], : window[1]]
+    (h, w), cut = window, pictures[..., : window[0], : window[1]]
+    hann = torch.hann_window(h)[:, None] * torch.hann_window(w)
+    power = torch.fft.fft2((cut - cut.mean((-2, -1), keepdim=True)) * hann).abs().square().mean(1)
     found = []
-    for picture in cut:
-        spectrum = Spectrum(window, GLOBAL)
-        spectrum.add(picture[None])
-        found.append(
-            [spectrum.at(f, period) / (spectrum.around(f, period) + 1e-30) for f in frequencies(period)]
-        )
-    return torch.tensor(found)
+    for f in frequencies(period):
+        bin = (f[0] * h // period, f[1] * w // period)
+        found.append(power[:, bin[0], bin[1]] / (around(power, bin, f, GLOBAL) + 1e-30))
+    return torch.stack(found, 1)

@@ -47,15 +47,15 @@ _PATIENCE = 2
 _LOOKED = 64
 """Samples from which the fit learns what a layer reads."""
 _NOTHING = "no ConvTranspose2d that could be refitted was run"
-_DEAR = 3.0
+_DEAR = 4.0
 """A refit may change the pictures by so many times what :func:`~pixelize.notch.clean_target` changes, no
 more: what goes beyond is no pattern."""
 _FAILURE = 10.0
 """A picture with more than so many times the usual prominence at a frequency is not counted: the generator
 failed."""
-_AIM = {GLOBAL: -0.3, LOCAL: 0.0}
+_AIM = {GLOBAL: 0.3, LOCAL: 0.0}
 """Decibels over the natural level that a refit aims at."""
-_FALL = {GLOBAL: 4.0, LOCAL: 0.0}
+_FALL = {GLOBAL: 8.0, LOCAL: 0.0}
 _FINE = 0.3
 _SHARE = 0.5
 """Decibels of the cost that an up-sampler must account for where others share its frequencies."""
@@ -300,13 +300,14 @@ class _Repair:
         task = self.bar.add_task(f"refitting {', '.join(guilty)}", total=_ROUNDS)
         for portion, was in islice(self._portions(), _ROUNDS):
             fit.solve(portion, was, over)
-            now = self._pictures(fit)
+            with fit.averaged():
+                now, values = self._pictures(fit), fit.values()
             levels = self._levels(now)
             self.bar.advance(task)
             if not _mean_square(now, pictures) <= most:
                 break
             if (new := self._cost(levels)) < cost and not self._worse(before, levels):
-                best, best_values, cost, idle = levels, fit.values(), new, 0
+                best, best_values, cost, idle = levels, values, new, 0
             else:
                 idle += 1
             if cost == 0 or idle > _PATIENCE:

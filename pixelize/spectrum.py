@@ -89,15 +89,7 @@ class Spectrum:
         """The power to compare with: the median of the geometric mean of opposite bins, which cancels the
         spectrum's slope; in global windows over the ring three and four bins away, in local ones over that
         two and three bins away (along row or column for a frequency on an axis)."""
-        (y, x), (h, w), power = self._bin(f, period), self.window, self.power
-        if self.kind == GLOBAL:
-            ring = [(a, b) for a in range(-4, 5) for b in range(-4, 5) if max(abs(a), abs(b)) > 2]
-        elif all(f):
-            ring = [(a, b) for a in range(-3, 4) for b in range(-3, 4) if max(abs(a), abs(b)) > 1]
-        else:
-            ring = [(a, 0) for a in (-3, -2, 2, 3) if f[0]] + [(0, b) for b in (-3, -2, 2, 3) if f[1]]
-        opposite = [power[(y + a) % h, (x + b) % w] * power[(y - a) % h, (x - b) % w] for a, b in ring]
-        return torch.stack(opposite).median().sqrt().item()
+        return around(self.power, self._bin(f, period), f, self.kind).item()
 
     def excess(self, f: Frequency, period: int) -> float:
         """Decibels of the power at ``f`` over the power around it."""
@@ -133,3 +125,19 @@ class Spectrum:
                 levels.append(two - 4 * (three - two) / 5)
         level = math.exp(sum(levels) / len(levels))
         return min(level, known) if half else level
+
+
+def around(power: Tensor, bin: tuple[int, int], f: Frequency, kind: str) -> Tensor:
+    """:meth:`Spectrum.around` of power spectra (..., h, w), for each of them."""
+    (y, x), (h, w) = bin, power.shape[-2:]
+    if kind == GLOBAL:
+        ring = [(a, b) for a in range(-4, 5) for b in range(-4, 5) if max(abs(a), abs(b)) > 2]
+    elif all(f):
+        ring = [(a, b) for a in range(-3, 4) for b in range(-3, 4) if max(abs(a), abs(b)) > 1]
+    else:
+        ring = [(a, 0) for a in (-3, -2, 2, 3) if f[0]] + [(0, b) for b in (-3, -2, 2, 3) if f[1]]
+    down, across = torch.tensor(ring).T
+    opposite = (
+        power[..., (y + down) % h, (x + across) % w] * power[..., (y - down) % h, (x - across) % w]
+    ).sqrt()
+    return opposite.median(-1).values

@@ -9,7 +9,7 @@ more: column o of U is divided by the root mean square r_o of the picture's grad
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ def taps_of(layer: nn.ConvTranspose2d) -> list[Tap]:
     return sorted(found, key=lambda tap: (tap.phase, tap.offset))
 
 
-def whitenable(layer: nn.Module) -> bool:
+def whitenable(layer: nn.Module) -> TypeGuard[nn.ConvTranspose2d]:
     """Whether the layer's ``weight`` holds all taps of a transposed convolution, few enough to factor."""
     if not isinstance(layer, nn.ConvTranspose2d) or isinstance(layer, PixelDCL2d):
         return False
