@@ -135,10 +135,17 @@ def _written(
     return y
 
 
+def _signed(forward: Any) -> Any:
+    # autograd asks for the signature in every call, and working it out takes as long as a small convolution
+    forward.__signature__ = inspect.signature(forward)
+    return forward
+
+
 class _Split(torch.autograd.Function):
     # Plain slicing would do, but autograd makes a full-sized tensor of zeros for the gradient of each slice.
 
     @staticmethod
+    @_signed
     def forward(x: Tensor, stride: Pair) -> tuple[Tensor, ...]:
         return _split(x, stride)
 
@@ -166,6 +173,7 @@ class _Interleave(torch.autograd.Function):
     # full-sized copies.
 
     @staticmethod
+    @_signed
     def forward(
         stride: Pair, size: Pair, channels_last: bool, layout: Layout, bias: Tensor | None, *parts: Tensor
     ) -> Tensor:
@@ -205,8 +213,3 @@ class _Interleave(torch.autograd.Function):
         if bias is not None and parts[0].dim() == 5:
             bias = bias[:, None]
         return _interleave(stride, size, False, layout, bias, *parts), 0
-
-
-# autograd asks for it in every call, and working it out takes as long as a small convolution
-for _forward in (_Split.forward, _Interleave.forward):
-    _forward.__signature__ = inspect.signature(_forward)  # type: ignore[attr-defined]
