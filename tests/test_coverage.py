@@ -101,7 +101,7 @@ def test_the_table_shows_every_model_measured():
     }
     row = found["models"]["generator/ESPCN x3"]
     assert row["converted"] == {"pixel_shuffle": 1} and row["error_float64"] <= 1e-11 and row["error"] <= 1e-5
-    assert "| generator/ESPCN x3 | export | 1 pixel_shuffle |" in coverage.table(found)
+    assert "| generator/ESPCN x3 | record | 1 pixel_shuffle |" in coverage.table(found)
 
 
 @pytest.mark.parametrize(
