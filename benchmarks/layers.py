@@ -7,8 +7,11 @@ python benchmarks/layers.py --quick --compiled
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import time
 import warnings
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,8 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--kernels", nargs="+", type=int, default=[4, 2])
     parser.add_argument("--compiled", action="store_true", help="torch.compile every contender")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long")
+    parser.add_argument("--resume", action="store_true", help="keep the cases that --out has already")
     parser.add_argument("--quick", action="store_true", help="three shapes instead of nineteen")
     a = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -42,12 +47,24 @@ def main() -> None:
         for size in sizes
     ]
     random.Random(0).shuffle(cases)  # a machine that grows busy disturbs all shapes alike
-    result = run_bench(cases, device=a.device, threads=a.threads, seconds=a.seconds, progress=_tell)
-    result["cases"].sort(key=lambda entry: tuple(str(v).rjust(9) for v in order(entry["case"])))
+    result: dict[str, Any] = {"cases": []}
+    if a.resume and a.out and a.out.with_suffix(".json").exists():
+        result = json.loads(a.out.with_suffix(".json").read_text())
+    there = [entry["case"] for entry in result["cases"]]
+    cases = [case for case in cases if asdict(case) not in there]
+    end = time.monotonic() + 60 * a.minutes
+    while cases and time.monotonic() < end:
+        part, cases = cases[:4], cases[4:]
+        found = run_bench(part, device=a.device, threads=a.threads, seconds=a.seconds, progress=_tell)
+        result = {**found, "cases": result["cases"] + found["cases"]}
+        result["cases"].sort(key=lambda entry: order(entry["case"]))
+        if a.out:
+            save_result(result, a.out.with_suffix(".json"))
+    if cases:
+        raise SystemExit(f"{len(cases)} cases are left: go on with --resume")
     table = as_table(result)
     Console(width=220).print(table)
     if a.out:
-        save_result(result, a.out.with_suffix(".json"))
         plot_ratios(result, a.out.with_suffix(".png"))
         with a.out.with_suffix(".txt").open("w") as file:
             Console(file=file, width=220, color_system=None).print(table)

@@ -7,6 +7,7 @@ where known.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import warnings
@@ -128,8 +129,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def _recorded_shapes(model: nn.Module, example_inputs: Any) -> fx.Graph:
-    with weightless(model):
-        return record(model, *arguments(shapes_of(example_inputs)))
+    # thousands of small objects in a row would have the garbage collector look through all there is, twice
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with weightless(model):
+            return record(model, *arguments(shapes_of(example_inputs)))
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _export(model: nn.Module, example_inputs: Any) -> fx.Graph:
