@@ -53,6 +53,8 @@ _LOCAL = 4.0
 _STEPS = 5
 _NEW = 0.4
 """The last round's share in the average over rounds."""
+_FIRST = 3
+"""Rounds on the way there, which are left out of the average."""
 
 
 class LeastChange:
@@ -93,6 +95,7 @@ class LeastChange:
         self._balance(looked[0])
         self.multipliers: dict[Constraint, float] = {}
         self.means: dict[str, Tensor] = {}
+        self.rounds = 0
         self.optimizer = torch.optim.LBFGS(
             [c.u for c in self.unknowns.values()],
             max_iter=_STEPS,
@@ -155,7 +158,7 @@ class LeastChange:
         for c, ratio in over.items():
             m = self.multipliers.get(c, 0.0)
             if m:
-                m *= min(max(ratio**_EAGER, 0.4), 8.0)
+                m *= min(max(ratio**_EAGER, 0.1), 8.0)
             elif ratio > 1.02:
                 m = _START * min(ratio, 10.0) * self._price(c)
             self.multipliers[c] = min(m, _MOST * self._price(c))
@@ -189,9 +192,10 @@ class LeastChange:
 
         self.optimizer.step(closure)
         with torch.no_grad():
+            self.rounds += 1
+            new = _NEW if self.rounds > _FIRST else 1.0
             for name, unknown in self.unknowns.items():
-                mean = self.means.get(name)
-                self.means[name] = unknown.u.clone() if mean is None else mean.lerp(unknown.u, _NEW)
+                self.means[name] = self.means.get(name, unknown.u).lerp(unknown.u, new)
 
     def change(self, difference: Tensor) -> Tensor:
         """The price of a difference of pictures (N, C, H, W): 1 for white noise of power 1."""

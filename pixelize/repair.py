@@ -41,7 +41,9 @@ HELD = 256
 """Samples held back at most, to judge by."""
 PORTION = 192
 """Samples that one round of the fit sees."""
-_ROUNDS = 12
+_ROUNDS = 11
+_GAIN = 0.95
+"""What a round must bring the cost down to, to be worth its change of the pictures."""
 _PATIENCE = 2
 """Rounds without an improvement after which the fit ends."""
 _LOOKED = 64
@@ -55,7 +57,8 @@ _FAILURE = 10.0
 failed."""
 _AIM = {GLOBAL: 0.3, LOCAL: 0.0}
 """Decibels over the natural level that a refit aims at."""
-_FALL = {GLOBAL: 8.0, LOCAL: 0.0}
+_FALL = {GLOBAL: 20.0, LOCAL: 2.0}
+"""Decibels by which the level around a pattern is believed to fall with it: what spreads from the pattern."""
 _FINE = 0.3
 _SHARE = 0.5
 """Decibels of the cost that an up-sampler must account for where others share its frequencies."""
@@ -306,7 +309,7 @@ class _Repair:
             self.bar.advance(task)
             if not _mean_square(now, pictures) <= most:
                 break
-            if (new := self._cost(levels)) < cost and not self._worse(before, levels):
+            if (new := self._cost(levels)) < _GAIN * cost and not self._worse(before, levels):
                 best, best_values, cost, idle = levels, values, new, 0
             else:
                 idle += 1
