@@ -72,7 +72,7 @@ def main() -> None:
     ceiling = measure_ceilings("cpu", torch.float32)
     result: dict[str, Any] = {"machine": machine, "rows": []}
     lines = [
-        f"{machine['device']}, one thread, {machine['clock']}, torch {machine['torch']}, float32, prediction.",
+        f"{machine['device']}, one thread, {machine['clock']}, torch {machine['torch']}, prediction.",
         f"In a matrix product this machine did {ceiling.multiply_adds / 1e9:.0f} G multiply-adds a second.",
         "",
         "| layer | ms | G multiply-adds/s | convolutions | of the time | copies | calls |",
