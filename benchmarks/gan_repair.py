@@ -199,7 +199,7 @@ def write(out: Path, name: str, found: dict[str, Any]) -> None:
         given = [f"{known[key]:.1f}" if key in known else "" for known in (natural, before)]
         rows.append([key, *given, *cells, aims.get(key, "")])
     told = (
-        f"{s['model']}, CPU minutes of training alone (the closed form of `-closed` apart), "
+        f"{s['model']}, CPU minutes of training alone (the repair of `-closed` apart), "
         f"one thread, batch {s['batch']}, "
         f"frozen: {s['frozen'] or 'nothing'}, 512 fresh latents, {s['machine']}. Mean ± "
         "standard deviation over seeds; ✓ and ✗: whether the mean meets the aim."

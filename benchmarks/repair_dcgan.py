@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--data", default="", help="a zip of real faces to compare with")
     parser.add_argument("--latents", type=int, default=1024)
     parser.add_argument("--fresh", type=int, default=1024)
-    parser.add_argument("--arms", default="dcl,3x3,5x5,ipixeldcl,pixeldcl,data-free")
+    parser.add_argument("--arms", default="dcl,data-free,3x3,ipixeldcl,pixeldcl,5x5")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
@@ -149,6 +149,11 @@ def main() -> None:
         if arm == args.arms.split(",")[0]:
             sheet(before, after, args.out / f"repair_{args.model}.png")
         print(arm, json.dumps({k: v for k, v in results[arm].items() if k != "report"}), flush=True)
+        write(args, results)
+
+
+def write(args: argparse.Namespace, results: dict[str, dict]) -> None:
+    """Writes what has been measured so far."""
     settings = {
         "latents": args.latents,
         "fresh": args.fresh,

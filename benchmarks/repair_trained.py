@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="a zip of 64x64 faces")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--arms", default="dcl,5x5")
-    parser.add_argument("--tasks", default="super-resolution,style,autoencoder,U-Net,identity")
+    parser.add_argument("--tasks", default="identity,style,super-resolution,U-Net,autoencoder")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
@@ -227,10 +227,10 @@ def main() -> None:
             print(name, arm, results[f"{name}, {arm}"], flush=True)
             if arm == "dcl" and before.shape[1] == 1:
                 sheet(before, after, args.out / f"repair_{name}.png")
-    settings = {"seconds": args.seconds, "threads": args.threads, "torch": torch.__version__}
-    text = json.dumps({"settings": settings, "results": results}, indent=1)
-    (args.out / "repair_trained.json").write_text(text + "\n")
-    (args.out / "repair_trained.md").write_text(_table(settings, results))
+            settings = {"seconds": args.seconds, "threads": args.threads, "torch": torch.__version__}
+            text = json.dumps({"settings": settings, "results": results}, indent=1)
+            (args.out / "repair_trained.json").write_text(text + "\n")
+            (args.out / "repair_trained.md").write_text(_table(settings, results))
 
 
 def _figures(pictures: Tensor) -> dict[str, list[float]]:

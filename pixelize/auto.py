@@ -129,21 +129,29 @@ def _by_cost(record: Record, x: Tensor, y: Tensor) -> list[tuple[int, str, Desig
     exact one.
     """
     wanted, stride = record.design, record.site.geometry.stride
-    depthwise = replace(wanted, groups=-1)
-    exact = (_cost(record, "ipixeldcl", depthwise, x, y), "ipixeldcl", depthwise)
     schedules = {wanted.schedule} | ({"sequential"} if stride[0] * stride[1] <= SMALL_PERIOD else set())
     groupings = {wanted.groups, -1} if record.site.geometry.out_channels > 1 else {wanted.groups}
     found = []
     for schedule in sorted(schedules):
-        for size in {wanted.kernel_size, SMALL_WINDOW if schedule != "masked" else wanted.kernel_size}:
+        for size in _windows(wanted, schedule):
             for stages in range(len(make_schedule(schedule, stride, size).stages)):
                 for groups in groupings:
                     design = replace(
                         wanted, kernel_size=size, schedule=schedule, input_stages=stages, groups=groups
                     )
                     found.append((_cost(record, "pixeldcl", design, x, y), "pixeldcl", design))
+    depthwise = (replace(wanted, groups=-1, kernel_size=size) for size in _windows(wanted, wanted.schedule))
+    exact = min(
+        ((_cost(record, "ipixeldcl", design, x, y), "ipixeldcl", design) for design in depthwise),
+        key=lambda c: c[0],
+    )
     cheaper = sorted((c for c in found if c[0] < exact[0]), key=lambda c: c[0])
     return [*cheaper, exact]
+
+
+def _windows(wanted: Design, schedule: str) -> set[tuple[int, int]]:
+    """The windows that are tried; a masked kernel is none smaller than 3x3."""
+    return {wanted.kernel_size} if schedule == "masked" else {wanted.kernel_size, SMALL_WINDOW}
 
 
 def _cost(record: Record, layer: str, design: Design, x: Tensor, y: Tensor) -> int:

@@ -125,7 +125,7 @@ def run_demo(
         "out. "
         f"control: the unconverted model after the same {steps} steps. repair: pixelize.repair(model, "
         "latents), "
-        "closed form, no training.",
+        "no labels, no training.",
         highlight=False,
     )
     save(converted, out / "model", source="demo")

@@ -96,7 +96,7 @@ class RepairSettings(Settings):
     )
     arms: str = option(
         "control,ipixeldcl",
-        "control, ipixeldcl, pixeldcl, dcl; with -closed after it: after the closed-form repair.",
+        "control, ipixeldcl, pixeldcl, dcl; with -closed after it: after pixelize.repair.",
     )
     include: str = option("*", "Pattern of the names of the up-samplers that are converted.")
     steps: int = option(300, "Optimizer steps.")

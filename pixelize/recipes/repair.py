@@ -28,7 +28,7 @@ from pixelize.recipes.recipe_settings import RepairSettings
 from pixelize.recipes.run_state import Metrics
 from pixelize.recipes.sampled import save_sheet
 from pixelize.recipes.weights import load_weights
-from pixelize.repair import repair as closed_form_repair
+from pixelize.repair import repair as repair_without_training
 from pixelize.running import tensors
 
 CLOSED = "-closed"
@@ -77,7 +77,7 @@ def run(s: RepairSettings) -> dict[str, Any]:
         base = copy.deepcopy(teacher).cpu()
         if arm.endswith(CLOSED):
             if not closed:
-                closed.append(closed_form_repair(base, inputs))
+                closed.append(repair_without_training(base, inputs))
             base = copy.deepcopy(closed[0])
         model = convert_arm(arm.removesuffix(CLOSED), base.eval(), inputs[0][:2], inputs, s.include)
         model.requires_grad_(True)
