@@ -1,7 +1,7 @@
 """Which up-samplers of which models does pixelize find, and what does converting them change? A table over
 whole libraries.
 
-    python benchmarks/coverage.py                      # all models, about half an hour on one CPU core
+    python benchmarks/coverage.py                      # all models, about twenty minutes on one CPU core
     python benchmarks/coverage.py --only smp/Unet      # those whose name contains the text
 
 Every model is small and has random weights; nothing is downloaded. For each one: the capture that saw it, the
