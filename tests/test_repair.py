@@ -245,7 +245,7 @@ def test_a_replay_gives_what_a_run_gives() -> None:
 
 def test_it_reads_an_iterator_and_mappings_and_half_precision() -> None:
     model = DepthHead().bfloat16()
-    batches = ({"x": x} for x in smooth(64, 3, 16, 1).bfloat16().split(8))
+    batches = ({"x": x} for x in smooth(32, 3, 16, 1).bfloat16().split(8))
     repaired = repair(model, batches, progress=False)
     assert repaired.second.weight.dtype == torch.bfloat16 and model.second is not repaired.second
     assert repair_report(repaired).repaired
