@@ -39,16 +39,16 @@ def _reduced_across(u: Tensor, s: int) -> Tensor:
     return 1.5 * first - 0.5 * second
 
 
-def is_bilinear_image(u: Tensor, factor: Sequence[int]) -> bool:
-    """Whether ``u`` (..., H, W) is a bilinear enlargement by ``factor``, to rounding."""
-    h, w = u.shape[-2:]
+def is_bilinear_image(x: Tensor, factor: Sequence[int]) -> bool:
+    """Whether ``x`` (..., H, W) is a bilinear enlargement by ``factor``, to rounding."""
+    h, w = x.shape[-2:]
     if h % factor[0] or w % factor[1]:
         return False
-    eps = torch.finfo(u.dtype).eps
-    u = u.float() if u.dtype.itemsize < 4 else u
-    again = F.interpolate(reduced(u, factor), size=(h, w), mode="bilinear")
-    error = torch.linalg.vector_norm(again - u)
-    return bool(error <= 8 * eps * torch.linalg.vector_norm(u)) or bool(u.isnan().any())
+    eps = torch.finfo(x.dtype).eps
+    x = x.float() if x.dtype.itemsize < 4 else x
+    again = F.interpolate(reduced(x, factor), size=(h, w), mode="bilinear")
+    error = torch.linalg.vector_norm(again - x)
+    return bool(error <= 8 * eps * torch.linalg.vector_norm(x)) or bool(x.isnan().any())
 
 
 class BilinearConv2d(ResizeConv2d):
