@@ -67,7 +67,8 @@ def sam() -> Built:
     from transformers import SamConfig, SamModel
 
     config = SamConfig()
-    config.vision_config.image_size = 256
+    config.vision_config.image_size = config.prompt_encoder_config.image_size = 256
+    config.prompt_encoder_config.image_embedding_size = 256 // 16
     return SamModel(config), {"pixel_values": torch.randn(1, 3, 256, 256)}
 
 
