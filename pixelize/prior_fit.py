@@ -158,7 +158,7 @@ def _fit_stage(
         rows, made = interpolation(stage, stride, torch.eye(wanted.shape[-1] // len(targets)).to(total))
         weight = FAVOUR * mean_power(total)[:, None, None]
         kept = _solve(total + weight * (rows.T @ rows), wanted + weight * (rows.T @ made))
-        if missed(kept) <= INTERPOLATION_TAX**2 * missed(solved):
+        if missed(kept) <= min(INTERPOLATION_TAX**2 * missed(solved), power):  # no worse than none at all
             solved = kept
     parts = [solved] * len(targets) if stage.shared else solved.chunk(len(targets), -1)
     count = len(stage.features(targets[0]))
