@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from pixelize.rewrites.flow import Flow, uses
 from pixelize.rewrites.resize_conv import conv_refusal, own_padding
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
+from pixelize.rewrites.stand_in import StandIn
 from pixelize.rewrites.vocabulary import shape_of
 
 _MOVES = ("view", "reshape", "permute", "transpose", "_unsafe_view", "unflatten", "clone", "contiguous")
@@ -160,7 +161,7 @@ def _ordered(values: Tensor, order: list[int] | None) -> Tensor:
     return values if order is None else values[list(order)]
 
 
-class ShuffleConv2d(nn.Module):
+class ShuffleConv2d(StandIn):
     """Takes the place of a convolution whose output is shuffled: pixel_unshuffle(layer(x)) and what the bias
     differs by from phase to phase.
 
@@ -194,16 +195,6 @@ class ShuffleConv2d(nn.Module):
             mean, rest = _split_bias(state_dict.pop(prefix + "bias"), self.options)
             state_dict[prefix + "layer.bias"], state_dict[prefix + "phase_bias"] = mean, rest
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
-
-    @property
-    def weight(self) -> Tensor:
-        """The layer's weight, for code that asks a convolution for its device or type."""
-        return self.layer.weight  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The layer's bias."""
-        return self.layer.bias  # type: ignore[return-value]
 
     def forward(self, input: Tensor) -> Tensor:
         """What the convolution gave for ``input``."""

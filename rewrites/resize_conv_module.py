@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from pixelize.rewrites.resize import taps
 from pixelize.rewrites.resize_conv import Range, is_bilinear, merge_taps, own_padding, split_taps, take
+from pixelize.rewrites.stand_in import StandIn
 
 
 def complement(ranges: Sequence[Sequence[int]], channels: int) -> list[Range]:
@@ -45,7 +46,7 @@ def is_block_image(x: Tensor, factor: Sequence[int]) -> bool:
     return bool(((whole[..., :h, :w] == x) | x.isnan()).all())
 
 
-class ResizeConv2d(nn.Module):
+class ResizeConv2d(StandIn):
     """Takes the place of a convolution that reads a nearest-resized image, alone or concatenated with others.
 
     It receives what the convolution received, (N, C, H, W), picks the small image out of it, which the resize
@@ -87,16 +88,6 @@ class ResizeConv2d(nn.Module):
             self.skip.weight = nn.Parameter(rest, requires_grad=module.weight.requires_grad)
         self.training = module.training
         self._looked_at: dict[tuple[int, int, bool], bool] = {}
-
-    @property
-    def weight(self) -> Tensor:
-        """The layer's weight, for code that asks a convolution for its device or type."""
-        return self.layer.weight  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The layer's bias."""
-        return self.layer.bias  # type: ignore[return-value]
 
     def forward(self, input: Tensor) -> Tensor:
         """What the convolution gave for ``input``, the small image's part of it made by the layer."""
