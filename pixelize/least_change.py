@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -218,25 +219,25 @@ class LeastChange:
         found: dict[Constraint, Tensor] = {}
         for kind, window in self.windows.items():
             wanted = [c for c, m in self.multipliers.items() if m and c[0] == kind]
-            parts = {i: y @ self._rows(y, -1, window[1], i).mT for i in {f[1] for _, f in wanted}}
+            across, down = (partial(_rows, y.shape[n], window[n], self.period) for n in (-1, -2))
+            parts = {i: y @ across(i).to(y).mT for i in {f[1] for _, f in wanted}}
             for c in wanted:
-                both = self._rows(y, -2, window[0], c[1][0]) @ parts[c[1][1]]
+                both = down(c[1][0]).to(y) @ parts[c[1][1]]
                 (cc, cs), (sc, ss) = (half.chunk(2, -1) for half in both.chunk(2, -2))
                 found[c] = ((cc - ss).square() + (cs + sc).square()).mean()
         return found
 
-    def _rows(self, y: Tensor, axis: int, size: int, j: int) -> Tensor:
-        """(2 * windows, length): Hann windows, half overlapping, times cosine, then times sine at
-        j/period.
-        """
-        length = y.shape[axis]
-        hann = torch.hann_window(size, dtype=torch.float64)
-        starts = range(0, length - size + 1, max(size // 2, 1))
-        rows = torch.zeros(len(starts), length, dtype=torch.float64)
-        for row, start in zip(rows, starts, strict=True):
-            row[start : start + size] = hann / hann.square().sum().sqrt()
-        turn = 2 * math.pi * (torch.arange(length) * j % self.period).double() / self.period
-        return torch.cat([rows * turn.cos(), rows * turn.sin()]).to(y)
+
+@cache
+def _rows(length: int, size: int, period: int, j: int) -> Tensor:
+    """(2 * windows, length): Hann windows, half overlapping, times cosine, then times sine at j/period."""
+    hann = torch.hann_window(size, dtype=torch.float64)
+    starts = range(0, length - size + 1, max(size // 2, 1))
+    rows = torch.zeros(len(starts), length, dtype=torch.float64)
+    for row, start in zip(rows, starts, strict=True):
+        row[start : start + size] = hann / hann.square().sum().sqrt()
+    turn = 2 * math.pi * (torch.arange(length) * j % period).double() / period
+    return torch.cat([rows * turn.cos(), rows * turn.sin()])
 
 
 class _Called(nn.Module):

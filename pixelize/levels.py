@@ -29,10 +29,8 @@ def decibels(ratio: float) -> float:
     return 10 * math.log10(max(ratio, 1e-12))
 
 
-def measure(
-    pictures: Iterable[Tensor], windows: dict[str, tuple[int, int]], period: int, scale: Tensor | None = None
-) -> Levels:
-    spectra = {kind: Spectrum(size, kind, scale) for kind, size in windows.items()}
+def measure(pictures: Iterable[Tensor], windows: dict[str, tuple[int, int]], period: int) -> Levels:
+    spectra = {kind: Spectrum(size, kind) for kind, size in windows.items()}
     for picture in pictures:
         for spectrum in spectra.values():
             spectrum.add(picture)

@@ -362,16 +362,13 @@ class _Repair:
         )
 
     def _report(self, before: Levels, after: Levels, first: list[Tensor]) -> RepairReport:
-        error = total = 0.0
-        low, high = math.inf, -math.inf
+        error = 0.0
         if any(site.status == "repaired" for site in self.sites):
             if self.work is not self.model:
                 self.work = copy_model(self.model).float()
-            for a, b in zip(first, self._pictures(), strict=True):
-                error += (a - b).double().square().sum().item()
-                total += a.numel()
-                low, high = min(low, a.min().item()), max(high, a.max().item())
-        psnr = math.inf if error == 0 else 10 * math.log10((high - low) ** 2 * total / error)
+            error = _mean_square(first, self._pictures())
+        peak = max(p.max().item() for p in first) - min(p.min().item() for p in first)
+        psnr = math.inf if error == 0 else 10 * math.log10(peak**2 / error)
         samples = sum(map(samples_of, self.held))
         return RepairReport(
             self.sites, self._named(before), self._named(after), psnr, samples=samples, notes=self.notes

@@ -46,15 +46,10 @@ def _starts(length: int, size: int) -> range:
 @dataclass
 class Spectrum:
     """Mean power spectrum of Hann windows, half overlapping, streamed: white noise of power 1 has power 1
-    everywhere.
-
-    A channel's power is divided by ``scale`` first, if one is given, so that channels of different range
-    count alike.
-    """
+    everywhere."""
 
     window: tuple[int, int]
     kind: str
-    scale: Tensor | None = None
     total: Tensor | float = 0.0
     count: int = 0
 
@@ -62,8 +57,6 @@ class Spectrum:
         """Take in pictures (N, C, H, W)."""
         h, w = self.window
         hann = torch.hann_window(h, dtype=torch.float64)[:, None] * torch.hann_window(w, dtype=torch.float64)
-        if self.scale is not None:
-            y = y / self.scale[:, None, None]
         for top in _starts(y.shape[-2], h):
             for left in _starts(y.shape[-1], w):
                 cut = y[..., top : top + h, left : left + w].double()

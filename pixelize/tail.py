@@ -33,10 +33,8 @@ def run(model: nn.Module, inputs: Any) -> Any:
 
 @dataclass(frozen=True)
 class Passage:
-    """One run: the up-sampler's input (N, C_in, h, w) and output (N, C_out, H', W'), and the picture (N, C,
-    H, W)."""
+    """One run: the up-sampler's output (N, C_out, H', W') and the picture (N, C, H, W)."""
 
-    x: Tensor
     made: Tensor
     picture: Tensor
 
@@ -65,12 +63,12 @@ def calls(
     """Names of ``layers`` in the order of their calls, a name once for each call, and the last passage of
     each."""
     order: list[str] = []
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    seen: dict[str, Tensor] = {}
 
     def look(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             order.append(name)
-            seen[name] = (args[0], output)
+            seen[name] = output
 
         return hook
 
@@ -81,7 +79,7 @@ def calls(
     finally:
         for handle in handles:
             handle.remove()
-    return order, {name: Passage(x, made, picture) for name, (x, made) in seen.items()}
+    return order, {name: Passage(made, picture) for name, made in seen.items()}
 
 
 class NoPicture(Exception):
