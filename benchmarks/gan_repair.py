@@ -52,10 +52,12 @@ def seconds_per_step(settings: RepairSettings, arms: list[str], rounds: int = 8)
     batch = torch.stack([data[i] for i in range(settings.batch)])
     steps = {}
     for arm in arms:
-        model = convert_arm(arm.removesuffix(repair.CLOSED), copy.deepcopy(teacher), include=settings.include)
+        model = convert_arm(
+            arm.removesuffix(repair.REPAIRED), copy.deepcopy(teacher), include=settings.include
+        )
         model.requires_grad_(True)
         steps[arm] = repair.make_trial(
-            model, settings, teacher, data, natural_level(None), batch, batch, accelerator
+            model, settings, teacher, data, natural_level(None), (batch, batch), (batch, batch), accelerator
         ).update
     taken: dict[str, list[float]] = {arm: [] for arm in arms}
     for _ in range(rounds):
@@ -71,7 +73,7 @@ def main() -> None:
     parser.add_argument("--model", default="gan-face-generate")
     parser.add_argument("--data", required=True, help="real faces, a folder or zip")
     parser.add_argument("--minutes", type=float, default=2, help="of CPU time for each run")
-    parser.add_argument("--arms", default="control,ipixeldcl,ipixeldcl-dw,control-closed,ipixeldcl-closed")
+    parser.add_argument("--arms", default="control,ipixeldcl,control-repaired,ipixeldcl-repaired")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-4)
@@ -199,7 +201,7 @@ def write(out: Path, name: str, found: dict[str, Any]) -> None:
         given = [f"{known[key]:.1f}" if key in known else "" for known in (natural, before)]
         rows.append([key, *given, *cells, aims.get(key, "")])
     told = (
-        f"{s['model']}, CPU minutes of training alone (the repair of `-closed` apart), "
+        f"{s['model']}, CPU minutes of training alone (the repair of `-repaired` apart), "
         f"one thread, batch {s['batch']}, "
         f"frozen: {s['frozen'] or 'nothing'}, 512 fresh latents, {s['machine']}. Mean ± "
         "standard deviation over seeds; ✓ and ✗: whether the mean meets the aim."
@@ -221,7 +223,7 @@ def pairs(arms: list[str]) -> list[tuple[str, str]]:
         for c in arms
         if c.startswith("control")
         for a in arms
-        if a != c and a.endswith(repair.CLOSED) == c.endswith(repair.CLOSED)
+        if a != c and a.endswith(repair.REPAIRED) == c.endswith(repair.REPAIRED)
     ]
 
 

@@ -96,7 +96,7 @@ class RepairSettings(Settings):
     )
     arms: str = option(
         "control,ipixeldcl",
-        "control, ipixeldcl, pixeldcl, dcl; with -closed after it: after pixelize.repair.",
+        "control, ipixeldcl, pixeldcl, dcl; with -repaired after it: from what pixelize.repair makes.",
     )
     include: str = option("*", "Pattern of the names of the up-samplers that are converted.")
     steps: int = option(300, "Optimizer steps.")
@@ -108,4 +108,4 @@ class RepairSettings(Settings):
     fidelity: float = option(
         1000.0, "Weight of the squared error to the original away from the artifact's frequencies."
     )
-    samples: int = option(256, "Fresh pictures to measure on.")
+    samples: int = option(256, "Fresh pictures to measure on, and as many to choose the weights by.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,13 @@ from pixelize.recipes.weights import load_weights
 from pixelize.repair import repair as repair_without_training
 from pixelize.running import tensors
 
-CLOSED = "-closed"
-ARMS = tuple(arm + closed for arm in CONVERTED_ARMS for closed in ("", CLOSED))
+REPAIRED = "-repaired"
+"""After an arm's name: it starts from what :func:`pixelize.repair` makes of the model, not from the model."""
+
+ARMS = tuple(arm + start for arm in CONVERTED_ARMS for start in ("", REPAIRED))
+Held = tuple[Tensor, Tensor]
+"""Inputs that are not trained on, and the original's pictures of them."""
+
 _WHOLE = 0.05  # share of the plain squared error in the fidelity: nothing may drift unseen within the notches
 
 
@@ -63,25 +69,32 @@ def run(s: RepairSettings) -> dict[str, Any]:
     arms = split_arms(s.arms, ARMS)
     teacher, data, held = load_teacher(s)
     teacher = teacher.to(accelerator.device).eval().requires_grad_(False)
-    fresh = torch.stack([held[i] for i in range(min(s.samples, len(held)))])
+    count = min(s.samples, len(held) // 2)
+    if count < 1:
+        raise ArgumentError(
+            f"--inputs {s.inputs}: of these {len(held)} is held back, and two are needed, one to choose the "
+            "weights by and one to measure on; give at least twenty pictures"
+        )
+    chosen, fresh = torch.stack([held[i] for i in range(2 * count)]).chunk(2)
     original = pictures_of(teacher, fresh)
+    validation, test = (chosen, pictures_of(teacher, chosen)), (fresh, original)
     real = None
     if s.data:
         kind = 1 if original.shape[1] == 1 else 3
         real = load_pictures(s.data, original.shape[-1], kind)[1].batch(0, 1024)
     natural = natural_level(real, s.period)
-    closed: list[nn.Module] = []
+    repaired: list[nn.Module] = []
     inputs = torch.stack([data[i] for i in range(min(1024, len(data)))]).split(64)
 
     def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
         base = copy.deepcopy(teacher).cpu()
-        if arm.endswith(CLOSED):
-            if not closed:
-                closed.append(repair_without_training(base, inputs))
-            base = copy.deepcopy(closed[0])
-        model = convert_arm(arm.removesuffix(CLOSED), base.eval(), inputs[0][:2], inputs, s.include)
+        if arm.endswith(REPAIRED):
+            if not repaired:
+                repaired.append(repair_without_training(base, inputs))
+            base = copy.deepcopy(repaired[0])
+        model = convert_arm(arm.removesuffix(REPAIRED), base.eval(), inputs[0][:2], inputs, s.include)
         model.requires_grad_(True)
-        return model, make_trial(model, s, teacher, data, natural, fresh, original, accelerator)
+        return model, make_trial(model, s, teacher, data, natural, validation, test, accelerator)
 
     def draw(folder: Path, models: dict[str, nn.Module]) -> dict[str, Path]:
         shown = {"as it came": teacher.cpu(), **models}
@@ -156,12 +169,12 @@ def make_trial(
     teacher: nn.Module,
     data: Dataset,
     natural: Level,
-    fresh: Tensor,
-    original: Tensor,
+    validation: Held,
+    test: Held,
     accelerator: Accelerator,
 ) -> Trial:
     """The trial of one arm: ``fidelity`` times the squared error outside the artifact's bands, and the
-    artifact's distance from natural.
+    artifact's distance from natural. Its weights are chosen on ``validation`` and judged on ``test``.
     """
     network = prepare(accelerator, s, model)
     optimizer = adam(accelerator, s, model)
@@ -177,16 +190,16 @@ def make_trial(
         descend(accelerator, s, s.fidelity * fidelity + artifact, network, optimizer)
         return {"fidelity": fidelity, "artifact": artifact}
 
-    def measure(judged: nn.Module) -> Metrics:
-        return judge(pictures_of(judged, fresh), original, natural, s.period)
+    def measure(held: Held, judged: nn.Module) -> Metrics:
+        return judge(pictures_of(judged, held[0]), held[1], natural, s.period)
 
     return Trial(
         {"model": network},
         {"adam": optimizer},
         data,
         update,
-        measure,
-        measure,
+        partial(measure, validation),
+        partial(measure, test),
         "-off natural dB",
         training=False,
     )
