@@ -48,6 +48,9 @@ def test_too_little_room_is_said_before_training(tmp_path: Path) -> None:
     huge = torch.empty(1, dtype=torch.float64).expand(10**15)
     with pytest.raises(PixelizeError, match="MiB free, and checkpoints need about"):
         check_room(tmp_path / "new", {"a": huge})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PixelizeError, match="cannot be made"):
+        check_room(tmp_path / "file" / "new", {"a": torch.zeros(1)})
 
 
 def test_something_else_is_no_checkpoint(tmp_path: Path) -> None:

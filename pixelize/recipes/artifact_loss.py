@@ -34,20 +34,17 @@ class ArtifactLoss:
     """Squared distance, in units of 10 dB, of a batch's artifact figures from the ``natural`` ones, summed
     over forms and frequencies.
 
-    Distances within ``tolerance`` (dB) are none, on either side: a hole in the spectrum is as unnatural as a
-    peak.
+    Either side counts: a hole in the spectrum is as unnatural as a peak.
     """
 
     natural: Level
     period: int = 2
-    tolerance: float = 0.5
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """The loss of pictures ``(N, C, H, W)``."""
         loss = pictures.new_zeros((), dtype=torch.float64)
         for key, level in decibels(pictures, self.period).items():
-            excess = ((level - self.natural[key]).abs() - self.tolerance).clamp(min=0)
-            loss = loss + (excess / 10).square()
+            loss = loss + ((level - self.natural[key]) / 10).square()
         return loss.float()
 
 

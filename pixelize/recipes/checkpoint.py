@@ -48,18 +48,22 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise LoadError(f"{path}: not a checkpoint of a recipe ({error}); --fresh begins anew") from error
 
 
-def check_room(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Raises PixelizeError if ``folder``'s disk cannot hold two files of these tensors, plus three of them
-    for an optimizer's state.
+def check_room(folder: Path, tensors: dict[str, Tensor], runs: int = 1) -> None:
+    """Makes ``folder``. Raises PixelizeError if it cannot be made, or if its disk cannot hold what so many
+    ``runs`` that train these tensors leave at the least: the best weights and a checkpoint, of three times
+    their size with Adam's two moments; and one checkpoint more, since the new one is written beside the old.
     """
     size = sum(t.numel() * t.element_size() for t in tensors.values())
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    needed = 2 * 4 * size + 2**20
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise PixelizeError(f"--out: {folder} cannot be made ({error.strerror}); choose another") from error
+    needed = ((1 + 3) * runs + 3) * size + 2**20
     if free < needed:
         raise PixelizeError(
             f"{folder}: {free / 2**20:.0f} MiB free, and checkpoints need about "
-            f"{needed / 2**20:.0f} MiB; make room, or choose another --out"
+            f"{needed / 2**20:.0f} MiB (runs: {runs}); make room, or choose another --out"
         )
 
 

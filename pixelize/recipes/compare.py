@@ -67,6 +67,7 @@ def compare(
     Returns what ``results.json`` holds (on the main process).
     """
     found = {arm: ArmResult(arm) for arm in arms}
+    folders = [Path(s.out) / f"{arm}-seed{seed}" for seed in s.seed_list() for arm in arms]
     models: dict[str, nn.Module] = {}
     with bars(accelerator) as shown:
         for seed in s.seed_list():
@@ -74,7 +75,8 @@ def compare(
                 folder = Path(s.out) / f"{arm}-seed{seed}"
                 torch.manual_seed(mixed(seed, 7))
                 model, trial = make(arm, seed)
-                at = fit(trial, s, seed, folder, accelerator, shown)
+                new = sum(not (f / "checkpoint.safetensors").exists() for f in folders)
+                at = fit(trial, s, seed, folder, accelerator, shown, max(1, new))
                 if trial.anneal:
                     pixelize.harden(pixelize.set_input_gate(model, 0.0))
                 if accelerator.is_main_process and converted_modules(model):

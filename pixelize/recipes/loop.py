@@ -87,15 +87,16 @@ def bars(accelerator: Accelerator) -> Bars:
 
 
 def fit(
-    trial: Trial, s: Settings, seed: int, folder: Path, accelerator: Accelerator, shown: Bars
+    trial: Trial, s: Settings, seed: int, folder: Path, accelerator: Accelerator, shown: Bars, runs: int = 1
 ) -> Progress:
     """Trains and tests one trial, going on from ``folder/checkpoint.safetensors`` if there is one.
 
     The first network ends with its best weights, which are in ``folder/best.safetensors`` too;
-    ``folder/tensorboard`` has the curves.
+    ``folder/tensorboard`` has the curves. ``runs``: how many of this size the disk must have room for, this
+    one among them.
 
     Raises ArgumentError if the checkpoint was made with other settings, PixelizeError if the disk is full
-    (what was saved stays).
+    (before training where that can be known; what was saved stays).
     """
     main, path = accelerator.is_main_process, folder / "checkpoint.safetensors"
     networks = {name: bare(accelerator, network) for name, network in trial.networks.items()}
@@ -109,7 +110,8 @@ def fit(
     if path.exists() and not s.fresh:
         run.restore(path)
     elif main:
-        check_room(folder, {f"{n}.{k}": t for n, m in networks.items() for k, t in m.state_dict().items()})
+        tensors = {f"{n}.{k}": t for n, m in networks.items() for k, t in m.state_dict().items()}
+        check_room(folder, tensors, runs)
     at = run.progress
     if at.result is not None:
         best_of(folder, model)
