@@ -176,6 +176,8 @@ def fit(
             at.history.append({"step": at.step, "seconds": at.seconds, **row})
             sums, at.summed = {}, 0
             shown.update(bar, completed=at.step, shown=_text(row, []))
+            if main and not shown.console.is_terminal:  # a log file has lines where a terminal has bars
+                shown.console.print(f"{folder.name}, step {at.step} of {s.steps}: {_text(row, [])}")
             if writer is not None:
                 for name, value in row.items():
                     writer.add_scalar(name, value, at.step)
