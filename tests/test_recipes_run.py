@@ -31,6 +31,7 @@ from pixelize.recipes.command import app
 from pixelize.recipes.dcgan import Generator
 from pixelize.recipes.processes import adam, descend, prepare, start
 from pixelize.recipes.recipe_settings import GanSettings, RepairSettings, SegmentationSettings, VaeSettings
+from pixelize.recipes.settings import names_of, read_yaml
 from pixelize.recipes.unet import UNet
 
 TINY = {
@@ -305,6 +306,20 @@ def test_the_command_reads_a_file_and_options_win(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     data = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(data["arms"]) == ["dcl-k2", "dcl-k3"] and data["settings"]["steps"] == 3
+
+
+def test_a_file_says_what_an_option_would(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("precision: no\ncpu: yes\nlr: 1e-3\nseeds: [0, 1]\ndata:\n")
+    assert read_yaml(str(config), names_of(VaeSettings)) == {
+        "precision": "no",
+        "cpu": "yes",
+        "lr": "1e-3",
+        "seeds": "0,1",
+    }
+    config.write_text("data: {a: 1}\n")
+    with pytest.raises(ArgumentError, match="data holds a mapping"):
+        read_yaml(str(config), names_of(VaeSettings))
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:

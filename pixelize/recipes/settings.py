@@ -101,16 +101,18 @@ class Settings:
 
 
 def read_yaml(path: str, known: Iterable[str]) -> dict[str, Any]:
-    """The settings of a YAML file, with ``-`` or ``_`` in their names.
+    """The settings of a YAML file, with ``-`` or ``_`` in their names, as one would write them on the command
+    line: YAML's ``no`` is a word here, not a boolean, and a list is its parts with commas between. A name
+    without a value keeps its default.
 
     Raises ArgumentError if there is no such file, it is no YAML mapping, or holds a name that is not
-    ``known``.
+    ``known`` or a value that is a mapping.
     """
     import yaml
 
     try:
         with open(path, encoding="utf-8") as file:
-            found = yaml.safe_load(file) or {}
+            found = yaml.load(file, yaml.BaseLoader) or {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ArgumentError(f"--config {path}: {error}") from error
     if not isinstance(found, dict):
@@ -121,7 +123,10 @@ def read_yaml(path: str, known: Iterable[str]) -> dict[str, Any]:
     wrong = sorted(given.keys() - set(known))
     if wrong:
         raise ArgumentError(f"--config {path}: no setting {wrong[0]!r}; there are {', '.join(sorted(known))}")
-    return {n: ",".join(map(str, v)) if isinstance(v, list) else v for n, v in given.items()}
+    for name, value in given.items():
+        if isinstance(value, dict):
+            raise ArgumentError(f"--config {path}: {name} holds a mapping; give it a value or a list")
+    return {n: ",".join(map(str, v)) if isinstance(v, list) else v for n, v in given.items() if v != ""}
 
 
 def names_of(kind: type) -> list[str]:
