@@ -16,6 +16,7 @@ pytest.importorskip("torchmetrics")
 pytest.importorskip("torchvision")
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
@@ -196,6 +197,10 @@ def test_what_is_kept_has_no_artifact_and_low_frequencies_stay() -> None:
         ({"freeze": "nothing.*"}, "no parameter is called so"),
         ({"data": "nowhere"}, "no such folder"),
         ({"model": "smp:Nothing", "arms": "control"}, "Nothing"),
+        ({"width": 0}, "--width is 0; it must be at least 1"),
+        ({"lr": -1.0}, "--lr is -1.0"),
+        ({"ema": 1.0}, "--ema is 1.0"),
+        ({"size": 20}, "does not take pictures of --size 20"),
     ],
 )  # fmt: skip
 def test_settings_that_mean_nothing_are_refused_before_training(
@@ -218,6 +223,33 @@ def test_room_for_all_runs_is_asked_for_before_the_first(
         segmentation.run(replace(s, seeds="0,1,2,3"))
     assert not list(tmp_path.rglob("*.safetensors"))
     segmentation.run(s)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"inputs": "3x3"}, "--inputs 3x3: demo does not take them"),
+        ({"inputs": "here"}, "neither a shape such as 100x1x1 nor a folder or zip"),
+        ({"include": "nothing"}, "'nothing' matches no site"),
+        ({"arms": "control-closed"}, "no arm 'control-closed'"),
+        ({"samples": 0}, "--samples is 0"),
+        ({"period": 1}, "--period is 1; it must be at least 2"),
+    ],
+)  # fmt: skip
+def test_a_repair_that_means_nothing_is_refused_before_training(
+    tmp_path: Path, change: dict, match: str
+) -> None:
+    s = RepairSettings(out=str(tmp_path / "out"), samples=8, cpu=True)
+    with pytest.raises(ArgumentError, match=match):
+        repair.run(replace(s, **change))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_repair_is_chosen_and_measured_on_different_pictures(tmp_path: Path) -> None:
+    for i in range(19):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    with pytest.raises(ArgumentError, match="of these 1 is held back, and two are needed"):
+        repair.run(RepairSettings(inputs=str(tmp_path), size=8, out=str(tmp_path / "out"), cpu=True))
 
 
 @pytest.fixture

@@ -24,14 +24,14 @@ class SegmentationSettings(Settings):
     )
     classes: int = option(0, "Classes in the masks of a folder (0: CamVid's eleven); 255 is void.")
     model: str = option("unet", "unet (the paper's), smp:NAME?option=value, or module:callable?option=value.")
-    width: int = option(16, "Channels of the U-Net's first block.")
+    width: int = option(16, "Channels of the U-Net's first block.", least=1)
     weights: str = option("", "safetensors file of a trained model, from which the arms start.")
     base_steps: int = option(
         0, "Train the unconverted model for so many steps first; the arms start from it."
     )
     arms: str = option("dcl-k4,ipixeldcl,pixeldcl", "What to train side by side, separated by commas.")
     loss: str = option("ce", "ce, or with smp: dice, focal, lovasz, ce+dice.")
-    eval_batch: int = option(16, "Samples at a time in evaluations.")
+    eval_batch: int = option(16, "Samples at a time in evaluations.", least=1)
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class VaeSettings(Settings):
 
     out: str = option("runs/vae", "Folder for checkpoints, curves, tables and models.")
     data: str = option("portraits", _PICTURES)
-    channels: int = option(3, "1 for grey, 3 for colour.")
+    channels: int = option(3, "1 for grey, 3 for colour.", least=1)
     model: str = option(
         "vae", "vae (the paper's), diffusers:AutoencoderKL?option=value, or module:callable?option=value."
     )
-    width: int = option(32, "Channels of the VAE's first convolution.")
-    latents: int = option(64, "Size of the VAE's latent vector.")
+    width: int = option(32, "Channels of the VAE's first convolution.", least=1)
+    latents: int = option(64, "Size of the VAE's latent vector.", least=1)
     weights: str = option("", "safetensors file of a trained model, from which the arms start.")
     base_steps: int = option(
         0, "Train the unconverted model for so many steps first; the arms start from it."
@@ -56,7 +56,7 @@ class VaeSettings(Settings):
     kl: float = option(
         1.0, "Weight of the Kullback-Leibler term against the squared error, both summed over a picture."
     )
-    samples: int = option(256, "Pictures to sample for the checkerboard measure.")
+    samples: int = option(256, "Pictures to sample for the checkerboard measure.", least=1)
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class GanSettings(Settings):
 
     out: str = option("runs/gan", "Folder for checkpoints, curves, tables and models.")
     data: str = option("portraits", _PICTURES)
-    channels: int = option(3, "1 for grey, 3 for colour.")
-    width: int = option(32, "Channels of the generator's last hidden layer.")
-    latents: int = option(64, "Size of the latent vector.")
+    channels: int = option(3, "1 for grey, 3 for colour.", least=1)
+    width: int = option(32, "Channels of the generator's last hidden layer.", least=1)
+    latents: int = option(64, "Size of the latent vector.", least=1)
     arms: str = option("dcl-k4,ipixeldcl,pixeldcl", "What to train side by side, separated by commas.")
     lr: float = option(2e-4, "Learning rate of Adam (betas 0.5, 0.999) at its highest, for both networks.")
     ema: float = option(
@@ -77,7 +77,7 @@ class GanSettings(Settings):
     weights: str = option(
         "", "safetensors file of a trained generator (this recipe's), from which the arms start."
     )
-    samples: int = option(256, "Pictures to sample for the measures.")
+    samples: int = option(256, "Pictures to sample for the measures.", least=1)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ class RepairSettings(Settings):
     inputs: str = option(
         "", "What it takes: a shape of normal noise, as 100x1x1, or a folder or zip of pictures."
     )
-    channels: int = option(3, "Channels of the pictures that --inputs names: 1 for grey, 3 for colour.")
+    channels: int = option(
+        3, "Channels of the pictures that --inputs names: 1 for grey, 3 for colour.", least=1
+    )
     data: str = option(
         "", "Real pictures (folder or zip) whose spectrum is aimed at; without them, typical figures are."
     )
@@ -99,13 +101,13 @@ class RepairSettings(Settings):
         "control, ipixeldcl, pixeldcl, dcl; with -repaired after it: from what pixelize.repair makes.",
     )
     include: str = option("*", "Pattern of the names of the up-samplers that are converted.")
-    steps: int = option(300, "Optimizer steps.")
-    batch: int = option(32, "Pictures in a step.")
+    steps: int = option(300, "Optimizer steps.", least=1)
+    batch: int = option(32, "Pictures in a step.", least=1)
     lr: float = option(3e-4, "Learning rate of Adam at its highest.")
     warmup: int = option(30, "Steps over which the rate rises; after them it falls by a cosine to 0.")
-    eval_every: int = option(50, "Steps between evaluations.")
-    period: int = option(2, "The up-sampling factor whose pattern is to go.")
+    eval_every: int = option(50, "Steps between evaluations.", least=1)
+    period: int = option(2, "The up-sampling factor whose pattern is to go.", least=2)
     fidelity: float = option(
         1000.0, "Weight of the squared error to the original away from the artifact's frequencies."
     )
-    samples: int = option(256, "Fresh pictures to measure on, and as many to choose the weights by.")
+    samples: int = option(256, "Fresh pictures to measure on, and as many to choose the weights by.", least=1)

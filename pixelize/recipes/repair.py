@@ -76,7 +76,10 @@ def run(s: RepairSettings) -> dict[str, Any]:
             "weights by and one to measure on; give at least twenty pictures"
         )
     chosen, fresh = torch.stack([held[i] for i in range(2 * count)]).chunk(2)
-    original = pictures_of(teacher, fresh)
+    try:
+        original = pictures_of(teacher, fresh)
+    except RuntimeError as error:
+        raise ArgumentError(f"--inputs {s.inputs}: {s.model} does not take them ({error})") from error
     validation, test = (chosen, pictures_of(teacher, chosen)), (fresh, original)
     real = None
     if s.data:
@@ -85,6 +88,10 @@ def run(s: RepairSettings) -> dict[str, Any]:
     natural = natural_level(real, s.period)
     repaired: list[nn.Module] = []
     inputs = torch.stack([data[i] for i in range(min(1024, len(data)))]).split(64)
+    if any(
+        not arm.startswith("control") for arm in arms
+    ):  # what cannot be converted is known before training
+        convert_arm("dcl", copy.deepcopy(teacher).cpu(), inputs[0][:2], include=s.include)
 
     def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
         base = copy.deepcopy(teacher).cpu()

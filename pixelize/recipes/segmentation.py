@@ -41,6 +41,7 @@ def run(s: SegmentationSettings) -> dict[str, Any]:
     data = load_segmentation(s.data, s.size, classes=s.classes, limit=s.limit, download=s.download)
     data.check()
     inputs = torch.stack([data.train[i][0] for i in range(min(64, len(data.train)))]).split(4)
+    check_model(s, len(data.classes), inputs[0])
 
     @cache
     def base(seed: int) -> nn.Module:
@@ -66,6 +67,22 @@ def first_model(s: SegmentationSettings, classes: int) -> nn.Module:
     else:
         model = build_model(with_classes(s.model, classes))
     return load_weights(model, s.weights) if s.weights else model
+
+
+@torch.no_grad()
+def check_model(s: SegmentationSettings, classes: int, pictures: Tensor) -> None:
+    """Raises ArgumentError if the model cannot be built, or does not take pictures of this size or give each
+    pixel ``classes`` values.
+    """
+    try:
+        shape = tuple(first_model(s, classes).eval()(pictures).shape)
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"--model {s.model} does not take pictures of --size {s.size}: {error}"
+        ) from error
+    wanted = (len(pictures), classes, s.size, s.size)
+    if shape != wanted:
+        raise ArgumentError(f"--model {s.model} gives {shape} where {wanted} is needed (N, classes, H, W)")
 
 
 def with_classes(name: str, classes: int) -> str:

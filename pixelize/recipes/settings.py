@@ -11,9 +11,9 @@ from typing import Any
 from pixelize.errors import ArgumentError
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with its help text."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, least: int = 0) -> Any:
+    """A dataclass field with its help text and, for a number, the least that means something."""
+    return field(default=default, metadata={"help": help, "least": least})
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,15 @@ class Settings:
 
     out: str = option("runs", "Folder for checkpoints, curves, tables and models.")
     data: str = option("", "Where the data is.")
-    size: int = option(64, "Side of the pictures in pixels.")
+    size: int = option(64, "Side of the pictures in pixels.", least=1)
     limit: int = option(0, "Use only so many samples of each set (0: all).")
     download: bool = option(False, "Let torchvision fetch its data set.")
     arms: str = option("", "What to train side by side, separated by commas.")
     seeds: str = option("0", "One run of every arm for each of these numbers.")
-    steps: int = option(1000, "Optimizer steps.")
-    batch: int = option(16, "Samples in a step, over all processes and accumulated micro-batches together.")
+    steps: int = option(1000, "Optimizer steps.", least=1)
+    batch: int = option(
+        16, "Samples in a step, over all processes and accumulated micro-batches together.", least=1
+    )
     lr: float = option(1e-3, "Learning rate of Adam at its highest.")
     dependency_lr: float = option(
         0.0, "Rate of converted layers' new weights (0: lr/20; lr when from scratch)."
@@ -40,10 +42,10 @@ class Settings:
     ema: float = option(
         0.0, "Decay of the running mean of the weights, which is then what is evaluated (0: none)."
     )
-    eval_every: int = option(200, "Steps between evaluations.")
+    eval_every: int = option(200, "Steps between evaluations.", least=1)
     patience: int = option(0, "Stop after so many evaluations without improvement (0: never).")
-    save_every: int = option(100, "Steps between checkpoints.")
-    accumulate: int = option(1, "Micro-batches to a step.")
+    save_every: int = option(100, "Steps between checkpoints.", least=1)
+    accumulate: int = option(1, "Micro-batches to a step.", least=1)
     precision: str = option("no", "no, fp16 or bf16: mixed precision.")
     compile: bool = option(False, "torch.compile the model.")
     channels_last: bool = option(False, "Keep activations as NHWC.")
@@ -54,28 +56,12 @@ class Settings:
 
     def check(self) -> None:
         """Raises ArgumentError for a setting that means nothing."""
-        for name in ("size", "steps", "batch", "eval_every", "save_every", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(
-                    f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1"
-                )
-        for name in (
-            "lr",
-            "dependency_lr",
-            "weight_decay",
-            "warmup",
-            "clip",
-            "patience",
-            "threads",
-            "workers",
-            "limit",
-        ):
-            if getattr(self, name) < 0:
-                raise ArgumentError(
-                    f"--{name.replace('_', '-')} is {getattr(self, name)}; it must not be negative"
-                )
-        if not 0 <= self.ema < 1:
-            raise ArgumentError(f"--ema is {self.ema}; it must lie in [0, 1)")
+        for f in fields(self):
+            value, least = getattr(self, f.name), f.metadata["least"]
+            if isinstance(value, int | float) and not value >= least:  # nan is refused, too
+                raise ArgumentError(f"--{f.name.replace('_', '-')} is {value}; it must be at least {least}")
+        if self.ema >= 1:
+            raise ArgumentError(f"--ema is {self.ema}; it must be less than 1")
         if self.precision not in ("no", "fp16", "bf16"):
             raise ArgumentError(f"--precision is {self.precision!r}; it is one of no, fp16, bf16")
         self.seed_list()
