@@ -88,9 +88,7 @@ def run(s: RepairSettings) -> dict[str, Any]:
     natural = natural_level(real, s.period)
     repaired: list[nn.Module] = []
     inputs = torch.stack([data[i] for i in range(min(1024, len(data)))]).split(64)
-    if any(
-        not arm.startswith("control") for arm in arms
-    ):  # what cannot be converted is known before training
+    if any(not arm.startswith("control") for arm in arms):  # refused now, if at all, not after the control
         convert_arm("dcl", copy.deepcopy(teacher).cpu(), inputs[0][:2], include=s.include)
 
     def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
