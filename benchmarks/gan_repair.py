@@ -2,10 +2,10 @@
 
     python benchmarks/gan_repair.py --data faces64.zip --minutes 2 --arms control,ipixeldcl,ipixeldcl-dw
 
-Each arm's step is timed first (CPU time, the arms taking turns); its number of steps is then the time divided
-by that. The loss, the data, the rate's course and all else are the
-same. Writes benchmarks/results/<name>.json and .md after every run; the same command goes on after an
-interruption, and one with more seeds or arms adds to what is there.
+Each arm's step is timed first (CPU time, the arms taking turns; one that starts from a repair counts as the
+same one without); its number of steps is then the time divided by that. The loss, the data, the rate's
+course and all else are the same. Writes benchmarks/results/<name>.json and .md after every run; the same
+command goes on after an interruption, and one with more seeds or arms adds to what is there.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def seconds_per_step(settings: RepairSettings, arms: list[str], rounds: int = 8)
     batch = torch.stack([data[i] for i in range(settings.batch)])
     steps = {}
     for arm in arms:
-        model = convert_arm(
-            arm.removesuffix(repair.REPAIRED), copy.deepcopy(teacher), include=settings.include
-        )
+        model = convert_arm(arm, copy.deepcopy(teacher), include=settings.include)
         model.requires_grad_(True)
         steps[arm] = repair.make_trial(
             model, settings, teacher, data, natural_level(None), (batch, batch), (batch, batch), accelerator
@@ -115,11 +113,13 @@ def main() -> None:
     found = json.loads(path.read_text()) if path.exists() else {}
     if found.get("settings") != noted:
         found = {"settings": noted, "arms": {}}
-    new = [arm for arm in args.arms.split(",") if arm not in found["arms"]]
+    new = {arm: arm.removesuffix(repair.REPAIRED) for arm in args.arms.split(",") if arm not in found["arms"]}
     if new:  # noted before training, so that a killed run goes on with the same steps
-        for arm, seconds in seconds_per_step(settings, new).items():
-            steps = max(10, round(args.minutes * 60 / seconds))
-            found["arms"][arm] = {"seconds per step": seconds, "steps": steps, "results": {}}
+        timed = {arm: found["arms"][arm]["seconds per step"] for arm in found["arms"]}
+        timed |= seconds_per_step(settings, [arm for arm in dict.fromkeys(new.values()) if arm not in timed])
+        for arm, plain in new.items():
+            steps = max(10, round(args.minutes * 60 / timed[plain]))
+            found["arms"][arm] = {"seconds per step": timed[plain], "steps": steps, "results": {}}
         write(args.out, args.name, found)
     for seed in args.seeds.split(","):
         for arm in args.arms.split(","):
