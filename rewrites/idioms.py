@@ -3,10 +3,7 @@ takes its module's place."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor, nn
+from torch import nn
 
 from pixelize.rewrites import bilinear_conv, pixel_shuffle, resize, resize_conv, resize_conv_module
 from pixelize.rewrites.site import Site, TransposedConv
@@ -44,10 +41,3 @@ def replacement(site: Site, module: nn.Module, layer: nn.Module) -> nn.Module:
     if resize_conv.is_bilinear(site.options):
         return bilinear_conv.BilinearConv2d(layer, module, site.options)
     return resize_conv_module.ResizeConv2d(layer, module, site.options)
-
-
-def resized_as(x: Tensor, options: Mapping[str, Any]) -> bool:
-    """Whether ``x`` (..., H, W) is a picture resized as the options of a resize-convolution say."""
-    if resize_conv.is_bilinear(options):
-        return bilinear_conv.is_bilinear_image(x, options["factor"])
-    return resize_conv_module.is_block_image(x, options["factor"])

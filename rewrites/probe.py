@@ -1,18 +1,14 @@
-"""Does a resize keep its factor at another input size? Asked by running the model there and looking."""
+"""Running a model at another input size, to see whether its resizes keep their factors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from pixelize.rewrites.capture import arguments, undisturbed
-from pixelize.rewrites.idioms import resized_as
-from pixelize.rewrites.resize_conv_module import pick
-from pixelize.rewrites.site import Site
+from pixelize.rewrites.capture import recorded
 
 RATIOS = (1.5, 2.0, 0.5)
 
@@ -31,31 +27,12 @@ def resized_inputs(example_inputs: Any, ratio: float) -> Any:
     return example_inputs
 
 
-def factors_kept(model: nn.Module, sites: Sequence[Site], example_inputs: Any) -> dict[str, bool] | None:
-    """For each resize-convolution, whether its input is resized by the same factor at another size too; None
-    if no other size runs."""
+def at_another_size(model: nn.Module, example_inputs: Any) -> fx.Graph | None:
+    """What ``model`` runs at another input size than that of ``example_inputs``; None if it takes no other
+    (of those tried)."""
     for ratio in RATIOS:
-        kept: dict[str, bool] = {}
-        handles = [
-            model.get_submodule(site.name).register_forward_pre_hook(_look(site, kept)) for site in sites
-        ]
-        args, kwargs = arguments(resized_inputs(example_inputs, ratio))
         try:
-            with undisturbed(model):
-                model(*args, **kwargs)
-            return kept
+            return recorded(model, resized_inputs(example_inputs, ratio))
         except Exception:  # a size that this model does not take
             continue
-        finally:
-            for handle in handles:
-                handle.remove()
     return None
-
-
-def _look(site: Site, kept: dict[str, bool]) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = pick(args[0], site.options)
-        with torch.no_grad():
-            kept[site.name] = kept.get(site.name, True) and resized_as(x, site.options)
-
-    return hook

@@ -15,8 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 _PLAIN = (int, float, bool, str, torch.memory_format, torch.dtype, torch.device, torch.layout)
-# what the dispatcher shows in parts, or in evaluation mode not at all
+# what the dispatcher shows in parts, in evaluation mode not at all, or not as what it is (weightless.py)
 _WHOLE = {
+    "batch_norm",
+    "layer_norm",
     "instance_norm",
     "repeat_interleave",
     "dropout",
@@ -55,6 +57,7 @@ class _Recorder(TorchDispatchMode):
         self.stack: list[str] = [""]
         self.state = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
         self.nodes: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.shapes: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
 
     def enter(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any) -> None:
@@ -69,8 +72,11 @@ class _Recorder(TorchDispatchMode):
         return hook
 
     def whole(self, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
-        inputs = torch.utils._pytree.tree_map(self._argument, (list(args), dict(kwargs)))
-        self.note(self.graph.call_function(func, tuple(inputs[0]), inputs[1]), result)
+        self.note(self._call(func, args, kwargs), result)
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> fx.Node:
+        named = {key: self._argument(value) for key, value in kwargs.items()}
+        return self.graph.call_function(func, tuple(map(self._argument, args)), named)
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         node = self.nodes.get(tensor)
@@ -84,14 +90,16 @@ class _Recorder(TorchDispatchMode):
 
     def note(self, node: fx.Node, tensor: Tensor) -> None:
         node.meta["owner"] = self.stack[-1]
-        node.meta["val"] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        kind = (tensor.shape, tensor.dtype)
+        if kind not in self.shapes:
+            self.shapes[kind] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        node.meta["val"] = self.shapes[kind]
         self.nodes[tensor] = node
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        inputs = torch.utils._pytree.tree_map(self._argument, (list(args), dict(kwargs)))
-        node = self.graph.call_function(func, tuple(inputs[0]), inputs[1])
+        node = self._call(func, args, kwargs)
         node.meta["owner"] = self.stack[-1]
         if isinstance(result, Tensor):
             self.note(node, result)
@@ -105,6 +113,8 @@ class _Recorder(TorchDispatchMode):
     def _argument(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self.node_of(value)
+        if isinstance(value, list | tuple):
+            return (list if isinstance(value, list) else tuple)(map(self._argument, value))
         return value if value is None or isinstance(value, _PLAIN) else str(value)
 
 

@@ -201,18 +201,19 @@ def merge_taps(
     """Conv2d layout (C_out, C_in/groups, k, k) to ConvTranspose2d layout (C_in, C_out/groups, d(k-1)+s, ..).
 
     W'[T] = sum of W[t] over the taps t with 0 <= T - d(k-1-t) < s: the flipped, dilated kernel convolved with
-    s ones (or the triangle of a bilinear resize). Summed in float64, a part at a time, so that no second copy
-    of the weight is held.
+    s ones (or the triangle of a bilinear resize). Summed in float64, in parts that a cache holds.
     """
     c_out, c_in, kh, kw = weight.shape
     rows, columns = _spread((kh, kw), dilation, factor, bilinear)
     spread = torch.kron(rows, columns).to(weight.device)
     full = weight.new_empty(groups * c_in, c_out // groups, spread.shape[1])
-    step = max(1, 2**20 // (c_out // groups * kh * kw))
+    step = max(1, min(c_in, 2**17 // (c_out // groups * kh * kw)))
+    parts, sums = (spread.new_empty(step, c_out // groups, n) for n in spread.shape)
     for g, block in enumerate(weight.reshape(groups, c_out // groups, c_in, kh * kw)):
         for start in range(0, c_in, step):
-            part = block[:, start : start + step].transpose(0, 1)
-            full[g * c_in + start : g * c_in + start + len(part)] = part.double() @ spread
+            n = min(step, c_in - start)
+            part = parts[:n].copy_(block[:, start : start + n].transpose(0, 1))
+            full[g * c_in + start : g * c_in + start + n] = torch.matmul(part, spread, out=sums[:n])
     return full.view(*full.shape[:2], rows.shape[1], columns.shape[1])
 
 
@@ -252,7 +253,9 @@ def split_taps(
 
 
 def take(weight: Tensor, ranges: Sequence[Sequence[int]]) -> Tensor:
-    """The input channels of a Conv2d weight that lie in ``ranges``."""
+    """The input channels of a Conv2d weight that lie in ``ranges``: a view of it where that can be."""
     if weight.shape[1] < ranges[-1][1]:  # a grouped convolution is taken whole
         return weight
+    if len(ranges) == 1:
+        return weight[:, slice(*ranges[0])]
     return torch.cat([weight[:, a:b] for a, b in ranges], 1)

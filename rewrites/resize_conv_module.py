@@ -104,11 +104,12 @@ class ResizeConv2d(StandIn):
         skip's."""
         weight = state_dict.pop(prefix + "weight", None)
         if weight is not None:
-            mine = take(weight.double(), self.options["ranges"])
-            full = merge_taps(mine, self.dilation, self.factor, self.groups, is_bilinear(self.options))
-            state_dict[prefix + "layer.weight"] = full.to(weight.dtype)
+            mine = take(weight, self.options["ranges"])
+            state_dict[prefix + "layer.weight"] = merge_taps(
+                mine, self.dilation, self.factor, self.groups, is_bilinear(self.options)
+            )
             if self.skip is not None:
-                state_dict[prefix + "skip.weight"] = take(weight, self.rest)
+                state_dict[prefix + "skip.weight"] = take(weight, self.rest).clone()
         if prefix + "bias" in state_dict:
             state_dict[prefix + "layer.bias"] = state_dict.pop(prefix + "bias")
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]

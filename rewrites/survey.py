@@ -12,7 +12,7 @@ from pixelize.rewrites.capture import capture
 from pixelize.rewrites.flow import Flow, analyse, read_by
 from pixelize.rewrites.functional import scan_functional
 from pixelize.rewrites.modules import qualified_names, scan_conv_transpose
-from pixelize.rewrites.probe import factors_kept
+from pixelize.rewrites.probe import at_another_size
 from pixelize.rewrites.site import Site, Skipped, Survey
 
 VARYING = "the resize has another factor at another input size"
@@ -122,8 +122,8 @@ def _resizes(
 def _unchanging(
     model: nn.Module, flow: Flow, calls: Calls, sites: list[Site], example_inputs: Any, notes: list[str]
 ) -> tuple[list[Site], list[Skipped]]:
-    """The sites whose resize has the same factor at another input size, and the others; a scale given as a
-    number needs no look."""
+    """The sites that are the same at another input size, and the others; where the resize's scale is given as
+    a number there is no need to look."""
     doubtful = [
         site
         for site in sites
@@ -131,9 +131,12 @@ def _unchanging(
     ]
     if not doubtful or example_inputs is None:
         return sites, []
-    kept = factors_kept(model, doubtful, example_inputs)
-    if kept is None:
+    graph = at_another_size(model, example_inputs)
+    if graph is None:
         notes.append("no other input size runs: resizes to a given size were seen at one size only")
         return sites, []
-    varying = [s for s in sites if not kept.get(s.name, True)]
+    there = analyse(graph, model)
+    called = _calls(there, model)
+    same = _convolutions(there, model, called)[0]
+    varying = [s for s in doubtful if s.name in called and s not in same]
     return [s for s in sites if s not in varying], [Skipped(s.name, s.kind, s.type, VARYING) for s in varying]

@@ -36,6 +36,12 @@ class Strange(nn.Module):
         return self.conv(F.interpolate(picture * mask, scale_factor=2))
 
 
+@pytest.mark.parametrize("norm, channels", [(nn.BatchNorm2d(4), 4), (nn.LayerNorm([3, 5, 5]), 3)])
+def test_inputs_that_a_norm_refuses_do_not_run(norm, channels):
+    for given in (3, 4):
+        assert adapters.runs(norm, torch.randn(2, given, 5, 5)) == (given == channels)
+
+
 def strange_inputs(model):
     return {"picture": torch.ones(1, 3, 4, 4), "mask": torch.ones(1, 1, 4, 4)}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -219,6 +221,17 @@ def test_tools_see_one_node_and_any_size(kind):
         layer, (torch.randn(2, 2, 4, 4),), dynamic_shapes=({0: auto, 2: auto, 3: auto},)
     )
     torch.testing.assert_close(exported.module()(x), layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_new_dependency_kernels_are_ordinary_zeros(dtype):
+    layer, _, _ = inherit(nn.ConvTranspose2d(4, 2, 4, 2, 1, dtype=dtype), "ipixeldcl", Design(), "inherit")
+    for kernel in layer.dependency_kernels:
+        assert kernel.dtype == dtype and kernel.is_contiguous() and not kernel.any()
+        with torch.no_grad():
+            kernel.add_(1)
+    copied = copy.deepcopy(layer)
+    assert all(bool((k == 1).all()) for k in copied.dependency_kernels)
 
 
 def test_constructor_refuses_what_cannot_be():

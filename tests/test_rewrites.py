@@ -269,6 +269,22 @@ def test_a_factor_that_changes_with_the_size_is_reported():
     ]
 
 
+def test_so_is_one_in_a_forward_that_looks_at_values():
+    class Looks(nn.Module):
+        def __init__(self, size):
+            super().__init__()
+            self.conv, self.size = nn.Conv2d(3, 4, 3, padding=1), size
+
+        def forward(self, x):
+            size = self.size or [2 * d for d in x.shape[-2:]]
+            return self.conv(F.interpolate(x, size=size) if x.abs().sum() > 0 else x)
+
+    x = torch.randn(1, 3, 8, 8)
+    assert [s.name for s in survey(Looks(None), x).sites] == ["conv"]
+    found = survey(Looks((16, 16)), x)
+    assert not found.sites and "another input size" in found.skipped[0].reason
+
+
 def test_several_factors_share_their_greatest_common_one():
     class Pyramid(nn.Module):
         def __init__(self):
