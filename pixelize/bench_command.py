@@ -46,6 +46,11 @@ def bench_command(
     layer: Annotated[
         list[str] | None, typer.Option(help="For a model: what to convert it into; may be repeated.")
     ] = None,
+    dependency_groups: Annotated[
+        int, typer.Option(help="For a model: groups of the dependency kernels; -1: depthwise.")
+    ] = 1,
+    dependency_kernel_size: Annotated[int, typer.Option(min=1, help="For a model: their side.")] = 3,
+    schedule: Annotated[str, typer.Option(help="For a model: paired, sequential or masked.")] = "paired",
     channels: Annotated[int, typer.Option(min=1, help="For layers: channels out; twice as many in.")] = 32,
     pixels: Annotated[int, typer.Option(min=1, help="For layers: side of the input.")] = 32,
     kernel_size: Annotated[int, typer.Option(min=2, help="For layers: 4 is usual, always even.")] = 4,
@@ -72,6 +77,8 @@ def bench_command(
     - `pixelize bench --channels 64 --pixels 16 --train`
 
     - `pixelize bench smp:Linknet --input 1x3x256x256 --layer ipixeldcl --layer dcl`
+
+    - `pixelize bench smp:Unet --dependency-groups -1 --train --channels-last`
     """
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ArgumentError(f"--dtype is {dtype!r}; choose float32, bfloat16 or float16")
@@ -89,7 +96,11 @@ def bench_command(
             built = read_model(model, source, weights, device)
             example = read_data(built, input, size, scale, batch, seed, device)[0][0]
             tell("converting")
-            models = _variants(built, layer or list(LAYERS), example, strict=bool(layer))
+            design: dict[str, Any] = dict(
+                dependency_groups=dependency_groups, dependency_kernel_size=dependency_kernel_size,
+                schedule=schedule,
+            )  # fmt: skip
+            models = _variants(built, layer or list(LAYERS), example, design, strict=bool(layer))
             tell("timing")
             machine = describe_machine(device, threads)
             kind = getattr(torch, dtype)
@@ -120,7 +131,9 @@ def _placed(value: Any, dtype: torch.dtype, memory_format: torch.memory_format) 
     return value.contiguous(memory_format=memory_format) if value.dim() == 4 else value
 
 
-def _variants(built: nn.Module, layers: list[str], example: Any, strict: bool) -> dict[str, nn.Module]:
+def _variants(
+    built: nn.Module, layers: list[str], example: Any, design: dict[str, Any], strict: bool
+) -> dict[str, nn.Module]:
     """The model as it came and converted; without ``strict``, ``"dcl"`` may find nothing."""
     if converted_modules(built):
         raise ArgumentError("the model is converted already; bench converts one that is not")
@@ -135,8 +148,9 @@ def _variants(built: nn.Module, layers: list[str], example: Any, strict: bool) -
             ) from error
     models = {"as it came": built}
     for layer in layers:
+        init = "random" if layer == "pixeldcl" else "inherit"  # a fit would not change its speed
         try:
-            models[layer] = convert(built, layer, example_inputs=one_sample(example))
+            models[layer] = convert(built, layer, init=init, example_inputs=one_sample(example), **design)
         except NothingToConvertError:
             if strict or layer != "dcl":  # which passes over what is a transposed convolution already
                 raise

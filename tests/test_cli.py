@@ -177,6 +177,9 @@ def test_bench_times_layers_and_models(run):
     assert code == 0 and [r["contender"] for r in rows] == ["as it came", "ipixeldcl", "pixeldcl"]
     assert all(r["median"] > 0 and r["rounds"] >= 5 for r in rows)
     assert rows[1]["parameters"] > rows[0]["parameters"]
+    code, out, _ = run("bench", "nets.py:Net", "-i", "1x3x16x16", "--dependency-groups", "-1", *options)
+    depthwise = json.loads(out)["rows"]
+    assert code == 0 and rows[0]["parameters"] < depthwise[1]["parameters"] < rows[1]["parameters"]
     code, out, _ = run("bench", "nets.py:Net", "-i", "1x3x16x16", "--seconds", "0.1")
     assert code == 0 and "pixeldcl" in out and max(map(len, out.splitlines())) <= 80
 
