@@ -112,13 +112,14 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=1024)
     parser.add_argument("--fresh", type=int, default=1024)
     parser.add_argument("--arms", default="dcl,data-free,3x3,ipixeldcl,pixeldcl,5x5")
+    parser.add_argument("--seed", type=int, default=1, help="of both")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     model, channels = generator(args.model)
-    draw = torch.Generator().manual_seed(1)
+    draw = torch.Generator().manual_seed(args.seed)
     data = torch.randn(args.latents, channels, 1, 1, generator=draw)
     fresh = torch.randn(args.fresh, channels, 1, 1, generator=draw)
     before = run(model, fresh)
@@ -155,6 +156,7 @@ def main() -> None:
 def write(args: argparse.Namespace, results: dict[str, dict]) -> None:
     """Writes what has been measured so far."""
     settings = {
+        "seed": args.seed,
         "latents": args.latents,
         "fresh": args.fresh,
         "threads": args.threads,

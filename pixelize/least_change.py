@@ -4,13 +4,13 @@ whatever follows them.
 Over the weights of the chosen layers,
 
     minimise    sum_f v(f) E |P_f(y' - y)|^2                         (the change of the picture y)
+                + sum_(f far from all j) v(f) P_f (P'_f / P_f - 1)^2  (the change of its power spectrum)
     subject to  E |c_j(y')|^2 <= t_j                                 (the power at each artifact frequency j)
 
-where P is the picture's Fourier transform, c_j a Hann-windowed coefficient (:mod:`pixelize.spectrum`), and v
-weighs frequencies: more where the picture has little power. What follows a layer (norms, activations,
-convolutions, further up-samplers, a head) is run as it is, so the picture is no linear function of the
-weights,
-but nearly: the change is small. For given multipliers m_j >= 0
+where P_f(y) is the picture's Fourier transform and P_f its mean power, c_j a Hann-windowed coefficient
+(:mod:`pixelize.spectrum`), and v weighs frequencies: more where the picture has little power. What follows a
+layer (norms, activations, convolutions, further up-samplers, a head) is run as it is, so the picture is no
+linear function of the weights, but nearly: the change is small. For given multipliers m_j >= 0
 
     sum_f v(f) E |P_f(y' - y)|^2 + sum_j m_j E |c_j(y')|^2 + ridge |u|^2
 
@@ -44,15 +44,22 @@ Constraint = tuple[str, Frequency]
 RIDGE = 0.3
 """Price of the coordinates themselves; 1 is about what the change of the picture costs."""
 
-_START, _MOST = 0.5, 1e5
+_KEPT = 200.0
+"""Weight of the power spectrum away from the artifact's frequencies."""
+_REACH = 1 / 16
+"""Cycles per pixel around a multiple of 1/period in which the spectrum may change."""
+_START, _MOST = 2.0, 1e5
 """Multipliers in units of the change's price at their frequency: the first, for a level that is only just
 over its aim, and the largest (a level out of reach is not forced)."""
+_MORE, _CAUTION = 4.0, 0.6
+"""What a multiplier is raised by in a round at most, and the power of that which is done: levels are
+measured on an average over rounds, which lags."""
 _EAGER = 2.0
-"""The power of a level's ratio to its aim by which its multiplier changes in a round."""
+"""The power of a level's ratio to its aim by which its multiplier falls."""
 _LOCAL = 4.0
 """Local windows' multipliers count so much more: they see one window, not the picture."""
-_STEPS = 5
-_NEW = 0.4
+_STEPS = 7
+_NEW = 0.5
 """The last round's share in the average over rounds."""
 _FIRST = 3
 """Rounds on the way there, which are left out of the average."""
@@ -92,9 +99,11 @@ class LeastChange:
                     self.unknowns[f"{name}.{key}"] = WhitenedTaps(layer)
                 else:
                     self.unknowns[f"{name}.{key}"] = ScaledParameter(parameter)
+        self.far = _far(windows[GLOBAL], period)
         self._look(looked)
         self._balance(looked[0])
         self.multipliers: dict[Constraint, float] = {}
+        self.first: dict[Constraint, float] = {}
         self.means: dict[str, Tensor] = {}
         self.rounds = 0
         self.optimizer = torch.optim.LBFGS(
@@ -156,10 +165,11 @@ class LeastChange:
     def solve(self, portion: list[Any], before: list[Tensor], over: Mapping[Constraint, float]) -> None:
         """One round: the multipliers follow ``over``, ratios of levels to their aims on other data, then a
         few steps on ``portion``, whose pictures were ``before``."""
+        self.first = self.first or dict(over)
         for c, ratio in over.items():
             m = self.multipliers.get(c, 0.0)
             if m:
-                m *= min(max(ratio**_EAGER, 0.1), 8.0)
+                m *= self._step(c, ratio)
             elif ratio > 1.02:
                 m = _START * min(ratio, 10.0) * self._price(c)
             self.multipliers[c] = min(m, _MOST * self._price(c))
@@ -183,9 +193,8 @@ class LeastChange:
                     with self.replay.batch(n):
                         y = self.picture(inputs)
                     powers = self.powers(y)
-                    cost = sum(
-                        (m * powers[c] for c, m in self.multipliers.items() if m), self.change(y - was)
-                    )
+                    change = self.change(y - was) + _KEPT * self.spectrum_change(y, was)
+                    cost = sum((m * powers[c] for c, m in self.multipliers.items() if m), change)
                     cost = cost * (gain * len(y) / samples)
                     cost.backward()
                     total += cost.item()
@@ -198,12 +207,37 @@ class LeastChange:
             for name, unknown in self.unknowns.items():
                 self.means[name] = self.means.get(name, unknown.u).lerp(unknown.u, new)
 
+    def _step(self, constraint: Constraint, ratio: float) -> float:
+        """What to multiply a multiplier m by. The power at a frequency falls about as (1 + m/p)^-2, p being
+        the price of changing it there: how far it has come tells p, and that the m to come."""
+        first = self.first[constraint]
+        if first < 1.02 or ratio < 0.9:
+            return min(max(ratio**_EAGER, 0.1), _MORE)
+        come, whole = (math.sqrt(first / r) - 1 for r in (ratio, 1.0))
+        return min(whole / max(come, 1e-3), _MORE) ** _CAUTION
+
     def change(self, difference: Tensor) -> Tensor:
         """The price of a difference of pictures (N, C, H, W): 1 for white noise of power 1."""
         value = self.value.to(difference)
         if value.shape != difference.shape[-2:]:
             value = nn.functional.interpolate(value[None, None], difference.shape[-2:], mode="nearest")[0, 0]
         return (torch.fft.fft2(difference, norm="ortho").abs().square() * value).mean()
+
+    def spectrum_change(self, y: Tensor, was: Tensor) -> Tensor:
+        """The price of another power spectrum away from the artifact's frequencies: v(f) P(f) (P'(f) / P(f) -
+        1)^2 on average, P the mean power of Hann-windowed pictures (N, C, H, W)."""
+        height, width = self.windows[GLOBAL]
+        hann = torch.hann_window(height)[:, None] * torch.hann_window(width)
+        hann = (hann / hann.square().mean().sqrt()).to(y)
+        new, old = (
+            torch.fft.fft2((x - x.mean((-2, -1), keepdim=True))[..., :height, :width] * hann, norm="ortho")
+            .abs()
+            .square()
+            .mean((0, 1))
+            for x in (y, was)
+        )
+        ratio = new / (old + 1e-12 * old.sum())
+        return (self.far.to(y) * self.value.to(y) * old * (ratio - 1).square()).mean()
 
     def _price(self, constraint: Constraint) -> float:
         """v(f), for the share that one frequency has of a window's."""
@@ -226,6 +260,14 @@ class LeastChange:
                 (cc, cs), (sc, ss) = (half.chunk(2, -1) for half in both.chunk(2, -2))
                 found[c] = ((cc - ss).square() + (cs + sc).square()).mean()
         return found
+
+
+def _far(window: tuple[int, int], period: int) -> Tensor:
+    """Which bins of a window are far from all multiples of 1/period but zero."""
+    down, across = (torch.fft.fftfreq(size) for size in window)
+    off_y, off_x = ((v - (v * period).round() / period).abs() for v in (down, across))
+    near = torch.maximum(off_y[:, None], off_x) <= _REACH
+    return ~near | (torch.hypot(down[:, None], across) < 1 / (2 * period))
 
 
 @cache

@@ -41,7 +41,7 @@ HELD = 256
 """Samples held back at most, to judge by."""
 PORTION = 192
 """Samples that one round of the fit sees."""
-_ROUNDS = 11
+_ROUNDS = 12
 _GAIN = 0.95
 """What a round must bring the cost down to, to be worth its change of the pictures."""
 _PATIENCE = 2
@@ -55,7 +55,7 @@ more: what goes beyond is no pattern."""
 _FAILURE = 10.0
 """A picture with more than so many times the usual prominence at a frequency is not counted: the generator
 failed."""
-_AIM = {GLOBAL: 0.3, LOCAL: 0.0}
+_AIM = {GLOBAL: 0.1, LOCAL: 0.0}
 """Decibels over the natural level that a refit aims at."""
 _FALL = {GLOBAL: 20.0, LOCAL: 2.0}
 """Decibels by which the level around a pattern is believed to fall with it: what spreads from the pattern."""
