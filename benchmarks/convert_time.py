@@ -34,7 +34,7 @@ Built = tuple[nn.Module, Any]
 
 
 def smp_unet() -> Built:
-    """smp.Unet, ResNet-101, twice as wide a decoder as usual."""
+    """smp.Unet, ResNet-101, four times as wide a decoder as usual."""
     import segmentation_models_pytorch as smp
 
     model = smp.Unet("resnet101", encoder_weights=None, decoder_channels=(1024, 512, 256, 128, 64))
