@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pixelize.replay import Replay
-from pixelize.spectrum import GLOBAL, LOCAL, Frequency
+from pixelize.spectrum import GLOBAL, LOCAL, Frequency, away
 from pixelize.tail import picture_of, run
 from pixelize.whitened_taps import Coordinates, ScaledParameter, WhitenedTaps, whitenable
 
@@ -46,8 +46,6 @@ RIDGE = 0.3
 
 _KEPT = 200.0
 """Weight of the power spectrum away from the artifact's frequencies."""
-_REACH = 1 / 16
-"""Cycles per pixel around a multiple of 1/period in which the spectrum may change."""
 _START, _MOST = 2.0, 1e5
 """Multipliers in units of the change's price at their frequency: the first, for a level that is only just
 over its aim, and the largest (a level out of reach is not forced)."""
@@ -99,7 +97,7 @@ class LeastChange:
                     self.unknowns[f"{name}.{key}"] = WhitenedTaps(layer)
                 else:
                     self.unknowns[f"{name}.{key}"] = ScaledParameter(parameter)
-        self.far = _far(windows[GLOBAL], period)
+        self.far = away(windows[GLOBAL], period)
         self._look(looked)
         self._balance(looked[0])
         self.multipliers: dict[Constraint, float] = {}
@@ -260,14 +258,6 @@ class LeastChange:
                 (cc, cs), (sc, ss) = (half.chunk(2, -1) for half in both.chunk(2, -2))
                 found[c] = ((cc - ss).square() + (cs + sc).square()).mean()
         return found
-
-
-def _far(window: tuple[int, int], period: int) -> Tensor:
-    """Which bins of a window are far from all multiples of 1/period but zero."""
-    down, across = (torch.fft.fftfreq(size) for size in window)
-    off_y, off_x = ((v - (v * period).round() / period).abs() for v in (down, across))
-    near = torch.maximum(off_y[:, None], off_x) <= _REACH
-    return ~near | (torch.hypot(down[:, None], across) < 1 / (2 * period))
 
 
 @cache

@@ -23,6 +23,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pixelize.chunks import Chunks, samples_of, selected
 from pixelize.constant_response import equalised
+from pixelize.content_change import content_change
 from pixelize.convert import convert, copy_model
 from pixelize.errors import ArgumentError
 from pixelize.layer_swap import refittable, replace_module, widened, with_weight
@@ -362,16 +363,25 @@ class _Repair:
         )
 
     def _report(self, before: Levels, after: Levels, first: list[Tensor]) -> RepairReport:
-        error = 0.0
+        error, content = 0.0, None
+        peak = max(p.max().item() for p in first) - min(p.min().item() for p in first)
         if any(site.status == "repaired" for site in self.sites):
             if self.work is not self.model:
                 self.work = copy_model(self.model).float()
-            error = _mean_square(first, self._pictures())
-        peak = max(p.max().item() for p in first) - min(p.min().item() for p in first)
+            last = self._pictures()
+            error = _mean_square(first, last)
+            window = window_sizes(*self.size, self.period)[GLOBAL]
+            content = content_change(first, last, peak, window, self.period)
         psnr = math.inf if error == 0 else 10 * math.log10(peak**2 / error)
         samples = sum(map(samples_of, self.held))
         return RepairReport(
-            self.sites, self._named(before), self._named(after), psnr, samples=samples, notes=self.notes
+            self.sites,
+            self._named(before),
+            self._named(after),
+            psnr,
+            content,
+            samples=samples,
+            notes=self.notes,
         )
 
     def _named(self, levels: Levels) -> dict[str, dict[str, float]]:

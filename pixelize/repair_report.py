@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from pixelize.content_change import ContentChange
 from pixelize.errors import ArgumentError
 
 
@@ -31,12 +32,14 @@ class RepairReport:
 
     Frequencies are written "j/p,i/p", in cycles per pixel down and across, on held-back data. ``psnr``
     compares the pictures after with those before (their range as peak), infinite if nothing was changed.
+    ``content`` tells what changed away from the artifact's frequencies.
     """
 
     sites: list[RepairedSite] = field(default_factory=list)
     before: dict[str, dict[str, float]] = field(default_factory=dict)
     after: dict[str, dict[str, float]] = field(default_factory=dict)
     psnr: float = math.inf
+    content: ContentChange | None = None
     seconds: float = 0.0
     samples: int = 0
     notes: list[str] = field(default_factory=list)
@@ -59,6 +62,11 @@ class RepairReport:
             after = self.after.get(kind, levels)
             lines += [f"{kind} {f}: {level:+.1f} dB -> {after[f]:+.1f} dB" for f, level in levels.items()]
         lines.append(f"PSNR to the pictures before: {self.psnr:.1f} dB; {self.seconds:.0f} s")
+        if self.content is not None:
+            lines.append(
+                f"away from these frequencies: PSNR {self.content.psnr:.1f} dB, power spectrum "
+                f"{self.content.spectrum:+.2f} dB at most"
+            )
         return "\n".join(lines + self.notes)
 
 

@@ -39,6 +39,15 @@ def window_sizes(height: int, width: int, period: int, local: int = 16) -> dict[
     return {LOCAL: (min(small, whole[0]), min(small, whole[1])), GLOBAL: whole}
 
 
+def away(window: tuple[int, int], period: int, reach: float = 1 / 16) -> Tensor:
+    """Which bins (h, w) of a window are further than ``reach`` cycles per pixel from every multiple of
+    1/period, zero not counted."""
+    down, across = (torch.fft.fftfreq(size, dtype=torch.float64) for size in window)
+    off_y, off_x = ((v - (v * period).round() / period).abs() for v in (down, across))
+    near = torch.maximum(off_y[:, None], off_x) <= reach
+    return ~near | (torch.hypot(down[:, None], across) < 1 / (2 * period))
+
+
 def _starts(length: int, size: int) -> range:
     return range(0, length - size + 1, max(size // 2, 1))
 

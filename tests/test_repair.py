@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelize.checkerboard import checkerboard
+from pixelize.content_change import ContentChange, content_change
 from pixelize.convert import convert
 from pixelize.errors import ArgumentError
 from pixelize.layers import iPixelDCL2d
@@ -18,7 +20,7 @@ from pixelize.least_change import LeastChange
 from pixelize.repair import repair
 from pixelize.repair_report import repair_report
 from pixelize.replay import Replay
-from pixelize.spectrum import LOCAL, Spectrum, frequencies, window_sizes
+from pixelize.spectrum import LOCAL, Spectrum, away, frequencies, window_sizes
 from pixelize.whitened_taps import WhitenedTaps
 
 
@@ -262,3 +264,19 @@ def test_a_repair_of_a_converted_model_and_by_converting() -> None:
 def test_window_sizes_are_whole_periods() -> None:
     assert window_sizes(65, 50, 4) == {LOCAL: (16, 16), "global": (64, 48)}
     assert window_sizes(100, 100, 6)[LOCAL] == (24, 24)
+
+
+def test_content_change_sees_what_is_no_artifact():
+    generator = torch.Generator().manual_seed(0)
+    before = [torch.randn(8, 3, 33, 34, generator=generator) for _ in range(3)]
+    rows, columns = torch.arange(33)[:, None], torch.arange(34)
+    artifact = 0.2 * (-1.0) ** (rows + columns)
+    found = content_change(before, [x + artifact for x in before], 2.0, (32, 34), 2)
+    assert found.psnr > 80
+    assert abs(found.spectrum) < 0.01
+    noise = [0.2 * torch.randn(x.shape, generator=generator) for x in before]
+    found = content_change(before, [x + n for x, n in zip(before, noise, strict=True)], 2.0, (32, 34), 2)
+    share = away((32, 34), 2).double().mean().item()
+    assert found.psnr == pytest.approx(20 - 10 * math.log10(share), abs=0.5)
+    assert found.spectrum == pytest.approx(10 * math.log10(1.04), abs=0.5)
+    assert content_change(before, before, 2.0, (32, 34), 2) == ContentChange(math.inf, 0.0)
