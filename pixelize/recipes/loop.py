@@ -177,7 +177,9 @@ def fit(
             sums, at.summed = {}, 0
             shown.update(bar, completed=at.step, shown=_text(row, []))
             if main and not shown.console.is_terminal:  # a log file has lines where a terminal has bars
-                shown.console.print(f"{folder.name}, step {at.step} of {s.steps}: {_text(row, [])}")
+                shown.console.print(
+                    f"{folder.name}, step {at.step} of {s.steps}: {_text(row, [])}", soft_wrap=True
+                )
             if writer is not None:
                 for name, value in row.items():
                     writer.add_scalar(name, value, at.step)
