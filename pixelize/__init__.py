@@ -27,6 +27,7 @@ from pixelize.layers import PixelDCL2d, iPixelDCL2d
 from pixelize.parameters import param_groups
 from pixelize.partial_layer import PartialPixelDCL2d
 from pixelize.repair import repair
+from pixelize.repair_report import RepairReport, repair_report
 from pixelize.report import Report, report
 from pixelize.serialization import load, save
 
@@ -44,6 +45,7 @@ __all__ = [
     "PixelDCL2d",
     "PixelizeError",
     "PixelizeWarning",
+    "RepairReport",
     "Report",
     "calibrate",
     "checkerboard",
@@ -57,6 +59,7 @@ __all__ = [
     "param_groups",
     "pixel_dcl2d",
     "repair",
+    "repair_report",
     "report",
     "revert",
     "save",

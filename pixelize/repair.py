@@ -61,6 +61,8 @@ _AIM = {GLOBAL: 0.1, LOCAL: 0.0}
 _FALL = {GLOBAL: 20.0, LOCAL: 2.0}
 """Decibels by which the level around a pattern is believed to fall with it: what spreads from the pattern."""
 _FINE = 0.3
+_HOLE = 3.0
+"""Decibels under the level aimed at, or under what was there before, that a repair should not go."""
 _SHARE = 0.5
 """Decibels of the cost that an up-sampler must account for where others share its frequencies."""
 _WHITENING = 0.5
@@ -300,7 +302,7 @@ class _Repair:
         )
         most = _DEAR * _mean_square([clean_target(p, self.period) for p in pictures], pictures)
         over = {c: 10 ** (self._over(before, c) / 10) for c in before.power}
-        best, best_values, cost, idle = before, None, self._cost(before), 0
+        best, best_values, cost, idle = before, None, self._cost(before, before), 0
         task = self.bar.add_task(f"refitting {', '.join(guilty)}", total=_ROUNDS)
         for portion, was in islice(self._portions(), _ROUNDS):
             fit.solve(portion, was, over)
@@ -310,7 +312,7 @@ class _Repair:
             self.bar.advance(task)
             if not _mean_square(now, pictures) <= most:
                 break
-            if (new := self._cost(levels)) < _GAIN * cost and not self._worse(before, levels):
+            if (new := self._cost(levels, before)) < _GAIN * cost and not self._worse(before, levels):
                 best, best_values, cost, idle = levels, values, new, 0
             else:
                 idle += 1
@@ -351,9 +353,11 @@ class _Repair:
         natural = max(min(self.natural[c], levels.natural[c]), self.natural[c] * 10 ** (-_FALL[c[0]] / 10))
         return decibels(levels.power[c] / natural) - _AIM[c[0]]
 
-    def _cost(self, levels: Levels) -> float:
-        """Decibels over the levels aimed at, summed, a fraction of one each left out."""
-        return sum(max(0.0, self._over(levels, c) - _FINE) for c in levels.power)
+    def _cost(self, levels: Levels, before: Levels) -> float:
+        """Decibels over the levels aimed at, summed, a fraction of one each left out; and those of holes."""
+        over = {c: self._over(levels, c) for c in levels.power}
+        holes = (min(0.0, self._over(before, c)) - v - _HOLE for c, v in over.items())
+        return sum(max(0.0, v - _FINE) for v in over.values()) + sum(max(0.0, v) for v in holes)
 
     def _worse(self, now: Levels, then: Levels) -> bool:
         """Whether a frequency stands out more than it did, and not because what is around it fell."""
