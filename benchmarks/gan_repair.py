@@ -128,7 +128,7 @@ def main() -> None:
                 continue
             run = replace(
                 settings,
-                out=f"{args.work}/{arm}-{seed}",
+                out=args.work,
                 arms=arm,
                 seeds=seed,
                 steps=here["steps"],
@@ -138,12 +138,10 @@ def main() -> None:
             )
             data = repair.run(run)
             done = data["arms"][arm]
-            for kind in ("as it came", "natural"):
-                found[kind] = {
-                    k.removeprefix(kind + ": "): v
-                    for k, v in data["settings"].items()
-                    if k.startswith(kind + ": ")
-                }
+            for kind in ("as it came", "natural", "repaired"):
+                noted_so = {k: v for k, v in data["settings"].items() if k.startswith(kind + ": ")}
+                if noted_so:
+                    found[kind] = {k.removeprefix(kind + ": "): v for k, v in noted_so.items()}
             here["parameters"] = done["facts"]["parameters"]
             here["results"][seed] = done["results"][0]
             write(args.out, args.name, found)
@@ -173,18 +171,22 @@ def write(out: Path, name: str, found: dict[str, Any]) -> None:
     arms = {name: arm for name, arm in found["arms"].items() if arm["results"]}
     if not arms:
         return
-    natural, before, s = found["natural"], found["as it came"], found["settings"]
+    s, natural = found["settings"], found["natural"]
+    untrained = {"real": natural, "as it came": found["as it came"]}
+    if "repaired" in found:
+        untrained["repaired alone"] = found["repaired"]
     aims = {n: f"at most {v}" for n, v in AT_MOST.items()} | {
         n: f"at least {v:.0f}" for n, v in AT_LEAST.items()
     }
     aims |= {n: f"within {v:.0f} of real" for n, v in NEAR_REAL.items()}
-    header = ["dB", "real", "as it came", *arms, "aim"]
-    rows = [["seeds", "", "", *(str(len(a["results"])) for a in arms.values()), ""]]
-    rows.append(["steps", "", "", *(str(a["steps"]) for a in arms.values()), ""])
-    rows.append(["CPU s per step", "", "", *(f"{a['seconds per step']:.2f}" for a in arms.values()), ""])
+    header = ["dB", *untrained, *arms, "aim"]
+    none = [""] * len(untrained)
+    rows = [["seeds", *none, *(str(len(a["results"])) for a in arms.values()), ""]]
+    rows.append(["steps", *none, *(str(a["steps"]) for a in arms.values()), ""])
+    rows.append(["CPU s per step", *none, *(f"{a['seconds per step']:.2f}" for a in arms.values()), ""])
     minutes = (f"{a['seconds per step'] * a['steps'] / 60:.1f}" for a in arms.values())
-    rows.append(["CPU minutes", "", "", *minutes, ""])
-    rows.append(["parameters", "", "", *(f"{a['parameters']:,}" for a in arms.values()), ""])
+    rows.append(["CPU minutes", *none, *minutes, ""])
+    rows.append(["parameters", *none, *(f"{a['parameters']:,}" for a in arms.values()), ""])
     means: dict[str, dict[str, float]] = {arm: {} for arm in arms}
     missed: dict[str, list[str]] = {arm: [] for arm in arms}
     for key in next(iter(next(iter(arms.values()))["results"].values())):
@@ -198,10 +200,11 @@ def write(out: Path, name: str, found: dict[str, Any]) -> None:
             cells.append(mean_and_spread(values) + {True: " ✓", False: " ✗", None: ""}[verdict])
             if verdict is False:
                 missed[arm].append(key)
-        given = [f"{known[key]:.1f}" if key in known else "" for known in (natural, before)]
+        given = [f"{known[key]:.1f}" if key in known else "" for known in untrained.values()]
         rows.append([key, *given, *cells, aims.get(key, "")])
     told = (
-        f"{s['model']}, CPU minutes of training alone (the repair of `-repaired` apart), "
+        f"{s['model']}, CPU minutes of training alone (`pixelize.repair`, from whose result "
+        "`-repaired` starts and which `repaired alone` is, apart), "
         f"one thread, batch {s['batch']}, "
         f"frozen: {s['frozen'] or 'nothing'}, 512 fresh latents, {s['machine']}. Mean ± "
         "standard deviation over seeds; ✓ and ✗: whether the mean meets the aim."

@@ -232,6 +232,7 @@ def test_room_for_all_runs_is_asked_for_before_the_first(
         ({"inputs": "here"}, "neither a shape such as 100x1x1 nor a folder or zip"),
         ({"include": "nothing"}, "'nothing' matches no site"),
         ({"arms": "control-closed"}, "no arm 'control-closed'"),
+        ({"arms": "control,dcl"}, "nothing to convert"),
         ({"samples": 0}, "--samples is 0"),
         ({"period": 1}, "--period is 1; it must be at least 2"),
     ],
@@ -240,9 +241,38 @@ def test_a_repair_that_means_nothing_is_refused_before_training(
     tmp_path: Path, change: dict, match: str
 ) -> None:
     s = RepairSettings(out=str(tmp_path / "out"), samples=8, cpu=True)
-    with pytest.raises(ArgumentError, match=match):
+    with pytest.raises(PixelizeError, match=match):
         repair.run(replace(s, **change))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_repaired_first_is_repaired_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def halved(model: nn.Module, inputs: Any) -> nn.Module:
+        calls.append(len(inputs))
+        with torch.no_grad():
+            model.up4.weight.mul_(0.5)
+        return model
+
+    monkeypatch.setattr(repair, "repair_without_training", halved)
+    s = RepairSettings(
+        out=str(tmp_path),
+        arms="control,control-repaired,ipixeldcl-repaired",
+        samples=8,
+        batch=2,
+        lr=0.0,
+        cpu=True,
+    )
+    s = replace(s, steps=1, eval_every=1)
+    data = repair.run(s)
+    plain, *halves = (arm["results"][0]["PSNR"] for arm in data["arms"].values())
+    assert plain > 100 and halves[0] == pytest.approx(halves[1], abs=1e-3)
+    assert halves[0] == pytest.approx(data["settings"]["repaired: PSNR"], abs=0.01) and halves[0] < 60
+    repair.run(replace(s, seeds="0,1"))
+    assert len(calls) == 1
+    repair.run(replace(s, fresh=True))
+    assert len(calls) == 2
 
 
 def test_a_repair_is_chosen_and_measured_on_different_pictures(tmp_path: Path) -> None:

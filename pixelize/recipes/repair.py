@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from pixelize.html_report import write_report
 from pixelize.model_names import build_model
 from pixelize.recipes.arms import CONVERTED_ARMS, convert_arm, split_arms
 from pixelize.recipes.artifact_loss import ArtifactLoss, Level, low_pass, natural_level, without_artifact
+from pixelize.recipes.checkpoint import load_checkpoint, save_checkpoint
 from pixelize.recipes.compare import compare
 from pixelize.recipes.loop import Trial
 from pixelize.recipes.order import Sample, generator
@@ -86,18 +88,17 @@ def run(s: RepairSettings) -> dict[str, Any]:
         kind = 1 if original.shape[1] == 1 else 3
         real = load_pictures(s.data, original.shape[-1], kind)[1].batch(0, 1024)
     natural = natural_level(real, s.period)
-    repaired: list[nn.Module] = []
     inputs = torch.stack([data[i] for i in range(min(1024, len(data)))]).split(64)
-    if any(not arm.startswith("control") for arm in arms):  # refused now, if at all, not after the control
-        convert_arm("dcl", copy.deepcopy(teacher).cpu(), inputs[0][:2], include=s.include)
+    for arm in dict.fromkeys(arm.removesuffix(REPAIRED) for arm in arms):  # refused now, if at all
+        convert_arm(arm, copy.deepcopy(teacher).cpu(), inputs[0][:2], include=s.include)
+
+    repaired = None
+    if any(arm.endswith(REPAIRED) for arm in arms):
+        repaired = repaired_once(s, copy.deepcopy(teacher).cpu(), inputs, accelerator.is_main_process)
 
     def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
-        base = copy.deepcopy(teacher).cpu()
-        if arm.endswith(REPAIRED):
-            if not repaired:
-                repaired.append(repair_without_training(base, inputs))
-            base = copy.deepcopy(repaired[0])
-        model = convert_arm(arm.removesuffix(REPAIRED), base.eval(), inputs[0][:2], inputs, s.include)
+        base = copy.deepcopy(repaired if repaired is not None and arm.endswith(REPAIRED) else teacher)
+        model = convert_arm(arm.removesuffix(REPAIRED), base.cpu().eval(), inputs[0][:2], inputs, s.include)
         model.requires_grad_(True)
         return model, make_trial(model, s, teacher, data, natural, validation, test, accelerator)
 
@@ -117,8 +118,28 @@ def run(s: RepairSettings) -> dict[str, Any]:
 
     before = judge(original, original, natural, s.period)
     notes = {f"as it came: {name}": round(value, 2) for name, value in before.items() if "PSNR" not in name}
+    if repaired is not None:
+        found = judge(pictures_of(repaired, fresh), original, natural, s.period)
+        notes |= {f"repaired: {name}": round(value, 2) for name, value in found.items()}
     notes |= {f"natural: {form} {frequency_name(f)}": round(v, 2) for (form, f), v in natural.items()}
     return compare(s, accelerator, f"repair of {s.model}", arms, make, draw, notes)
+
+
+def repaired_once(s: RepairSettings, model: nn.Module, inputs: Sequence[Tensor], main: bool) -> nn.Module:
+    """What :func:`pixelize.repair` makes of ``model`` on ``inputs``: done once for a folder and kept in its
+    ``repaired.safetensors``, so that a run which goes on starts from the same.
+    """
+    path = Path(s.out) / "repaired.safetensors"
+    of = {name: getattr(s, name) for name in ("model", "weights", "inputs", "size", "channels", "limit")}
+    if path.exists() and not s.fresh:
+        tensors, state = load_checkpoint(path)
+        if state == of:
+            model.load_state_dict(tensors)
+            return model
+    repaired = repair_without_training(model, inputs)
+    if main:
+        save_checkpoint(path, repaired.state_dict(), of)
+    return repaired
 
 
 def load_teacher(s: RepairSettings) -> tuple[nn.Module, Any, Any]:
