@@ -168,7 +168,7 @@ def _forward(model: nn.Module, inputs: Any) -> float:
 
 def measure_memory(name: str, layer: str, given: bool) -> dict[str, Any]:
     """One model, in bytes: its weights, what it holds more once converted in place, how much of that is zero
-    and so takes no memory yet, and the peak on the way beyond the rest (and beyond what a run of it takes)."""
+    and so takes no memory yet, the peak on the way beyond the rest (and beyond what a run takes)."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     _first_conversion(layer)

@@ -8,8 +8,9 @@ fresh latents (range 2, as tanh gives), the checkerboard at each frequency, and 
 took. A row that is there already is not made again.
 
 ``--minutes`` are minutes on two cores, counted as CPU time: 5 are 600 CPU seconds, however many threads
-share them and whatever else the machine does. With ``--kept FOLDER`` calibrated models and the state of a
-distillation are kept there: a run that was stopped goes on where it was.
+share them and whatever else the machine does. With ``--device cuda`` (which distillation alone uses) they
+are minutes of that device. With ``--kept FOLDER`` calibrated models and the state of a distillation are
+kept there: a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -104,10 +105,13 @@ class Distillation:
     """
 
     def __init__(
-        self, teacher: nn.Module, student: nn.Module, rate: float, weight: float, anneal: float = 0.0
+        self, teacher: nn.Module, student: nn.Module, arguments: argparse.Namespace, anneal: float = 0.0
     ) -> None:
+        self.device, self.batch, rate = arguments.device, arguments.batch, arguments.rate
+        self.weight, self.anneal = arguments.artifact_weight, anneal
+        self.teacher = copy.deepcopy(teacher).to(self.device)
         # batch norm keeps its statistics: the target is what evaluation computes
-        self.teacher, self.student, self.weight, self.anneal = teacher, student.eval(), weight, anneal
+        self.student = student.eval().to(self.device)
         self.average = copy.deepcopy(student)
         self.optimizer = torch.optim.Adam(rate_groups(student, rate), betas=(0.9, 0.99), fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -115,12 +119,18 @@ class Distillation:
         self.seconds, self.steps = 0.0, 0
 
     def run(self, seconds: float, keep: pathlib.Path | None) -> None:
-        """Trains until ``seconds`` of CPU time are spent, those before a stop included."""
+        """Trains until ``seconds`` (CPU time, or wall time on another device) are spent, those before a stop
+        included.
+        """
         last = self.seconds
+        clock = time.process_time if self.device == "cpu" else time.perf_counter
         while self.seconds < seconds:
-            start = time.process_time()
-            self._step()
-            self.seconds += time.process_time() - start
+            start = clock()
+            for _ in range(1 if self.device == "cpu" else 50):
+                self._step()
+            if self.device != "cpu":
+                torch.accelerator.synchronize()
+            self.seconds += clock() - start
             if keep is not None and self.seconds - last > 60:
                 last = self.seconds
                 self.save(keep)
@@ -132,7 +142,7 @@ class Distillation:
             gate = (1 + math.cos(math.pi * min(self.seconds / self.anneal, 1.0))) / 2
             for model in (self.student, self.average):
                 pixelize.set_input_gate(model, gate)
-        z = torch.randn(16, 100, 1, 1, generator=self.random)
+        z = torch.randn(self.batch, 100, 1, 1, generator=self.random).to(self.device)
         with torch.no_grad():
             wanted = self.teacher(z)
         difference = self.student(z) - wanted
@@ -156,10 +166,10 @@ class Distillation:
 
     def load(self, path: pathlib.Path) -> None:
         """Goes on from a file of :meth:`save`."""
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         for name in ("student", "average", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
-        self.random.set_state(state["random"])
+        self.random.set_state(state["random"].cpu())
         self.seconds, self.steps = state["seconds"], state["steps"]
 
 
@@ -265,24 +275,26 @@ def distil(results: Results, original: nn.Module, arguments: argparse.Namespace)
         student, _ = calibrated(original, arguments.latents[-1], kept)
     for parameter in student.parameters():
         parameter.requires_grad_(True)
-    half = 60 * max(arguments.minutes)  # half of the CPU time: two cores
-    run = Distillation(
-        original, student, arguments.rate, arguments.artifact_weight, half if arguments.anneal else 0.0
-    )
+    cores = 2 if arguments.device == "cpu" else 1
+    where = "2 cores"
+    if arguments.device != "cpu":
+        where = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
+    half = 30 * cores * max(arguments.minutes)
+    run = Distillation(original, student, arguments, half if arguments.anneal else 0.0)
     keep = kept / ("annealed.pt" if arguments.anneal else "distilled.pt") if kept else None
     if keep is not None and keep.exists():
         run.load(keep)
     for minutes in sorted(arguments.minutes):
-        name = f"{base}, {minutes:g} minutes on 2 cores"
-        if name in results.rows or run.seconds > 120 * minutes + 5:
+        name = f"{base}, {minutes:g} minutes on {where}"
+        if name in results.rows or run.seconds > 60 * cores * minutes + 5:
             continue
-        run.run(120 * minutes, keep)
+        run.run(60 * cores * minutes, keep)
         told = {"steps": run.steps}
         if arguments.anneal:
             told["gate"] = round(
                 gate_of(next(m for m in run.average.modules() if isinstance(m, iPixelDCL2d))), 4
             )
-        results.add(name, run.average, run.seconds, **told)
+        results.add(name, copy.deepcopy(run.average).cpu(), run.seconds, **told)
 
 
 def main() -> None:
@@ -294,9 +306,11 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, nargs="*", default=[])
     parser.add_argument("--interpolation", action="store_true", help="the last layer with it and without")
     parser.add_argument("--auto-latents", type=int, default=1024)
-    parser.add_argument("--minutes", type=float, nargs="*", default=[], help="of distillation, on 2 cores")
+    parser.add_argument("--minutes", type=float, nargs="*", default=[], help="of distillation")
     parser.add_argument("--anneal", action="store_true", help="distil an iPixelDCL whose gate falls to 0")
     parser.add_argument("--kept", type=pathlib.Path, help="folder for what a stopped run goes on from")
+    parser.add_argument("--device", default="cpu", help="of the distillation")
+    parser.add_argument("--batch", type=int, default=16, help="of the distillation")
     parser.add_argument("--rate", type=float, default=1e-3, help="relative to each weight")
     parser.add_argument("--artifact-weight", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=2)

@@ -24,8 +24,7 @@ under its aim, and the next portion follows: memory does not depend on the amoun
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -138,27 +137,22 @@ class LeastChange:
         for c, grad in zip(self.unknowns.values(), grads, strict=True):
             c.balance(torch.zeros_like(c.u) if grad is None else grad / y.numel() ** 0.5)
 
-    def values(self) -> dict[str, Tensor]:
-        """The parameters as they are now, by qualified name."""
+    def averaged(self) -> dict[str, Tensor]:
+        """The parameters on average over the last rounds, each fitted to its own portion, by qualified name;
+        before the first, as they came."""
+        found = {}
         with torch.no_grad():
-            return {name: c.value() for name, c in self.unknowns.items()}
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The parameters as they are on average over the last rounds, each fitted to its own portion."""
-        kept = {name: c.u.data for name, c in self.unknowns.items()}
-        try:
             for name, c in self.unknowns.items():
-                c.u.data = self.means[name]
-            yield
-        finally:
-            for name, c in self.unknowns.items():
-                c.u.data = kept[name]
+                kept, c.u.data = c.u.data, self.means.get(name, torch.zeros_like(c.u))
+                found[name], c.u.data = c.value(), kept
+        return found
 
-    def picture(self, inputs: Any) -> Tensor:
-        """The picture that the model gives with the parameters as they are now."""
-        values = {f"model.{name}": c.value() for name, c in self.unknowns.items()}
-        return picture_of(functional_call(self.called, values, (inputs,)))
+    def picture(self, inputs: Any, values: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The picture that the model gives with the parameters as they are now, or with given ones."""
+        if values is None:
+            values = {name: c.value() for name, c in self.unknowns.items()}
+        named = {f"model.{name}": value for name, value in values.items()}
+        return picture_of(functional_call(self.called, named, (inputs,)))
 
     def solve(self, portion: list[Any], before: list[Tensor], over: Mapping[Constraint, float]) -> None:
         """One round: the multipliers follow ``over``, ratios of levels to their aims on other data, then a

@@ -53,6 +53,8 @@ _NOTHING = "no ConvTranspose2d that could be refitted was run"
 _DEAR = 4.0
 """A refit may change the pictures by so many times what :func:`~pixelize.notch.clean_target` changes, no
 more: what goes beyond is no pattern."""
+_SAFE = 0.98
+"""Of the way to the largest change allowed: pictures are nearly linear in the weights, not quite."""
 _FAILURE = 10.0
 """A picture with more than so many times the usual prominence at a frequency is not counted: the generator
 failed."""
@@ -242,12 +244,12 @@ class _Repair:
         good = (own <= self.failure).all(1).nonzero().flatten()
         return chunk if len(own) != size or len(good) == size else selected(chunk, good, size)
 
-    def _pictures(self, fit: LeastChange | None = None) -> list[Tensor]:
-        """Of what is held back: as the model is, or as a fit would have it."""
-        return [self._picture(inputs, fit).float().cpu() for inputs in self.held]
+    def _pictures(self) -> list[Tensor]:
+        """Of what is held back."""
+        return [self._picture(inputs).float().cpu() for inputs in self.held]
 
-    def _picture(self, inputs: Any, fit: LeastChange | None = None) -> Tensor:
-        picture = picture_of(run(self.work, inputs)) if fit is None else fit.picture(inputs)
+    def _picture(self, inputs: Any) -> Tensor:
+        picture = picture_of(run(self.work, inputs))
         if picture.shape[-2:] != self.size:
             raise ArgumentError(f"the data must give pictures of one size: {self.size} and another were seen")
         return picture
@@ -302,37 +304,49 @@ class _Repair:
         )
         most = _DEAR * _mean_square([clean_target(p, self.period) for p in pictures], pictures)
         over = {c: 10 ** (self._over(before, c) / 10) for c in before.power}
-        best, best_values, cost, idle = before, None, self._cost(before, before), 0
+        best, values, spent, cost, idle = before, fit.averaged(), 0.0, self._cost(before, before), 0
         task = self.bar.add_task(f"refitting {', '.join(guilty)}", total=_ROUNDS)
         for portion, was in islice(self._portions(), _ROUNDS):
             fit.solve(portion, was, over)
-            with fit.averaged():
-                now, values = self._pictures(fit), fit.values()
+            new = fit.averaged()
+            now, change = self._tried(fit, new, pictures)
+            if too_far := change > most:  # part of the way from the best: a norm is convex
+                share = (math.sqrt(most) - math.sqrt(spent)) / (math.sqrt(change) - math.sqrt(spent))
+                share *= _SAFE
+                new = {name: values[name].lerp(value, share) for name, value in new.items()}
+                now, change = self._tried(fit, new, pictures)
             levels = self._levels(now)
             self.bar.advance(task)
-            if not _mean_square(now, pictures) <= most:
-                break
-            if (new := self._cost(levels, before)) < _GAIN * cost and not self._worse(before, levels):
-                best, best_values, cost, idle = levels, values, new, 0
+            price = self._cost(levels, before)
+            if change <= most and price < _GAIN * cost and not self._worse(before, levels):
+                best, values, spent, cost, idle = levels, new, change, price, 0
             else:
                 idle += 1
-            if cost == 0 or idle > _PATIENCE:
+            if cost == 0 or idle > _PATIENCE or too_far:
                 break
             over = {c: 10 ** (self._over(levels, c) / 10) for c in levels.power}
         self.bar.remove_task(task)
-        if best_values is None:
+        if best is before:
             reason = (
                 "no refit was better at one frequency, worse at none, and close to the pictures as they are"
             )
             self.sites.extend(RepairedSite(name, "left", reason) for name in guilty)
             return before
         with torch.no_grad():
-            for name, value in best_values.items():
+            for name, value in values.items():
                 trial.get_parameter(name).copy_(value)
         for name in guilty:
             _put_in(self.model, name, trial.get_submodule(name))
             self.sites.append(RepairedSite(name, "repaired"))
         return best
+
+    def _tried(
+        self, fit: LeastChange, values: Mapping[str, Tensor], pictures: list[Tensor]
+    ) -> tuple[list[Tensor], float]:
+        """The pictures of what is held back with other weights, and the mean square of their change."""
+        with torch.no_grad():
+            now = [fit.picture(inputs, values).float().cpu() for inputs in self.held]
+        return now, _mean_square(now, pictures)
 
     def _trial(self, guilty: list[str]) -> nn.Module:
         """A copy of the model with the layers to fit in place."""
