@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--freeze", default=FROZEN, help="patterns of parameters that no arm trains")
     parser.add_argument("--include", default=CONVERTED, help="pattern of the up-samplers that are converted")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--work", default="runs/gan_repair")
+    parser.add_argument("--work", default="", help="folder of the runs; runs/<name> if not given")
     parser.add_argument("--name", default="gan_repair", help="of the results")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
@@ -128,7 +128,7 @@ def main() -> None:
                 continue
             run = replace(
                 settings,
-                out=args.work,
+                out=args.work or f"runs/{args.name}",
                 arms=arm,
                 seeds=seed,
                 steps=here["steps"],
@@ -189,6 +189,9 @@ def write(out: Path, name: str, found: dict[str, Any]) -> None:
     rows.append(["parameters", *none, *(f"{a['parameters']:,}" for a in arms.values()), ""])
     means: dict[str, dict[str, float]] = {arm: {} for arm in arms}
     missed: dict[str, list[str]] = {arm: [] for arm in arms}
+    if "repaired" in found:
+        levels = found["repaired"].items()
+        missed["repaired alone"] = [key for key, level in levels if met(key, level, natural) is False]
     for key in next(iter(next(iter(arms.values()))["results"].values())):
         if key == "train minutes":
             continue
@@ -211,10 +214,8 @@ def write(out: Path, name: str, found: dict[str, Any]) -> None:
     )
     table = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
     lines = [told, "", *table, ""]
-    for arm in arms:
-        lines.append(
-            f"- `{arm}`: " + (f"misses {', '.join(missed[arm])}." if missed[arm] else "meets every aim.")
-        )
+    for arm, keys in missed.items():
+        lines.append(f"- `{arm}`: " + (f"misses {', '.join(keys)}." if keys else "meets every aim."))
     lines += ["", *(verdict_of(a, b, means, arms) for a, b in pairs(list(arms)))]
     (out / f"{name}.md").write_text("\n".join(lines) + "\n")
 
