@@ -13,7 +13,8 @@ after.
 
 The seconds are CPU seconds of training. Half of the data trains, a quarter repairs, a quarter measures. The
 task's measure is PSNR to the true picture (range 2), the U-Net's its pixel accuracy in percent. Writes
-benchmarks/results/repair_trained.json and .md, and pictures before and after as .png.
+benchmarks/results/repair_trained.json and .md. Pictures before and after go to --pictures: they show the data,
+which may not be ours to publish.
 """
 
 from __future__ import annotations
@@ -180,12 +181,14 @@ def main() -> None:
     parser.add_argument("--tasks", default="identity,style,super-resolution,U-Net,autoencoder")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--pictures", type=Path, default=Path("runs/repair_trained"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     pictures = faces(args.data)
     pictures = pictures[torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))]
     small = F.interpolate(pictures, scale_factor=0.5, mode="bilinear", antialias=True)
     args.out.mkdir(parents=True, exist_ok=True)
+    args.pictures.mkdir(parents=True, exist_ok=True)
     results = {"real faces": {"artifact": _figures(pictures[len(pictures) * 3 // 4 :])}}
     pictures_of_scenes, classes = scenes(1200)
     tasks: dict[str, tuple[Callable[[], nn.Module], Tensor, Tensor]] = {
@@ -226,7 +229,7 @@ def main() -> None:
             }
             print(name, arm, results[f"{name}, {arm}"], flush=True)
             if arm == "dcl" and before.shape[1] == 1:
-                sheet(before, after, args.out / f"repair_{name}.png")
+                sheet(before, after, args.pictures / f"{name}.png")
             settings = {"seconds": args.seconds, "threads": args.threads, "torch": torch.__version__}
             text = json.dumps({"settings": settings, "results": results}, indent=1)
             (args.out / "repair_trained.json").write_text(text + "\n")
