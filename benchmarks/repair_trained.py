@@ -13,8 +13,8 @@ after.
 
 The seconds are CPU seconds of training. Half of the data trains, a quarter repairs, a quarter measures. The
 task's measure is PSNR to the true picture (range 2), the U-Net's its pixel accuracy in percent. Writes
-benchmarks/results/repair_trained.json and .md. Pictures before and after go to --pictures: they show the data,
-which may not be ours to publish.
+benchmarks/results/repair_trained.json and .md. Pictures before and after go to --pictures: they show the
+data, which may not be ours to publish.
 """
 
 from __future__ import annotations
