@@ -201,10 +201,11 @@ class Results:
             **decibels,
             "power": power(pictures),
             "cpu_seconds": round(seconds, 1),
+            "threads": torch.get_num_threads(),
             **more,
         }
         print(name, json.dumps(self.rows[name]), flush=True)
-        text = {"torch": torch.__version__, "threads": torch.get_num_threads(), "rows": self.rows}
+        text = {"torch": torch.__version__, "rows": self.rows}
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(text, indent=1) + "\n")
         part.replace(self.path)
