@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pixelize.levels import decibels
 from pixelize.spectrum import GLOBAL, Spectrum, away
 
 _BINS = 8
@@ -51,5 +52,5 @@ def content_change(
         here = far & (ring == r)
         if here.sum() >= _BINS:
             was, now = (s.power[here].sum().item() for s in (old, new))
-            change_of.append(10 * math.log10((now + 1e-30) / (was + 1e-30)))
-    return ContentChange(10 * math.log10(peak**2 / error) if error else math.inf, max(change_of, key=abs))
+            change_of.append(decibels((now + 1e-30) / (was + 1e-30)))
+    return ContentChange(decibels(peak**2 / error) if error else math.inf, max(change_of, key=abs))

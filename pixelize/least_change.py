@@ -171,6 +171,7 @@ class LeastChange:
         if "t" in state:
             state["t"] = 0.0
         samples = sum(map(len, before))
+        spectra = [self.spectrum(was) for was in before]
         # float32 gradients of a mean of tiny numbers: in units of a 10,000th of the pictures' power
         gain = 1e4 / (sum(y.square().mean().item() * len(y) for y in before) / samples + 1e-12)
 
@@ -181,11 +182,11 @@ class LeastChange:
                 ridge = gain * RIDGE * ridge
                 ridge.backward()
                 total = ridge.item()
-                for n, (inputs, was) in enumerate(zip(portion, before, strict=True)):
+                for n, (inputs, was, old) in enumerate(zip(portion, before, spectra, strict=True)):
                     with self.replay.batch(n):
                         y = self.picture(inputs)
                     powers = self.powers(y)
-                    change = self.change(y - was) + _KEPT * self.spectrum_change(y, was)
+                    change = self.change(y - was) + _KEPT * self.spectrum_change(self.spectrum(y), old)
                     cost = sum((m * powers[c] for c, m in self.multipliers.items() if m), change)
                     cost = cost * (gain * len(y) / samples)
                     cost.backward()
@@ -215,21 +216,19 @@ class LeastChange:
             value = nn.functional.interpolate(value[None, None], difference.shape[-2:], mode="nearest")[0, 0]
         return (torch.fft.fft2(difference, norm="ortho").abs().square() * value).mean()
 
-    def spectrum_change(self, y: Tensor, was: Tensor) -> Tensor:
+    def spectrum_change(self, new: Tensor, old: Tensor) -> Tensor:
         """The price of another power spectrum away from the artifact's frequencies: v(f) P(f) (P'(f) / P(f) -
-        1)^2 on average, P the mean power of Hann-windowed pictures (N, C, H, W)."""
+        1)^2 on average."""
+        ratio = new / (old + 1e-12 * old.sum())
+        return (self.far.to(new) * self.value.to(new) * old * (ratio - 1).square()).mean()
+
+    def spectrum(self, y: Tensor) -> Tensor:
+        """P(f): the mean power of Hann-windowed pictures (N, C, H, W)."""
         height, width = self.windows[GLOBAL]
         hann = torch.hann_window(height)[:, None] * torch.hann_window(width)
         hann = (hann / hann.square().mean().sqrt()).to(y)
-        new, old = (
-            torch.fft.fft2((x - x.mean((-2, -1), keepdim=True))[..., :height, :width] * hann, norm="ortho")
-            .abs()
-            .square()
-            .mean((0, 1))
-            for x in (y, was)
-        )
-        ratio = new / (old + 1e-12 * old.sum())
-        return (self.far.to(y) * self.value.to(y) * old * (ratio - 1).square()).mean()
+        cut = (y - y.mean((-2, -1), keepdim=True))[..., :height, :width]
+        return torch.fft.fft2(cut * hann, norm="ortho").abs().square().mean((0, 1))
 
     def _price(self, constraint: Constraint) -> float:
         """v(f), for the share that one frequency has of a window's."""

@@ -39,12 +39,12 @@ def window_sizes(height: int, width: int, period: int, local: int = 16) -> dict[
     return {LOCAL: (min(small, whole[0]), min(small, whole[1])), GLOBAL: whole}
 
 
-def away(window: tuple[int, int], period: int, reach: float = 1 / 16) -> Tensor:
-    """Which bins (h, w) of a window are further than ``reach`` cycles per pixel from every multiple of
-    1/period, zero not counted."""
+def away(window: tuple[int, int], period: int) -> Tensor:
+    """Which bins (h, w) of a window are further than 1/16 cycle per pixel from every multiple of 1/period,
+    zero not counted."""
     down, across = (torch.fft.fftfreq(size, dtype=torch.float64) for size in window)
     off_y, off_x = ((v - (v * period).round() / period).abs() for v in (down, across))
-    near = torch.maximum(off_y[:, None], off_x) <= reach
+    near = torch.maximum(off_y[:, None], off_x) <= 1 / 16
     return ~near | (torch.hypot(down[:, None], across) < 1 / (2 * period))
 
 
