@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import pixelize
+from pixelize.atomic import write_text
 from pixelize.layer_fit import fit_layer, phase_maps
 from pixelize.layers import PixelDCL2d
 
@@ -93,15 +94,19 @@ def train(
     model: nn.Sequential,
     place: int,
     layer: PixelDCL2d,
+    pairs: list[Pair],
     test: list[Pair],
     arguments: argparse.Namespace,
     whitened: bool,
 ) -> tuple[float, int]:
-    """Trains a copy of ``layer`` on fresh latents; its error, and the steps taken."""
+    """Trains a copy of ``layer`` on fresh latents; its error on ``test``, and the steps taken.
+
+    What is measured before the training, scale and whitening, is measured on ``pairs``.
+    """
     layer = copy.deepcopy(layer)
-    power = sum(float(y.square().mean()) for _, y in test) / len(test)
+    power = sum(float(y.square().mean()) for _, y in pairs) / len(pairs)
     if whitened:
-        kernels = Whitened(layer, test[0][0], list(test[0][1].shape[-2:]))
+        kernels = Whitened(layer, pairs[0][0], list(pairs[0][1].shape[-2:]))
         rate = arguments.rate * math.sqrt(power)
         optimizer = torch.optim.Adam(list(kernels.leaves.values()), lr=rate, betas=(0.9, 0.98))
         values = kernels.values
@@ -161,16 +166,14 @@ def main() -> None:
         with torch.no_grad():
             row: dict[str, object] = {"least": round(least, 4), "closed form": round(error(layer, test), 4)}
         for name, whitened in (("adam", False), ("whitened adam", True)):
-            found, steps = train(model, place, layer, test, arguments, whitened)
+            found, steps = train(model, place, layer, pairs, test, arguments, whitened)
             row[name] = {"error": round(found, 4), "steps": steps}
         row |= {"cpu_seconds": arguments.seconds, "seed": arguments.seed, "threads": arguments.threads}
         name = f"main.{place}, {arguments.window}x{arguments.window}, seed {arguments.seed}"
         print(name, json.dumps(row), flush=True)
         rows = json.loads(arguments.results.read_text())["rows"] if arguments.results.exists() else {}
         text = json.dumps({"torch": torch.__version__, "rows": {**rows, name: row}}, indent=1) + "\n"
-        part = arguments.results.with_suffix(f".{place}.part")
-        part.write_text(text)
-        part.replace(arguments.results)
+        write_text(arguments.results, text)
 
 
 if __name__ == "__main__":
