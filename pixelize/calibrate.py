@@ -15,19 +15,22 @@ from torch import nn
 
 from pixelize.convert import Record, fingerprint
 from pixelize.errors import ArgumentError, PixelizeError, PixelizeWarning
+from pixelize.joint_fit import fit_jointly
 from pixelize.layer_fit import fit_layer
+from pixelize.layers import PixelDCL2d
 from pixelize.lockstep import KeptPairs, Lockstep
 from pixelize.report import report
 
 
-def calibrate(model: nn.Module, data: Iterable[Any], *, progress: bool = True) -> nn.Module:
+def calibrate(
+    model: nn.Module, data: Iterable[Any], *, joint_steps: int = 0, progress: bool = True
+) -> nn.Module:
     """Refits a converted model's pixel deconvolutions, in place, to what the original model computes on
     ``data``; returns ``model``.
 
     Layer by layer in the order of execution: the layer's own input in the converted model, with the layers
     before it fitted already, against the original layer's output in the original model. Least squares on
-    streamed normal equations: memory does not depend on how much data there is. No labels and no
-    gradients are needed.
+    streamed normal equations: memory does not depend on how much data there is. No labels are needed.
 
     One sample in eight is held back: on these the ridge is chosen and the errors in :func:`pixelize.report`
     are measured.
@@ -36,14 +39,18 @@ def calibrate(model: nn.Module, data: Iterable[Any], *, progress: bool = True) -
         model: a model from :func:`pixelize.convert`, not trained since.
         data: an iterable of inputs, a tensor, tuple or dict each, on the model's device. A generator is
             read into memory.
+        joint_steps: batches on which, after its least squares, each layer of which not all phases see the
+            input is trained, its kernels together (:func:`pixelize.joint_fit.fit_jointly`). Worth its time
+            where a layer has fewer output than input channels, with a few thousand samples or data that are
+            new in each pass; a few hundred steps.
         progress: show a progress bar on standard error.
 
     Raises:
         PixelizeError: the model was not converted, or its original weights are not at hand (it was loaded,
             or hardened).
-        ArgumentError: there is no data, or the model cannot be run on it.
+        ArgumentError: there is no data, the model cannot be run on it, or ``joint_steps`` is negative.
     """
-    errors = fit_model(model, data, progress=progress)
+    errors = fit_model(model, data, joint_steps=joint_steps, progress=progress)
     inner = getattr(model, "_orig_mod", model)
     if "_pixelize_report" in inner.__dict__:
         for row in report(inner).converted:
@@ -51,10 +58,14 @@ def calibrate(model: nn.Module, data: Iterable[Any], *, progress: bool = True) -
     return model
 
 
-def fit_model(model: nn.Module, data: Iterable[Any], *, progress: bool = True) -> dict[str, float]:
+def fit_model(
+    model: nn.Module, data: Iterable[Any], *, joint_steps: int = 0, progress: bool = True
+) -> dict[str, float]:
     """:func:`calibrate`, returning the relative error of each layer on held-back samples by the name of its
     module.
     """
+    if joint_steps < 0:
+        raise ArgumentError(f"joint_steps must not be negative: {joint_steps}")
     batches = list(data) if iter(data) is data else data  # type: ignore[arg-type]
     probe = next(iter(batches), None)
     if probe is None:
@@ -67,13 +78,17 @@ def fit_model(model: nn.Module, data: Iterable[Any], *, progress: bool = True) -
     errors: dict[str, float] = {}
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not progress) as bar:
-        task = bar.add_task("calibrating", total=len(calls))
-        for name, times in calls.items():
+        task = bar.add_task("calibrating", total=len(calls) * (1 + joint_steps))
+        for number, (name, times) in enumerate(calls.items(), 1):
             if name in students:
                 bar.update(task, description=f"calibrating {name}")
-                errors[name] = fit_layer(students[name], KeptPairs(lockstep, name, batches, times))
+                pairs = KeptPairs(lockstep, name, batches, times)
+                errors[name] = fit_layer(students[name], pairs)
+                bar.advance(task)
+                if joint_steps and isinstance(students[name], PixelDCL2d):
+                    errors[name] = fit_jointly(students[name], pairs, joint_steps, lambda: bar.advance(task))
                 _refresh(lockstep.modules[name])
-            bar.advance(task)
+            bar.update(task, completed=number * (1 + joint_steps))
     if missing := students.keys() - errors.keys():
         warnings.warn(
             f"not called on the data, and so left as they were: {', '.join(sorted(missing))}",

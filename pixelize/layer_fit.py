@@ -75,7 +75,7 @@ def _fit_input(layer: PixelDCL2d, phase: Phase, pairs: Pairs) -> Tensor | None:
     rows, columns = (_axis(layer, i, phase[i]) for i in (0, 1))
     reads = [(0, (y, x)) for y in rows.offsets for x in columns.offsets]
     equations = None
-    for x, y, held in _numbered(pairs):
+    for x, y, held in numbered(pairs):
         for block in _blocks([x], reads, {phase: _phase(layer, y, phase)}, held, layer.groups):
             equations = equations or block.equations(1)
             equations.add(block.features, block.targets[phase], held=block.held)
@@ -91,7 +91,7 @@ def fit_stage(layer: _PixelDeconvolution2d, number: int, stage: Stage, pairs: Pa
     groups, targets = layer.dependency_groups, stage.targets
     reads = {t: [(stage.sources.index(f.source), f.offset) for f in stage.features(t)] for t in targets}
     equations = None
-    for x, y, held in _numbered(pairs):
+    for x, y, held in numbered(pairs):
         phases = phase_maps(layer, x, _size(y), stages=number)
         wanted = {t: _phase(layer, y, t) for t in targets}
         for t in targets:
@@ -132,7 +132,7 @@ def layer_error(layer: nn.ConvTranspose2d, pairs: Pairs) -> float:
     """
     sums = {held: [0.0, 0.0] for held in (True, False)}
     bias = 0 if layer.bias is None else layer.bias.detach()[:, None, None]
-    for x, y, held in _numbered(pairs):
+    for x, y, held in numbered(pairs):
         with torch.no_grad():
             missed = (layer(x, _size(y)) - y).double().square().sum((1, 2, 3))
             power = (y - bias).double().square().sum((1, 2, 3))
@@ -232,7 +232,7 @@ def _blocks(
             yield _Block(features, targets, side)
 
 
-def _numbered(pairs: Pairs) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def numbered(pairs: Pairs) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The pairs, and for each of their samples whether it is held back: the same ones in every pass."""
     seen = 0
     for x, y in pairs():

@@ -1,0 +1,84 @@
+"""Training what a PixelDCL sees of the input and all its dependency kernels together, by gradients, to given
+inputs and outputs.
+
+Least squares stage by stage (:mod:`pixelize.layer_fit`) fits the first phase to the teacher's first phase. What
+would serve all phases is another map: they are all made of it, and it has no more channels than one of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from pixelize.interpolation import PICTURE_CHANNELS
+from pixelize.layer_fit import Pairs, fit_stage, layer_error, numbered
+from pixelize.layers import PixelDCL2d
+from pixelize.whitened_adam import WhitenedAdam
+
+RATE = 8e-3
+"""How far a step moves the layer's output, as a share of its root mean square."""
+WARM_UP = 10
+"""Steps over which the rate rises."""
+LEVEL = 0.4
+"""The share of the steps after which the rate falls, as a cosine, to zero."""
+LOOKED_AT = 4
+"""Batches from which the features' moments are learned."""
+
+
+def fit_jointly(
+    layer: PixelDCL2d, pairs: Pairs, steps: int, advance: Callable[[], None] = lambda: None
+) -> float:
+    """Trains ``layer`` on ``pairs`` for ``steps`` batches, in place, and returns its relative error on the
+    held-back samples (on all if there is but one).
+
+    Adam in whitened coordinates (:class:`pixelize.whitened_adam.WhitenedAdam`) on the mean squared error; the
+    bias stays. Kernels that make pictures are fitted again in closed form at the end, so that they
+    interpolate where that costs little. What is no better on the held-back samples is not kept.
+
+    ``advance`` is called after each step.
+    """
+    before = layer_error(layer, pairs)
+    student = copy.deepcopy(layer).requires_grad_(True)
+    if layer.weight.dtype.itemsize < 4:
+        student.float()
+    if student.bias is not None:
+        student.bias.requires_grad_(False)
+    kernels = [p for p in student.parameters() if p.requires_grad]
+    batches = _rounds(pairs, kernels[0].dtype)
+    looked_at = [x for x, _ in zip((x for x, _ in batches), range(LOOKED_AT), strict=False)]
+    optimizer = WhitenedAdam(student, looked_at, RATE)
+    for step, (x, y) in zip(range(steps), batches, strict=False):
+        done = step / steps
+        fall = (1 + math.cos(math.pi * max(0.0, done - LEVEL) / (1 - LEVEL))) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / WARM_UP) * fall
+        loss = (student(x, [y.shape[-2], y.shape[-1]]) - y).square().mean()
+        for kernel, gradient in zip(kernels, torch.autograd.grad(loss, kernels), strict=True):
+            kernel.grad = gradient
+        optimizer.step()
+        advance()
+    student.to(layer.weight.dtype)
+    if layer.out_channels <= PICTURE_CHANNELS:
+        for number, stage in enumerate(student.plan.stages):
+            fit_stage(student, number, stage, pairs)
+    after = layer_error(student, pairs)
+    if not after < before:
+        return before
+    layer.load_state_dict(student.state_dict())
+    return after
+
+
+def _rounds(pairs: Pairs, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """The samples that are not held back, again and again."""
+    while True:
+        seen = 0
+        for x, y, held in numbered(pairs):
+            if not held.all():
+                seen += 1
+                yield x[~held].to(dtype), y[~held].to(dtype)
+        if not seen:
+            return

@@ -1,0 +1,227 @@
+"""Adam in coordinates in which what a kernel reads is white: for training pixel deconvolutions towards the
+outputs of another model.
+
+A kernel reads features that are much alike: channels behind an activation share a mean, adjacent pixels are
+nearly the same. A change D of the kernel changes what it makes by D^T E[f f^T] D in the mean square, so that a
+few directions of D are steep and most are flat, and Adam, whose coordinates are single weights, creeps along
+the flat ones. With E[f f^T] taken as T (x) C (taps and channels, a Kronecker product), T = L_T L_T^T and C =
+L_C L_C^T, the coordinates U of D = (L_T (x) L_C)^-T U all cost the same, and Adam is run on those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from pixelize.adapters import call
+from pixelize.errors import ArgumentError
+from pixelize.layer_fit import phase_maps
+from pixelize.layers import PixelDCL2d, _PixelDeconvolution2d
+from pixelize.partial_layer import input_kernels_of
+from pixelize.running import evaluation
+
+RIDGE = 1e-3
+"""Added to second moments before they are factored, as a share of their mean diagonal."""
+UNWHITENED = 1.0
+"""What has no features to whiten (biases, norms) moves by ``lr`` times so much of its own size in a step."""
+
+
+class WhitenedAdam(torch.optim.Optimizer):
+    """Adam on whitened kernels; used as any optimizer of torch.
+
+    Whitened are the kernels of ``nn.Conv2d``, ``nn.ConvTranspose2d`` and the layers of this package, for those
+    in channels and, but for full transposed convolutions and shared kernels, in taps too. What they read is
+    learned once, from ``data``: a model that has become another one wants a new optimizer.
+
+    Args:
+        model: runs on ``data``; its trainable parameters are optimized.
+        data: a few batches of inputs, a tensor, tuple or dict each.
+        lr: how far a step moves a layer's output, as a share of the output's root mean square, if all
+            coordinates move. It is not Adam's learning rate: 5e-3 for a layer by itself, 5e-4 for a deep
+            model.
+        betas, eps: as for ``torch.optim.Adam``.
+
+    Raises:
+        ArgumentError: no data, nothing to train, a negative rate, or a model that does not run on ``data``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Iterable[Any],
+        lr: float = 5e-4,
+        *,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-12,
+    ) -> None:
+        if lr < 0:
+            raise ArgumentError(f"the learning rate must not be negative: lr={lr}")
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not parameters:
+            raise ArgumentError(f"this {type(model).__name__} has no trainable parameters; all are frozen")
+        found = _look(model, data)
+        groups = [{"params": [p], "unit": found[p].unit(p) if p in found else _size(p)} for p in parameters]
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
+        for p in parameters:
+            if p in found:
+                self.state[p].update(found[p].roots(p))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step of Adam in the whitened coordinates."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                gradient = _to_coordinates(p.grad, state)
+                if "step" not in state:
+                    state["step"] = 0
+                    state["mean"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+                state["step"] += 1
+                state["mean"].lerp_(gradient, 1 - first)
+                state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+                mean = state["mean"] / (1 - first ** state["step"])
+                size = (state["square"] / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
+                p.sub_(_to_kernel(mean.div_(size), state, p), alpha=group["lr"] * group["unit"])
+        return loss
+
+
+class _Features:
+    """What is learned of the features of one kernel, whose axis ``channel_axis`` is that of the channels read
+    (0 or 1): their second moments.
+    """
+
+    def __init__(self, channel_axis: int) -> None:
+        self.channel_axis = channel_axis
+        self.channels: Tensor | float = 0.0  # (groups, n, n)
+        self.taps: Tensor | float = 0.0  # (k_h k_w, k_h k_w)
+        self.power, self.width, self.batches = 0.0, 1, 0
+
+    def add(self, maps: Tensor, groups: int, window: tuple[int, int] | None, output: Tensor) -> None:
+        """Takes in maps (N, groups * n, h, w), which the kernel reads through ``window`` (None: taps are not
+        whitened), and what its layer makes of them.
+        """
+        x = maps.detach()
+        x = x.float() if x.dtype.itemsize < 4 else x
+        rows = x.unflatten(1, (groups, -1)).permute(1, 2, 0, 3, 4).flatten(2)
+        self.channels = self.channels + (rows @ rows.mT).double() / rows.shape[-1]
+        for sample in x if window is not None else ():
+            near = (window[0] // 2, window[1] // 2)  # type: ignore[index]
+            read = F.unfold(sample[:, None], window, padding=near).transpose(0, 1).flatten(1)  # type: ignore[arg-type]
+            self.taps = self.taps + (read @ read.mT).double()
+        self.width = rows.shape[1]
+        self.power += float(output.detach().double().square().mean())
+        self.batches += 1
+
+    def roots(self, parameter: Tensor) -> dict[str, Any]:
+        """The state that turns gradients into whitened coordinates and back."""
+        found: dict[str, Any] = {"channel_axis": self.channel_axis}
+        for name, moments in (("channels", self.channels), ("taps", self.taps)):
+            if isinstance(moments, Tensor):
+                scale = self.batches if name == "channels" else moments.diagonal().mean()
+                found[name] = _inverse_root(moments / scale).to(parameter)
+        return found
+
+    def unit(self, kernel: Tensor) -> float:
+        """What each of an output channel's coordinates moves by if together they move it by its root mean
+        square.
+        """
+        return max(math.sqrt(self.power / self.batches / (self.width * kernel[0, 0].numel())), 1e-8)
+
+
+def _inverse_root(moments: Tensor) -> Tensor:
+    """L^-T of moments = L L^T (..., n, n)."""
+    level = RIDGE * moments.diagonal(0, -2, -1).mean(-1) + torch.finfo(torch.float32).tiny
+    eye = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
+    root = torch.linalg.cholesky(moments + level[..., None, None] * eye)
+    return torch.linalg.solve_triangular(root.mT, eye.expand_as(root), upper=True)
+
+
+def _to_coordinates(gradient: Tensor, state: dict[str, Any]) -> Tensor:
+    """The gradient to U, (groups, n, outputs of a group, taps), of that to a kernel."""
+    if "channels" not in state:
+        return gradient
+    groups, n, _ = state["channels"].shape
+    if state["channel_axis"] == 0:  # (C_in, C_out / groups, k_h, k_w)
+        g = gradient.reshape(groups, n, -1, gradient[0, 0].numel())
+    else:  # (C_out, C_in / groups, k_h, k_w)
+        g = gradient.reshape(groups, -1, n, gradient[0, 0].numel()).transpose(1, 2)
+    turned = (state["channels"].mT @ g.flatten(2)).view(g.shape)
+    return turned @ state["taps"] if "taps" in state else turned
+
+
+def _to_kernel(u: Tensor, state: dict[str, Any], kernel: Tensor) -> Tensor:
+    """The change of a kernel that U is."""
+    if "channels" not in state:
+        return u
+    turned = u @ state["taps"].mT if "taps" in state else u
+    turned = (state["channels"] @ turned.flatten(2)).view(u.shape)
+    if state["channel_axis"] == 1:
+        turned = turned.transpose(1, 2)
+    return turned.reshape(kernel.shape)
+
+
+def _size(parameter: Tensor) -> float:
+    return UNWHITENED * max(float(parameter.detach().square().mean().sqrt()), 0.1)
+
+
+def _look(model: nn.Module, data: Iterable[Any]) -> dict[Tensor, _Features]:
+    """What each kernel of the model reads on ``data``."""
+    found: dict[Tensor, _Features] = {}
+
+    def features(kernel: Tensor, channel_axis: int) -> _Features:
+        return found.setdefault(kernel, _Features(channel_axis))
+
+    def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        x = args[0] if args else kwargs["input"]
+        x = x if x.dim() == 4 else x[None]
+        if not isinstance(layer, PixelDCL2d):
+            axis = 0 if isinstance(layer, nn.ConvTranspose2d) else 1
+            features(layer.weight, axis).add(x, layer.groups, None, output)
+        else:
+            for kernel in input_kernels_of(layer).values():
+                features(kernel, 0).add(x, layer.groups, (kernel.shape[2], kernel.shape[3]), output)
+        if isinstance(layer, _PixelDeconvolution2d):
+            _look_at_stages(layer, x, output, features)
+
+    kinds = (nn.Conv2d, nn.ConvTranspose2d)
+    layers = [m for m in model.modules() if isinstance(m, kinds) and not is_parametrized(m)]
+    handles = [m.register_forward_hook(hook, with_kwargs=True) for m in layers]
+    batches = 0
+    try:
+        with evaluation(model):
+            for batch in data:
+                call(model, batch)
+                batches += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not batches:
+        raise ArgumentError("data is empty: what the kernels read is learned from at least one batch")
+    return found
+
+
+def _look_at_stages(
+    layer: _PixelDeconvolution2d, x: Tensor, output: Tensor, features: Callable[[Tensor, int], _Features]
+) -> None:
+    size, groups = [output.shape[-2], output.shape[-1]], layer.dependency_groups
+    for number, (stage, kernel) in enumerate(zip(layer.plan.stages, layer.dependency_kernels, strict=True)):
+        phases = phase_maps(layer, x, size, stages=number)
+        sources = [phases[source] for source in stage.sources]
+        if stage.shared:  # every source passes through the same kernel
+            features(kernel, 1).add(torch.cat(sources), groups, None, output)
+        else:
+            read = torch.stack([s.unflatten(1, (groups, -1)) for s in sources], 2).flatten(1, 3)
+            features(kernel, 1).add(read, groups, layer.dependency_kernel_size, output)
