@@ -2,6 +2,7 @@
 distillation keep of its pictures.
 
     python benchmarks/pixeldcl_dcgan.py --free --latents 256 1024 4096 --minutes 1 5 15 --kept kept/
+    python benchmarks/pixeldcl_dcgan.py --latents 1024 --joint-steps 400 --minutes 1 5 15 --kept kept/
 
 Writes ``benchmarks/results/pixeldcl_dcgan.json`` after every row: PSNR to the original's pictures on 256
 fresh latents (range 2, as tanh gives), the checkerboard at each frequency, and the CPU seconds that it
@@ -11,6 +12,10 @@ took. A row that is there already is not made again.
 share them and whatever else the machine does. With ``--device cuda`` (which distillation alone uses) they
 are minutes of that device. With ``--kept FOLDER`` calibrated models and the state of a distillation are
 kept there: a run that was stopped goes on where it was.
+
+With ``--joint-steps`` the calibration trains each layer's kernels together for so many batches of latents
+that are new in each pass, the last layer has 5x5 dependency kernels, and the distillation goes on in whitened
+coordinates and takes the artifact out of the student's pictures instead of copying it.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import json
 import math
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,12 +34,18 @@ from torch import Tensor, nn
 
 import pixelize
 from pixelize import layer_fit
+from pixelize.atomic import write_text
 from pixelize.checkerboard import checkerboard
 from pixelize.gate import gate_of
 from pixelize.layers import iPixelDCL2d
 from pixelize.report import report
+from pixelize.whitened_adam import WhitenedAdam
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "pixeldcl_dcgan.json"
+FALL = 400
+"""Steps in whitened coordinates after which the rate has fallen to 0.7 of what it was; to a half after three
+times as many."""
+LAST = "main.12"
 FREQUENCIES = ((0.0, 0.5), (0.5, 0.0), (0.5, 0.5))
 
 
@@ -53,16 +65,14 @@ def latents(count: int, seed: int, batch: int = 64) -> list[Tensor]:
     return list(torch.randn(count, 100, 1, 1, generator=random).split(batch))
 
 
-def artifact_error(difference: Tensor) -> Tensor:
-    """Power of the difference at the three artifact frequencies, in Hann windows of the whole picture and
-    of 16 pixels.
-    """
-    total = difference.new_zeros(())
-    for size in (difference.shape[-1], 16):
-        window = torch.hann_window(size)
+def artifact_power(pictures: Tensor) -> Tensor:
+    """Power at the three artifact frequencies, in Hann windows of the whole picture and of 16 pixels."""
+    total = pictures.new_zeros(())
+    for size in (pictures.shape[-1], 16):
+        window = torch.hann_window(size, device=pictures.device)
         window = torch.outer(window, window) / window.square().sum()
-        patches = difference.unfold(-2, size, size // 2).unfold(-2, size, size // 2)
-        sign = (-1.0) ** torch.arange(size)
+        patches = pictures.unfold(-2, size, size // 2).unfold(-2, size, size // 2)
+        sign = (-1.0) ** torch.arange(size, device=pictures.device)
         for down, across in FREQUENCIES:
             wave = torch.outer(sign ** (2 * down), sign ** (2 * across)) * window
             total = total + (patches * wave).sum((-1, -2)).square().mean()
@@ -102,6 +112,8 @@ class Distillation:
     """Trains ``student`` on the teacher's pictures of fresh latents, without labels; keeps an average of it.
 
     ``anneal``: the student is an iPixelDCL, whose input gate falls from 1 to 0 over so many CPU seconds.
+    With ``arguments.joint_steps`` in whitened coordinates, in steps that fall, and towards pictures without
+    power at the artifact frequencies rather than with the teacher's.
     """
 
     def __init__(
@@ -113,7 +125,12 @@ class Distillation:
         # batch norm keeps its statistics: the target is what evaluation computes
         self.student = student.eval().to(self.device)
         self.average = copy.deepcopy(student)
-        self.optimizer = torch.optim.Adam(rate_groups(student, rate), betas=(0.9, 0.99), fused=True)
+        self.whitened = arguments.joint_steps > 0
+        if self.whitened:
+            looked_at = [z.to(self.device) for z in latents(256, 5)]
+            self.optimizer: torch.optim.Optimizer = WhitenedAdam(self.student, looked_at, rate)
+        else:
+            self.optimizer = torch.optim.Adam(rate_groups(student, rate), betas=(0.9, 0.99), fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.random = torch.Generator().manual_seed(99)
         self.seconds, self.steps = 0.0, 0
@@ -145,12 +162,17 @@ class Distillation:
         z = torch.randn(self.batch, 100, 1, 1, generator=self.random).to(self.device)
         with torch.no_grad():
             wanted = self.teacher(z)
-        difference = self.student(z) - wanted
-        loss = difference.square().mean() + self.weight * artifact_error(difference)
+        pictures = self.student(z)
+        difference = pictures - wanted
+        marked = pictures - pictures.mean((-1, -2), keepdim=True) if self.whitened else difference
+        loss = difference.square().mean() + self.weight * artifact_power(marked)
         self.optimizer.zero_grad()
         loss.backward()
+        share = min(1.0, (self.steps + 1) / 20)
+        if self.whitened:
+            share /= math.sqrt(1 + self.steps / FALL)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * min(1.0, (self.steps + 1) / 20)
+            group["lr"] = rate * share
         self.optimizer.step()
         self.steps += 1
         keep = min(0.99, self.steps / (self.steps + 10))
@@ -206,9 +228,7 @@ class Results:
         }
         print(name, json.dumps(self.rows[name]), flush=True)
         text = {"torch": torch.__version__, "rows": self.rows}
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(text, indent=1) + "\n")
-        part.replace(self.path)
+        write_text(self.path, json.dumps(text, indent=1) + "\n")
 
 
 def calibrated(
@@ -225,6 +245,41 @@ def calibrated(
         return model, told
     start = time.process_time()
     model = pixelize.convert(original, "pixeldcl", init="calibrate", data=latents(count, 0))
+    told = {
+        "seconds": time.process_time() - start,
+        "errors": {s.name: round(s.error, 4) for s in report(model).converted},
+    }
+    if path is not None:
+        torch.save((model.state_dict(), told), path)
+    return model, told
+
+
+class NewLatents:
+    """``count`` latents in each pass over them, every time others."""
+
+    def __init__(self, count: int, batch: int) -> None:
+        self.count, self.batch, self.passes = count, batch, 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.passes += 1
+        return iter(latents(self.count, 1000 + self.passes, self.batch))
+
+
+def jointly_calibrated(
+    original: nn.Module, count: int, steps: int, kept: pathlib.Path | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """As :func:`calibrated`, with a larger window in the last layer and ``steps`` of joint training in
+    each.
+    """
+    model = pixelize.convert(original, "pixeldcl", exclude=LAST)
+    pixelize.convert(model, "pixeldcl", dependency_kernel_size=5, include=LAST, inplace=True)
+    path = kept / f"jointly-{count}-{steps}.pt" if kept else None
+    if path is not None and path.exists():
+        state, told = torch.load(path, weights_only=True)
+        model.load_state_dict(state)
+        return model, told
+    start = time.process_time()
+    pixelize.calibrate(model, NewLatents(count, 64), joint_steps=steps)
     told = {
         "seconds": time.process_time() - start,
         "errors": {s.name: round(s.error, 4) for s in report(model).converted},
@@ -271,6 +326,10 @@ def distil(results: Results, original: nn.Module, arguments: argparse.Namespace)
     if arguments.anneal:
         base = "iPixelDCL annealed"
         student = pixelize.convert(original, "ipixeldcl")
+    elif arguments.joint_steps:
+        count, steps = arguments.latents[-1], arguments.joint_steps
+        base = f"calibrated jointly, {count} latents, {steps} steps, distilled"
+        student, _ = jointly_calibrated(original, count, steps, kept)
     else:
         base = f"calibrated, {arguments.latents[-1]} latents, distilled"
         student, _ = calibrated(original, arguments.latents[-1], kept)
@@ -282,7 +341,8 @@ def distil(results: Results, original: nn.Module, arguments: argparse.Namespace)
         where = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
     half = 30 * cores * max(arguments.minutes)
     run = Distillation(original, student, arguments, half if arguments.anneal else 0.0)
-    keep = kept / ("annealed.pt" if arguments.anneal else "distilled.pt") if kept else None
+    name = "annealed" if arguments.anneal else "jointly-distilled" if arguments.joint_steps else "distilled"
+    keep = kept / f"{name}.pt" if kept else None
     if keep is not None and keep.exists():
         run.load(keep)
     for minutes in sorted(arguments.minutes):
@@ -307,6 +367,7 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, nargs="*", default=[])
     parser.add_argument("--interpolation", action="store_true", help="the last layer with it and without")
     parser.add_argument("--auto-latents", type=int, default=1024)
+    parser.add_argument("--joint-steps", type=int, default=0, help="of each layer, after its least squares")
     parser.add_argument("--minutes", type=float, nargs="*", default=[], help="of distillation")
     parser.add_argument("--anneal", action="store_true", help="distil an iPixelDCL whose gate falls to 0")
     parser.add_argument("--kept", type=pathlib.Path, help="folder for what a stopped run goes on from")
@@ -346,9 +407,15 @@ def main() -> None:
             multiply_adds=[told.multiply_adds_before, told.multiply_adds_after],
         )
     for count in arguments.latents:
-        name = f"calibrated, {count} latents"
+        steps = arguments.joint_steps
+        name = (
+            f"calibrated jointly, {count} latents, {steps} steps" if steps else f"calibrated, {count} latents"
+        )
         if name not in results.rows:
-            model, told = calibrated(original, count, arguments.kept)
+            if steps:
+                model, told = jointly_calibrated(original, count, steps, arguments.kept)
+            else:
+                model, told = calibrated(original, count, arguments.kept)
             results.add(name, model, told["seconds"], errors=told["errors"])
     if arguments.interpolation:
         compare_interpolation(results, original, arguments.latents[-1], arguments.kept)

@@ -21,18 +21,17 @@ import pathlib
 import time
 
 import torch
-import torch.nn.functional as F
 from pixeldcl_dcgan import generator, latents, rate_groups
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import pixelize
 from pixelize.atomic import write_text
-from pixelize.layer_fit import fit_layer, phase_maps
+from pixelize.joint_fit import RATE
+from pixelize.layer_fit import fit_layer
 from pixelize.layers import PixelDCL2d
+from pixelize.whitened_adam import WhitenedAdam
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "pixeldcl_limits.json"
-RIDGE = 1e-3
 Pair = tuple[Tensor, Tensor]
 
 
@@ -49,47 +48,6 @@ def least_error(outputs: Tensor) -> float:
     return math.sqrt(lost / total)
 
 
-def inverse_root(features: Tensor) -> Tensor:
-    """L^-T of E[f f^T] = L L^T for unfolded features (N, n, pixels)."""
-    rows = features.transpose(0, 1).flatten(1)
-    moments = (rows @ rows.T / rows.shape[1]).double()
-    eye = torch.eye(len(moments), dtype=torch.float64)
-    root = torch.linalg.cholesky(moments + RIDGE * moments.diagonal().mean() * eye)
-    return torch.linalg.solve_triangular(root.mT, eye, upper=True).float()
-
-
-class Whitened:
-    """The kernels of a paired PixelDCL with stride 2 as a function of leaves that are zero at first."""
-
-    def __init__(self, layer: PixelDCL2d, x: Tensor, size: list[int]) -> None:
-        self.start = {name: p.detach() for name, p in layer.named_parameters()}
-        phases = phase_maps(layer, x, size, stages=2)
-        side = layer.weight.shape[2]
-        # a transposed convolution reads its window backwards
-        read = F.unfold(F.pad(x, (side - 1,) * 4), side).unflatten(1, (x.shape[1], side * side)).flip(2)
-        window = layer.dependency_kernel_size
-        near = (window[0] // 2, window[1] // 2)
-        self.roots = {"weight": inverse_root(read.flatten(1, 2))}
-        for number, stage in enumerate(layer.plan.stages):
-            sources = torch.cat([phases[s] for s in stage.sources], 1)
-            self.roots[f"dependency_kernels.{number}"] = inverse_root(F.unfold(sources, window, padding=near))
-        self.leaves = {
-            name: torch.zeros(len(root), self.start[name].numel() // len(root), requires_grad=True)
-            for name, root in self.roots.items()
-        }
-
-    def values(self) -> dict[str, Tensor]:
-        found = dict(self.start)
-        for name, root in self.roots.items():
-            kernel, change = self.start[name], root @ self.leaves[name]
-            if name == "weight":
-                change = change.unflatten(0, (kernel.shape[0], *kernel.shape[2:])).permute(0, 3, 1, 2)
-            else:
-                change = change.T.reshape(kernel.shape)
-            found[name] = kernel + change
-        return found
-
-
 def train(
     model: nn.Sequential,
     place: int,
@@ -103,26 +61,21 @@ def train(
 
     What is measured before the training, scale and whitening, is measured on ``pairs``.
     """
-    layer = copy.deepcopy(layer)
-    power = sum(float(y.square().mean()) for _, y in pairs) / len(pairs)
+    layer = copy.deepcopy(layer).requires_grad_(True)
+    optimizer: torch.optim.Optimizer
+    start, steps = time.process_time(), 0
     if whitened:
-        kernels = Whitened(layer, pairs[0][0], list(pairs[0][1].shape[-2:]))
-        rate = arguments.rate * math.sqrt(power)
-        optimizer = torch.optim.Adam(list(kernels.leaves.values()), lr=rate, betas=(0.9, 0.98))
-        values = kernels.values
+        optimizer = WhitenedAdam(layer, [x for x, _ in pairs[:4]], arguments.rate)
     else:
-        layer.requires_grad_(True)
         optimizer = torch.optim.Adam(rate_groups(layer, arguments.plain_rate), betas=(0.9, 0.98))
-        own = dict(layer.named_parameters())
-        values = lambda: own  # noqa: E731
+    power = sum(float(y.square().mean()) for _, y in pairs) / len(pairs)
     rates = [group["lr"] for group in optimizer.param_groups]
     random = torch.Generator().manual_seed(arguments.seed)
-    start, steps = time.process_time(), 0
     while (share := (time.process_time() - start) / arguments.seconds) < 1:
         with torch.no_grad():
-            x = model[:place](torch.randn(32, 100, 1, 1, generator=random))
+            x = model[:place](torch.randn(arguments.batch, 100, 1, 1, generator=random))
             y = model[place](x)
-        loss = (functional_call(layer, values(), (x,)) - y).square().mean() / power
+        loss = (layer(x) - y).square().mean() / power
         optimizer.zero_grad()
         loss.backward()
         fall = min(1.0, (steps + 1) / 10) * (1 + math.cos(math.pi * max(0.0, share - 0.4) / 0.6)) / 2
@@ -131,7 +84,7 @@ def train(
         optimizer.step()
         steps += 1
     with torch.no_grad():
-        return error(lambda x: functional_call(layer, values(), (x,)), test), steps
+        return error(layer, test), steps
 
 
 def error(layer, test: list[Pair]) -> float:  # type: ignore[no-untyped-def]
@@ -147,7 +100,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="*", default=[9, 12], help="places in the generator")
     parser.add_argument("--window", type=int, default=3, help="dependency kernel size")
     parser.add_argument("--seconds", type=float, default=60, help="CPU seconds of each training")
-    parser.add_argument("--rate", type=float, default=3e-4, help="of Adam in whitened coordinates")
+    parser.add_argument("--rate", type=float, default=RATE, help="of Adam in whitened coordinates")
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--plain-rate", type=float, default=3e-3, help="of Adam, relative to each weight")
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -168,7 +122,12 @@ def main() -> None:
         for name, whitened in (("adam", False), ("whitened adam", True)):
             found, steps = train(model, place, layer, pairs, test, arguments, whitened)
             row[name] = {"error": round(found, 4), "steps": steps}
-        row |= {"cpu_seconds": arguments.seconds, "seed": arguments.seed, "threads": arguments.threads}
+        row |= {
+            "batch": arguments.batch,
+            "cpu_seconds": arguments.seconds,
+            "seed": arguments.seed,
+            "threads": arguments.threads,
+        }
         name = f"main.{place}, {arguments.window}x{arguments.window}, seed {arguments.seed}"
         print(name, json.dumps(row), flush=True)
         rows = json.loads(arguments.results.read_text())["rows"] if arguments.results.exists() else {}

@@ -30,6 +30,7 @@ from pixelize.repair import repair
 from pixelize.repair_report import RepairReport, repair_report
 from pixelize.report import Report, report
 from pixelize.serialization import load, save
+from pixelize.whitened_adam import WhitenedAdam
 
 if TYPE_CHECKING:
     from pixelize.html_report import write_report
@@ -47,6 +48,7 @@ __all__ = [
     "PixelizeWarning",
     "RepairReport",
     "Report",
+    "WhitenedAdam",
     "calibrate",
     "checkerboard",
     "convert",

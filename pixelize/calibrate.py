@@ -7,6 +7,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -82,11 +83,12 @@ def fit_model(
         for number, (name, times) in enumerate(calls.items(), 1):
             if name in students:
                 bar.update(task, description=f"calibrating {name}")
-                pairs = KeptPairs(lockstep, name, batches, times)
-                errors[name] = fit_layer(students[name], pairs)
+                student, pairs = students[name], KeptPairs(lockstep, name, batches, times)
+                errors[name] = fit_layer(student, pairs)
                 bar.advance(task)
-                if joint_steps and isinstance(students[name], PixelDCL2d):
-                    errors[name] = fit_jointly(students[name], pairs, joint_steps, lambda: bar.advance(task))
+                if joint_steps and isinstance(student, PixelDCL2d):
+                    again = partial(lockstep.pairs, name, batches, times)  # data may be new in each pass
+                    errors[name] = fit_jointly(student, again, joint_steps, lambda: bar.advance(task))
                 _refresh(lockstep.modules[name])
             bar.update(task, completed=number * (1 + joint_steps))
     if missing := students.keys() - errors.keys():

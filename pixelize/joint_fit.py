@@ -1,8 +1,9 @@
 """Training what a PixelDCL sees of the input and all its dependency kernels together, by gradients, to given
 inputs and outputs.
 
-Least squares stage by stage (:mod:`pixelize.layer_fit`) fits the first phase to the teacher's first phase. What
-would serve all phases is another map: they are all made of it, and it has no more channels than one of them.
+Least squares stage by stage (:mod:`pixelize.layer_fit`) fits the first phase to the teacher's first phase.
+What would serve all phases is another map: they are all made of it, and it has no more channels than one of
+them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pixelize.layer_fit import Pairs, fit_stage, layer_error, numbered
 from pixelize.layers import PixelDCL2d
 from pixelize.whitened_adam import WhitenedAdam
 
-RATE = 8e-3
+RATE = 1.6e-2
 """How far a step moves the layer's output, as a share of its root mean square."""
 WARM_UP = 10
 """Steps over which the rate rises."""

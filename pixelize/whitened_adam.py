@@ -2,10 +2,12 @@
 outputs of another model.
 
 A kernel reads features that are much alike: channels behind an activation share a mean, adjacent pixels are
-nearly the same. A change D of the kernel changes what it makes by D^T E[f f^T] D in the mean square, so that a
-few directions of D are steep and most are flat, and Adam, whose coordinates are single weights, creeps along
-the flat ones. With E[f f^T] taken as T (x) C (taps and channels, a Kronecker product), T = L_T L_T^T and C =
-L_C L_C^T, the coordinates U of D = (L_T (x) L_C)^-T U all cost the same, and Adam is run on those.
+nearly the same. A change D of the kernel changes what it makes by D^T E[f f^T] D in the mean square, so that
+a few directions of D are steep and most are flat, and Adam, whose coordinates are single weights, creeps
+along the flat ones. With E[f f^T] taken as T (x) C (taps and channels, a Kronecker product), T = L_T L_T^T
+and C = L_C L_C^T, the coordinates U of D = (L_T (x) L_C)^-T U all cost the same, and Adam is run on those.
+(The factor of the inputs in K-FAC, Martens and Grosse 2015, eq. 1, apart for taps and channels; the factor of
+the gradients is left to Adam.)
 """
 
 from __future__ import annotations
@@ -35,9 +37,10 @@ UNWHITENED = 1.0
 class WhitenedAdam(torch.optim.Optimizer):
     """Adam on whitened kernels; used as any optimizer of torch.
 
-    Whitened are the kernels of ``nn.Conv2d``, ``nn.ConvTranspose2d`` and the layers of this package, for those
-    in channels and, but for full transposed convolutions and shared kernels, in taps too. What they read is
-    learned once, from ``data``: a model that has become another one wants a new optimizer.
+    Whitened in channels are the kernels of ``nn.Conv2d``, ``nn.ConvTranspose2d`` and the layers of this
+    package, in taps too the dependency kernels that are not shared and what a PixelDCL sees of the input.
+    What kernels read is learned once, from ``data``: a model that has become another one wants a new
+    optimizer.
 
     Args:
         model: runs on ``data``; its trainable parameters are optimized.

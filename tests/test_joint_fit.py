@@ -1,4 +1,6 @@
-"""Training a layer's kernels together gets further than least squares stage by stage, and never falls behind."""
+"""Training a layer's kernels together gets closer than least squares stage by stage, and never falls
+behind.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ ORIGINALS = {
     "grouped": nn.ConvTranspose2d(8, 4, 4, 2, 1, groups=2),
     "k3 s2": nn.ConvTranspose2d(8, 6, 3, 2, 1, 1),
     "k5 s3": nn.ConvTranspose2d(8, 5, 5, 3, 1),
-    "dilated": nn.ConvTranspose2d(8, 6, 3, 2, 1, dilation=2),
+    "dilated": nn.ConvTranspose2d(8, 6, 4, 3, 1, dilation=2),
     "oblong": nn.ConvTranspose2d(8, 6, (4, 3), (2, 1), (1, 1)),
 }
 DESIGNS = {
@@ -36,7 +38,12 @@ CASES = [
     for original in ORIGINALS
     for design in DESIGNS
     if (original, design)
-    not in (("k5 s3", "masked"), ("oblong", "masked"), ("oblong", "two phases see the input"))  # exact
+    not in (
+        ("k5 s3", "masked"),  # is for stride 2
+        ("dilated", "masked"),
+        ("oblong", "masked"),
+        ("oblong", "two phases see the input"),  # all that it has: exact
+    )
 ]
 
 
