@@ -279,7 +279,7 @@ def jointly_calibrated(
         model.load_state_dict(state)
         return model, told
     start = time.process_time()
-    pixelize.calibrate(model, NewLatents(count, 64), joint_steps=steps)
+    pixelize.calibrate(model, NewLatents(count, 32), joint_steps=steps)
     told = {
         "seconds": time.process_time() - start,
         "errors": {s.name: round(s.error, 4) for s in report(model).converted},

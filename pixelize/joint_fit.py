@@ -20,8 +20,8 @@ from pixelize.layer_fit import Pairs, fit_stage, layer_error, numbered
 from pixelize.layers import PixelDCL2d
 from pixelize.whitened_adam import WhitenedAdam
 
-RATE = 1.6e-2
-"""How far a step moves the layer's output, as a share of its root mean square."""
+RATE = 3e-4
+"""How far a step in one whitened coordinate moves the output, as a share of its root mean square."""
 WARM_UP = 10
 """Steps over which the rate rises."""
 LEVEL = 0.4

@@ -30,8 +30,8 @@ from pixelize.running import evaluation
 
 RIDGE = 1e-3
 """Added to second moments before they are factored, as a share of their mean diagonal."""
-UNWHITENED = 1.0
-"""What has no features to whiten (biases, norms) moves by ``lr`` times so much of its own size in a step."""
+UNWHITENED = 40.0
+"""What has no features to whiten (biases, norms) moves by ``lr`` times so many of its own sizes in a step."""
 
 
 class WhitenedAdam(torch.optim.Optimizer):
@@ -45,8 +45,8 @@ class WhitenedAdam(torch.optim.Optimizer):
     Args:
         model: runs on ``data``; its trainable parameters are optimized.
         data: a few batches of inputs, a tensor, tuple or dict each.
-        lr: how far a step moves a layer's output, as a share of the output's root mean square, if all
-            coordinates move. It is not Adam's learning rate: 5e-3 for a layer by itself, 5e-4 for a deep
+        lr: how far a step in one coordinate moves a channel of the layer's output, as a share of the output's
+            root mean square. It is not Adam's learning rate: 3e-4 for a layer by itself, 2.5e-5 for a deep
             model.
         betas, eps: as for ``torch.optim.Adam``.
 
@@ -58,7 +58,7 @@ class WhitenedAdam(torch.optim.Optimizer):
         self,
         model: nn.Module,
         data: Iterable[Any],
-        lr: float = 5e-4,
+        lr: float = 2.5e-5,
         *,
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-12,
@@ -69,7 +69,7 @@ class WhitenedAdam(torch.optim.Optimizer):
         if not parameters:
             raise ArgumentError(f"this {type(model).__name__} has no trainable parameters; all are frozen")
         found = _look(model, data)
-        groups = [{"params": [p], "unit": found[p].unit(p) if p in found else _size(p)} for p in parameters]
+        groups = [{"params": [p], "unit": found[p].unit() if p in found else _size(p)} for p in parameters]
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
         for p in parameters:
             if p in found:
@@ -110,7 +110,7 @@ class _Features:
         self.channel_axis = channel_axis
         self.channels: Tensor | float = 0.0  # (groups, n, n)
         self.taps: Tensor | float = 0.0  # (k_h k_w, k_h k_w)
-        self.power, self.width, self.batches = 0.0, 1, 0
+        self.power, self.batches = 0.0, 0
 
     def add(self, maps: Tensor, groups: int, window: tuple[int, int] | None, output: Tensor) -> None:
         """Takes in maps (N, groups * n, h, w), which the kernel reads through ``window`` (None: taps are not
@@ -124,7 +124,6 @@ class _Features:
             near = (window[0] // 2, window[1] // 2)  # type: ignore[index]
             read = F.unfold(sample[:, None], window, padding=near).transpose(0, 1).flatten(1)  # type: ignore[arg-type]
             self.taps = self.taps + (read @ read.mT).double()
-        self.width = rows.shape[1]
         self.power += float(output.detach().double().square().mean())
         self.batches += 1
 
@@ -137,11 +136,9 @@ class _Features:
                 found[name] = _inverse_root(moments / scale).to(parameter)
         return found
 
-    def unit(self, kernel: Tensor) -> float:
-        """What each of an output channel's coordinates moves by if together they move it by its root mean
-        square.
-        """
-        return max(math.sqrt(self.power / self.batches / (self.width * kernel[0, 0].numel())), 1e-8)
+    def unit(self) -> float:
+        """The output's root mean square."""
+        return max(math.sqrt(self.power / self.batches), 1e-8)
 
 
 def _inverse_root(moments: Tensor) -> Tensor:

@@ -66,16 +66,17 @@ def test_it_gets_closer_than_least_squares(original, design):
     pairs = [(x, plain(x).detach()) for x in mixed(128, 8, seed=1).split(32)]
     before = fit_layer(layer, lambda: pairs)
     bias = layer.bias.clone()
-    after = fit_jointly(layer, lambda: pairs, 60)
+    simplest = (original, design) == ("k4 s2", "paired")
+    after = fit_jointly(layer, lambda: pairs, 400 if simplest else 60)
     assert after == pytest.approx(layer_error(layer, lambda: pairs), rel=1e-6)
     assert after < before
-    if design == "paired" and original == "k4 s2":
+    if simplest:
         assert after < 0.9 * before
     assert torch.equal(layer.bias, bias)
 
 
 def test_what_is_no_better_on_samples_held_back_is_not_kept(monkeypatch):
-    monkeypatch.setattr(joint_fit, "RATE", 10.0)
+    monkeypatch.setattr(joint_fit, "RATE", 1.0)
     plain = ORIGINALS["k3 s2"]
     layer, _, _ = inherit(plain, "pixeldcl", Design(), "zero")
     pairs = [(x, plain(x).detach()) for x in mixed(64, 8, seed=1).split(16)]
@@ -125,7 +126,7 @@ def outputs_while_trained(x, wanted, start):
     conv = nn.Conv2d(*start.shape[1::-1], 1, bias=False, dtype=x.dtype)
     with torch.no_grad():
         conv.weight.copy_(start[..., None, None])
-    optimizer = WhitenedAdam(conv, [x], lr=0.05)
+    optimizer = WhitenedAdam(conv, [x], lr=0.02)
     for _ in range(10):
         optimizer.zero_grad()
         (conv(x) - wanted).square().mean().backward()
