@@ -2,7 +2,8 @@
 error that any linear layer with its bottleneck can have, the closed-form fit's, and what joint training of
 the first phase and the kernels makes of that, by Adam on the weights and by Adam in whitened coordinates.
 
-    python benchmarks/pixeldcl_limits.py --layers 9 12 --seconds 60
+    python benchmarks/pixeldcl_limits.py --layers 9 --seconds 50
+    python benchmarks/pixeldcl_limits.py --layers 12 --window 5 --seconds 50
 
 Errors are relative (root of squared error over squared output) on 256 latents that nothing was fitted to; the
 layer's input is the original's. The bottleneck: all phases are made of one map of C_out channels at low
