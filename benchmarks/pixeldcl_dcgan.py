@@ -2,7 +2,8 @@
 distillation keep of its pictures.
 
     python benchmarks/pixeldcl_dcgan.py --free --latents 256 1024 4096 --minutes 1 5 15 --kept kept/
-    python benchmarks/pixeldcl_dcgan.py --latents 1024 --joint-steps 400 --minutes 1 5 15 --kept kept/
+    python benchmarks/pixeldcl_dcgan.py --latents 1024 --joint-steps 350 --batch 32 --rate 2.5e-5 \\
+        --minutes 1 5 15 --kept kept/
 
 Writes ``benchmarks/results/pixeldcl_dcgan.json`` after every row: PSNR to the original's pictures on 256
 fresh latents (range 2, as tanh gives), the checkerboard at each frequency, and the CPU seconds that it
@@ -231,29 +232,6 @@ class Results:
         write_text(self.path, json.dumps(text, indent=1) + "\n")
 
 
-def calibrated(
-    original: nn.Module, count: int, kept: pathlib.Path | None
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The PixelDCL calibrated on ``count`` latents, and each layer's error and the seconds taken; kept, and
-    read again.
-    """
-    path = kept / f"calibrated-{count}.pt" if kept else None
-    if path is not None and path.exists():
-        state, told = torch.load(path, weights_only=True)
-        model = pixelize.convert(original, "pixeldcl")
-        model.load_state_dict(state)
-        return model, told
-    start = time.process_time()
-    model = pixelize.convert(original, "pixeldcl", init="calibrate", data=latents(count, 0))
-    told = {
-        "seconds": time.process_time() - start,
-        "errors": {s.name: round(s.error, 4) for s in report(model).converted},
-    }
-    if path is not None:
-        torch.save((model.state_dict(), told), path)
-    return model, told
-
-
 class NewLatents:
     """``count`` latents in each pass over them, every time others."""
 
@@ -265,21 +243,26 @@ class NewLatents:
         return iter(latents(self.count, 1000 + self.passes, self.batch))
 
 
-def jointly_calibrated(
-    original: nn.Module, count: int, steps: int, kept: pathlib.Path | None
+def calibrated(
+    original: nn.Module, count: int, kept: pathlib.Path | None, joint_steps: int = 0
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """As :func:`calibrated`, with a larger window in the last layer and ``steps`` of joint training in
-    each.
+    """The PixelDCL calibrated on ``count`` latents, and each layer's error and the seconds taken; kept, and
+    read again.
+
+    With ``joint_steps`` of joint training in each layer, it has a larger window in the last one.
     """
-    model = pixelize.convert(original, "pixeldcl", exclude=LAST)
-    pixelize.convert(model, "pixeldcl", dependency_kernel_size=5, include=LAST, inplace=True)
-    path = kept / f"jointly-{count}-{steps}.pt" if kept else None
+    name = f"jointly-{count}-{joint_steps}" if joint_steps else f"calibrated-{count}"
+    path = kept / f"{name}.pt" if kept else None
+    start = time.process_time()
+    model = pixelize.convert(original, "pixeldcl", exclude=LAST if joint_steps else ())
+    if joint_steps:
+        pixelize.convert(model, "pixeldcl", dependency_kernel_size=5, include=LAST, inplace=True)
     if path is not None and path.exists():
         state, told = torch.load(path, weights_only=True)
         model.load_state_dict(state)
         return model, told
-    start = time.process_time()
-    pixelize.calibrate(model, NewLatents(count, 32), joint_steps=steps)
+    data = NewLatents(count, 32) if joint_steps else latents(count, 0)
+    pixelize.calibrate(model, data, joint_steps=joint_steps)
     told = {
         "seconds": time.process_time() - start,
         "errors": {s.name: round(s.error, 4) for s in report(model).converted},
@@ -287,6 +270,13 @@ def jointly_calibrated(
     if path is not None:
         torch.save((model.state_dict(), told), path)
     return model, told
+
+
+def row_name(count: int, joint_steps: int) -> str:
+    """Of the calibrated model's row, with which those of its distillation begin."""
+    if joint_steps:
+        return f"calibrated jointly, {count} latents, {joint_steps} steps"
+    return f"calibrated, {count} latents"
 
 
 def refit_last(original: nn.Module, model: nn.Module, tax: float) -> float:
@@ -326,13 +316,10 @@ def distil(results: Results, original: nn.Module, arguments: argparse.Namespace)
     if arguments.anneal:
         base = "iPixelDCL annealed"
         student = pixelize.convert(original, "ipixeldcl")
-    elif arguments.joint_steps:
-        count, steps = arguments.latents[-1], arguments.joint_steps
-        base = f"calibrated jointly, {count} latents, {steps} steps, distilled"
-        student, _ = jointly_calibrated(original, count, steps, kept)
     else:
-        base = f"calibrated, {arguments.latents[-1]} latents, distilled"
-        student, _ = calibrated(original, arguments.latents[-1], kept)
+        count, steps = arguments.latents[-1], arguments.joint_steps
+        base = f"{row_name(count, steps)}, distilled"
+        student, _ = calibrated(original, count, kept, steps)
     for parameter in student.parameters():
         parameter.requires_grad_(True)
     cores = 2 if arguments.device == "cpu" else 1
@@ -373,7 +360,12 @@ def main() -> None:
     parser.add_argument("--kept", type=pathlib.Path, help="folder for what a stopped run goes on from")
     parser.add_argument("--device", default="cpu", help="of the distillation")
     parser.add_argument("--batch", type=int, default=16, help="of the distillation")
-    parser.add_argument("--rate", type=float, default=1e-3, help="relative to each weight")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=1e-3,
+        help="relative to each weight, or, with --joint-steps, of WhitenedAdam",
+    )
     parser.add_argument("--artifact-weight", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
@@ -407,15 +399,9 @@ def main() -> None:
             multiply_adds=[told.multiply_adds_before, told.multiply_adds_after],
         )
     for count in arguments.latents:
-        steps = arguments.joint_steps
-        name = (
-            f"calibrated jointly, {count} latents, {steps} steps" if steps else f"calibrated, {count} latents"
-        )
+        name = row_name(count, arguments.joint_steps)
         if name not in results.rows:
-            if steps:
-                model, told = jointly_calibrated(original, count, steps, arguments.kept)
-            else:
-                model, told = calibrated(original, count, arguments.kept)
+            model, told = calibrated(original, count, arguments.kept, arguments.joint_steps)
             results.add(name, model, told["seconds"], errors=told["errors"])
     if arguments.interpolation:
         compare_interpolation(results, original, arguments.latents[-1], arguments.kept)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import pixelize
 from pixelize.atomic import write_text
-from pixelize.joint_fit import RATE
+from pixelize.joint_fit import RATE, rate_share
 from pixelize.layer_fit import fit_layer
 from pixelize.layers import PixelDCL2d
 from pixelize.whitened_adam import WhitenedAdam
@@ -79,9 +79,8 @@ def train(
         loss = (layer(x) - y).square().mean() / power
         optimizer.zero_grad()
         loss.backward()
-        fall = min(1.0, (steps + 1) / 10) * (1 + math.cos(math.pi * max(0.0, share - 0.4) / 0.6)) / 2
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * fall
+            group["lr"] = rate * rate_share(steps, share)
         optimizer.step()
         steps += 1
     with torch.no_grad():

@@ -97,6 +97,18 @@ def solve_ridge(gram: Tensor, right: Tensor, ridge: Tensor) -> Tensor | None:
     return torch.cholesky_solve(right, factor) if int(info.max()) == 0 else None
 
 
+def inverse_root(moments: Tensor, ridge: float, floor: float) -> Tensor:
+    """L^-T of ``moments = L L^T`` (..., n, n), with ``ridge`` times the mean diagonal and ``floor`` added to
+    their diagonal first. D = L^-T U changes what features of these second moments make by |U|^2 in the mean
+    square.
+    """
+    loaded = moments.clone()
+    loaded.diagonal(0, -2, -1).add_(ridge * mean_power(moments)[..., None] + floor)
+    eye = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
+    root = torch.linalg.cholesky(loaded)
+    return torch.linalg.solve_triangular(root.mT, eye.expand_as(root), upper=True)
+
+
 def mean_power(gram: Tensor) -> Tensor:
     """The mean of each group's diagonal, the unit of a ridge: (...)."""
     return gram.diagonal(0, -2, -1).mean(-1)

@@ -48,18 +48,14 @@ def fit_jointly(
         student.float()
     if student.bias is not None:
         student.bias.requires_grad_(False)
-    kernels = [p for p in student.parameters() if p.requires_grad]
-    batches = _rounds(pairs, kernels[0].dtype)
+    batches = _rounds(pairs, student.weight.dtype)
     looked_at = [x for x, _ in zip((x for x, _ in batches), range(LOOKED_AT), strict=False)]
     optimizer = WhitenedAdam(student, looked_at, RATE)
     for step, (x, y) in zip(range(steps), batches, strict=False):
-        done = step / steps
-        fall = (1 + math.cos(math.pi * max(0.0, done - LEVEL) / (1 - LEVEL))) / 2
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / WARM_UP) * fall
-        loss = (student(x, [y.shape[-2], y.shape[-1]]) - y).square().mean()
-        for kernel, gradient in zip(kernels, torch.autograd.grad(loss, kernels), strict=True):
-            kernel.grad = gradient
+            group["lr"] = RATE * rate_share(step, step / steps)
+        optimizer.zero_grad()
+        (student(x, [y.shape[-2], y.shape[-1]]) - y).square().mean().backward()
         optimizer.step()
         advance()
     student.to(layer.weight.dtype)
@@ -71,6 +67,12 @@ def fit_jointly(
         return before
     layer.load_state_dict(student.state_dict())
     return after
+
+
+def rate_share(step: int, done: float) -> float:
+    """What share of the full rate step number ``step`` has when a share ``done`` of the training is over."""
+    fall = (1 + math.cos(math.pi * max(0.0, done - LEVEL) / (1 - LEVEL))) / 2
+    return min(1.0, (step + 1) / WARM_UP) * fall
 
 
 def _rounds(pairs: Pairs, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:

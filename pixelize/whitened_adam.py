@@ -23,6 +23,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pixelize.adapters import call
 from pixelize.errors import ArgumentError
+from pixelize.gram import inverse_root
 from pixelize.layer_fit import phase_maps
 from pixelize.layers import PixelDCL2d, _PixelDeconvolution2d
 from pixelize.partial_layer import input_kernels_of
@@ -30,6 +31,8 @@ from pixelize.running import evaluation
 
 RIDGE = 1e-3
 """Added to second moments before they are factored, as a share of their mean diagonal."""
+FLOOR = torch.finfo(torch.float32).tiny
+"""Added to them too, for features that are always zero."""
 UNWHITENED = 40.0
 """What has no features to whiten (biases, norms) moves by ``lr`` times so many of its own sizes in a step."""
 
@@ -133,20 +136,12 @@ class _Features:
         for name, moments in (("channels", self.channels), ("taps", self.taps)):
             if isinstance(moments, Tensor):
                 scale = self.batches if name == "channels" else moments.diagonal().mean()
-                found[name] = _inverse_root(moments / scale).to(parameter)
+                found[name] = inverse_root(moments / scale, RIDGE, FLOOR).to(parameter)
         return found
 
     def unit(self) -> float:
         """The output's root mean square."""
         return max(math.sqrt(self.power / self.batches), 1e-8)
-
-
-def _inverse_root(moments: Tensor) -> Tensor:
-    """L^-T of moments = L L^T (..., n, n)."""
-    level = RIDGE * moments.diagonal(0, -2, -1).mean(-1) + torch.finfo(torch.float32).tiny
-    eye = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
-    root = torch.linalg.cholesky(moments + level[..., None, None] * eye)
-    return torch.linalg.solve_triangular(root.mT, eye.expand_as(root), upper=True)
 
 
 def _to_coordinates(gradient: Tensor, state: dict[str, Any]) -> Tensor:

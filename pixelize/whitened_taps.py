@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelize.gram import inverse_root
 from pixelize.layers import PixelDCL2d
 
 Offset = tuple[int, int]
@@ -124,14 +125,7 @@ class WhitenedTaps:
         self.factors = []
         for phase in self.phases:
             moment = (self.moments[phase] / self.rows).double()
-            size = moment.shape[-1]
-            level = self.ridge * moment.diagonal(dim1=1, dim2=2).mean(1) + 1e-12
-            moment = moment + level[:, None, None] * torch.eye(
-                size, dtype=torch.float64, device=moment.device
-            )
-            root = torch.linalg.cholesky(moment)
-            eye = torch.eye(size, dtype=root.dtype, device=root.device).expand_as(root)
-            self.factors.append(torch.linalg.solve_triangular(root.mT, eye, upper=True).to(self.layer.weight))
+            self.factors.append(inverse_root(moment, self.ridge, 1e-12).to(self.layer.weight))
         self.moments = {}
         like = self.layer.weight
         self.scale = like.new_ones(self.layer.groups, 1, self.outs)
