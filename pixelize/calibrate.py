@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from rich.console import Console
@@ -16,11 +17,12 @@ from torch import nn
 
 from pixelize.convert import Record, fingerprint
 from pixelize.errors import ArgumentError, PixelizeError, PixelizeWarning
-from pixelize.joint_fit import fit_jointly
+from pixelize.joint_fit import LOOKED_AT, fit_jointly
 from pixelize.layer_fit import fit_layer
 from pixelize.layers import PixelDCL2d
 from pixelize.lockstep import KeptPairs, Lockstep
 from pixelize.report import report
+from pixelize.sensitivity import sensitivities
 
 
 def calibrate(
@@ -88,7 +90,12 @@ def fit_model(
                 bar.advance(task)
                 if joint_steps and isinstance(student, PixelDCL2d):
                     again = partial(lockstep.pairs, name, batches, times)  # data may be new in each pass
-                    errors[name] = fit_jointly(student, again, joint_steps, lambda: bar.advance(task))
+                    with lockstep.teaching():
+                        teacher = lockstep.layer(name)
+                        costs = sensitivities(lockstep.model, [teacher], islice(batches, LOOKED_AT))
+                    errors[name] = fit_jointly(
+                        student, again, joint_steps, costs.get(teacher), lambda: bar.advance(task)
+                    )
                 _refresh(lockstep.modules[name])
             bar.update(task, completed=number * (1 + joint_steps))
     if missing := students.keys() - errors.keys():

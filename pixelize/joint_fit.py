@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixelize.interpolation import PICTURE_CHANNELS
 from pixelize.layer_fit import Pairs, fit_stage, layer_error, numbered
@@ -31,18 +31,24 @@ LOOKED_AT = 4
 
 
 def fit_jointly(
-    layer: PixelDCL2d, pairs: Pairs, steps: int, advance: Callable[[], None] = lambda: None
+    layer: PixelDCL2d,
+    pairs: Pairs,
+    steps: int,
+    costs: Tensor | None = None,
+    advance: Callable[[], None] = lambda: None,
 ) -> float:
     """Trains ``layer`` on ``pairs`` for ``steps`` batches, in place, and returns its relative error on the
     held-back samples (on all if there is but one).
 
-    Adam in whitened coordinates (:class:`pixelize.whitened_adam.WhitenedAdam`) on the mean squared error; the
-    bias stays. Kernels that make pictures are fitted again in closed form at the end, so that they
-    interpolate where that costs little. What is no better on the held-back samples is not kept.
+    Adam in whitened coordinates (:class:`pixelize.whitened_adam.WhitenedAdam`) on the mean of what the pixels'
+    errors e cost, e^T ``costs`` e (:func:`pixelize.sensitivity.sensitivities`; None: |e|^2); the bias stays.
+    Kernels that make pictures are fitted again in closed form at the end, so that they interpolate where that
+    costs little. What costs no less on the held-back samples is not kept.
 
     ``advance`` is called after each step.
     """
-    before = layer_error(layer, pairs)
+    weighing = _weighing(layer, costs)
+    before = layer_error(layer, pairs, weighing)
     student = copy.deepcopy(layer).requires_grad_(True)
     if layer.weight.dtype.itemsize < 4:
         student.float()
@@ -50,23 +56,30 @@ def fit_jointly(
         student.bias.requires_grad_(False)
     batches = _rounds(pairs, student.weight.dtype)
     looked_at = [x for x, _ in zip((x for x, _ in batches), range(LOOKED_AT), strict=False)]
-    optimizer = WhitenedAdam(student, looked_at, RATE)
+    optimizer = WhitenedAdam(nn.Sequential(student, weighing), looked_at, RATE)
     for step, (x, y) in zip(range(steps), batches, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = RATE * rate_share(step, step / steps)
         optimizer.zero_grad()
-        (student(x, [y.shape[-2], y.shape[-1]]) - y).square().mean().backward()
+        weighing(student(x, [y.shape[-2], y.shape[-1]]) - y).square().mean().backward()
         optimizer.step()
         advance()
     student.to(layer.weight.dtype)
     if layer.out_channels <= PICTURE_CHANNELS:
         for number, stage in enumerate(student.plan.stages):
             fit_stage(student, number, stage, pairs)
-    after = layer_error(student, pairs)
-    if not after < before:
-        return before
-    layer.load_state_dict(student.state_dict())
-    return after
+    if layer_error(student, pairs, weighing) < before:
+        layer.load_state_dict(student.state_dict())
+    return layer_error(layer, pairs)
+
+
+def _weighing(layer: PixelDCL2d, costs: Tensor | None) -> nn.Module:
+    """A 1x1 convolution that makes of errors e what has the squared size e^T ``costs`` e."""
+    if costs is None:
+        return nn.Identity()
+    conv = nn.Conv2d(len(costs), len(costs), 1, bias=False).requires_grad_(False).to(layer.weight)
+    conv.weight.copy_(torch.linalg.cholesky(costs).T[..., None, None])
+    return conv.float() if conv.weight.dtype.itemsize < 4 else conv
 
 
 def rate_share(step: int, done: float) -> float:

@@ -126,19 +126,23 @@ def fit_stage(layer: _PixelDeconvolution2d, number: int, stage: Stage, pairs: Pa
         kernel.copy_(new)
 
 
-def layer_error(layer: nn.ConvTranspose2d, pairs: Pairs) -> float:
+def layer_error(layer: nn.ConvTranspose2d, pairs: Pairs, weighing: nn.Module | None = None) -> float:
     """The relative error on the held-back samples: the root of the squared error over the squared output,
-    both without the bias.
+    both without the bias, both after ``weighing`` if given.
     """
+
+    def power(maps: Tensor) -> Tensor:
+        weighed = maps if weighing is None else weighing(maps.to(next(weighing.parameters(), maps)))
+        return weighed.double().square().sum((1, 2, 3))
+
     sums = {held: [0.0, 0.0] for held in (True, False)}
     bias = 0 if layer.bias is None else layer.bias.detach()[:, None, None]
     for x, y, held in numbered(pairs):
         with torch.no_grad():
-            missed = (layer(x, _size(y)) - y).double().square().sum((1, 2, 3))
-            power = (y - bias).double().square().sum((1, 2, 3))
+            missed, wanted = power(layer(x, _size(y)) - y), power(y - bias)
         for side, total in sums.items():
             total[0] += float(missed[held == side].sum())
-            total[1] += float(power[held == side].sum())
+            total[1] += float(wanted[held == side].sum())
     missed_power = sums[True] if sums[True][1] > 0 else sums[False]
     return (missed_power[0] / missed_power[1]) ** 0.5 if missed_power[1] > 0 else 0.0
 

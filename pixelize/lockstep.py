@@ -101,7 +101,7 @@ class Lockstep:
         output (N, C_out, H, W).
         """
         for batch in data:
-            with evaluation(self.model), self._teaching():
+            with evaluation(self.model), self.teaching():
                 outputs = [y for _, y in self._record(name, batch, calls)]
             with evaluation(self.model):
                 inputs = [x for x, _ in self._record(name, batch, calls)]
@@ -113,7 +113,8 @@ class Lockstep:
             yield from zip(inputs, outputs, strict=True)
 
     @contextmanager
-    def _teaching(self) -> Iterator[None]:
+    def teaching(self) -> Iterator[None]:
+        """In this the model is the teacher."""
         students = {name: state_of(module) for name, module in self.modules.items()}
         try:
             for name, state in self._teachers.items():

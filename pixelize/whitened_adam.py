@@ -1,13 +1,15 @@
-"""Adam in coordinates in which what a kernel reads is white: for training pixel deconvolutions towards the
-outputs of another model.
+"""Adam in coordinates in which what a kernel reads is white, and what its outputs' errors cost uncorrelated:
+for training pixel deconvolutions towards the outputs of another model.
 
 A kernel reads features that are much alike: channels behind an activation share a mean, adjacent pixels are
 nearly the same. A change D of the kernel changes what it makes by D^T E[f f^T] D in the mean square, so that
 a few directions of D are steep and most are flat, and Adam, whose coordinates are single weights, creeps
 along the flat ones. With E[f f^T] taken as T (x) C (taps and channels, a Kronecker product), T = L_T L_T^T
-and C = L_C L_C^T, the coordinates U of D = (L_T (x) L_C)^-T U all cost the same, and Adam is run on those.
-(The factor of the inputs in K-FAC, Martens and Grosse 2015, eq. 1, apart for taps and channels; the factor of
-the gradients is left to Adam.)
+and C = L_C L_C^T, the coordinates U of D = (L_T (x) L_C)^-T U all move the output alike. What that costs in
+the model's outputs is e^T G e for errors e of the output's channels (:mod:`pixelize.sensitivity`); in the
+coordinates U V of the eigenvectors V of G errors do not add up, and Adam is run on those. (The two factors
+are those of K-FAC, Martens and Grosse 2015, eq. 1, that of the inputs apart for taps and channels; how far
+to go in each coordinate is left to Adam, as in SOAP, Vyas et al. 2024.)
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from pixelize.layer_fit import phase_maps
 from pixelize.layers import PixelDCL2d, _PixelDeconvolution2d
 from pixelize.partial_layer import input_kernels_of
 from pixelize.running import evaluation
+from pixelize.sensitivity import sensitivities
 
 RIDGE = 1e-3
 """Added to second moments before they are factored, as a share of their mean diagonal."""
@@ -42,8 +45,8 @@ class WhitenedAdam(torch.optim.Optimizer):
 
     Whitened in channels are the kernels of ``nn.Conv2d``, ``nn.ConvTranspose2d`` and the layers of this
     package, in taps too the dependency kernels that are not shared and what a PixelDCL sees of the input.
-    What kernels read is learned once, from ``data``: a model that has become another one wants a new
-    optimizer.
+    What kernels read, and what errors of their outputs cost, is learned once, from ``data``: a model that has
+    become another one wants a new optimizer.
 
     Args:
         model: runs on ``data``; its trainable parameters are optimized.
@@ -71,7 +74,7 @@ class WhitenedAdam(torch.optim.Optimizer):
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             raise ArgumentError(f"this {type(model).__name__} has no trainable parameters; all are frozen")
-        found = _look(model, data)
+        found = _look(model, list(data))
         groups = [{"params": [p], "unit": found[p].unit() if p in found else _size(p)} for p in parameters]
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
         for p in parameters:
@@ -114,6 +117,7 @@ class _Features:
         self.channels: Tensor | float = 0.0  # (groups, n, n)
         self.taps: Tensor | float = 0.0  # (k_h k_w, k_h k_w)
         self.power, self.batches = 0.0, 0
+        self.costs: Tensor | None = None  # (C, C) of the layer's output
 
     def add(self, maps: Tensor, groups: int, window: tuple[int, int] | None, output: Tensor) -> None:
         """Takes in maps (N, groups * n, h, w), which the kernel reads through ``window`` (None: taps are not
@@ -137,6 +141,11 @@ class _Features:
             if isinstance(moments, Tensor):
                 scale = self.batches if name == "channels" else moments.diagonal().mean()
                 found[name] = inverse_root(moments / scale, RIDGE, FLOOR).to(parameter)
+        if self.costs is not None:
+            groups = len(self.channels)  # type: ignore[arg-type]
+            apart = self.costs.unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
+            blocks = apart.diagonal(dim1=0, dim2=2).movedim(-1, 0)
+            found["outputs"] = torch.linalg.eigh(blocks)[1].to(parameter)
         return found
 
     def unit(self) -> float:
@@ -150,9 +159,12 @@ def _to_coordinates(gradient: Tensor, state: dict[str, Any]) -> Tensor:
         return gradient
     groups, n, _ = state["channels"].shape
     if state["channel_axis"] == 0:  # (C_in, C_out / groups, k_h, k_w)
-        g = gradient.reshape(groups, n, -1, gradient[0, 0].numel())
+        g = gradient.reshape(groups, n, -1, gradient[0, 0].numel()).transpose(1, 2)
     else:  # (C_out, C_in / groups, k_h, k_w)
-        g = gradient.reshape(groups, -1, n, gradient[0, 0].numel()).transpose(1, 2)
+        g = gradient.reshape(groups, -1, n, gradient[0, 0].numel())
+    if "outputs" in state:
+        g = _turned_outputs(g, state["outputs"].mT)
+    g = g.transpose(1, 2)
     turned = (state["channels"].mT @ g.flatten(2)).view(g.shape)
     return turned @ state["taps"] if "taps" in state else turned
 
@@ -162,18 +174,26 @@ def _to_kernel(u: Tensor, state: dict[str, Any], kernel: Tensor) -> Tensor:
     if "channels" not in state:
         return u
     turned = u @ state["taps"].mT if "taps" in state else u
-    turned = (state["channels"] @ turned.flatten(2)).view(u.shape)
-    if state["channel_axis"] == 1:
+    turned = (state["channels"] @ turned.flatten(2)).view(u.shape).transpose(1, 2)
+    if "outputs" in state:
+        turned = _turned_outputs(turned, state["outputs"])
+    if state["channel_axis"] == 0:
         turned = turned.transpose(1, 2)
     return turned.reshape(kernel.shape)
+
+
+def _turned_outputs(kernels: Tensor, matrices: Tensor) -> Tensor:
+    """``matrices`` (groups, c, c) times kernels (groups, outputs, n, taps): of each target phase's c outputs."""
+    apart = kernels.unflatten(1, (-1, matrices.shape[-1])).flatten(3)
+    return (matrices[:, None] @ apart).view(kernels.shape)
 
 
 def _size(parameter: Tensor) -> float:
     return UNWHITENED * max(float(parameter.detach().square().mean().sqrt()), 0.1)
 
 
-def _look(model: nn.Module, data: Iterable[Any]) -> dict[Tensor, _Features]:
-    """What each kernel of the model reads on ``data``."""
+def _look(model: nn.Module, data: list[Any]) -> dict[Tensor, _Features]:
+    """What each kernel of the model reads on ``data``, and what errors of its outputs cost."""
     found: dict[Tensor, _Features] = {}
 
     def features(kernel: Tensor, channel_axis: int) -> _Features:
@@ -194,17 +214,19 @@ def _look(model: nn.Module, data: Iterable[Any]) -> dict[Tensor, _Features]:
     kinds = (nn.Conv2d, nn.ConvTranspose2d)
     layers = [m for m in model.modules() if isinstance(m, kinds) and not is_parametrized(m)]
     handles = [m.register_forward_hook(hook, with_kwargs=True) for m in layers]
-    batches = 0
     try:
         with evaluation(model):
             for batch in data:
                 call(model, batch)
-                batches += 1
     finally:
         for handle in handles:
             handle.remove()
-    if not batches:
+    if not data:
         raise ArgumentError("data is empty: what the kernels read is learned from at least one batch")
+    for layer, costs in sensitivities(model, layers, data).items():
+        for kernel in layer.parameters():
+            if kernel in found:
+                found[kernel].costs = costs
     return found
 
 
