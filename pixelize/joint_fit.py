@@ -40,10 +40,10 @@ def fit_jointly(
     """Trains ``layer`` on ``pairs`` for ``steps`` batches, in place, and returns its relative error on the
     held-back samples (on all if there is but one).
 
-    Adam in whitened coordinates (:class:`pixelize.whitened_adam.WhitenedAdam`) on the mean of what the pixels'
-    errors e cost, e^T ``costs`` e (:func:`pixelize.sensitivity.sensitivities`; None: |e|^2); the bias stays.
-    Kernels that make pictures are fitted again in closed form at the end, so that they interpolate where that
-    costs little. What costs no less on the held-back samples is not kept.
+    Adam in whitened coordinates (:class:`pixelize.whitened_adam.WhitenedAdam`) on the mean of what the errors
+    e of the pixels cost, e^T ``costs`` e (:func:`pixelize.sensitivity.sensitivities`; None: |e|^2); the bias
+    stays. Kernels that make pictures are fitted again in closed form at the end, so that they interpolate
+    where that costs little. What costs no less on the held-back samples is not kept.
 
     ``advance`` is called after each step.
     """

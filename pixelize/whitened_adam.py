@@ -183,7 +183,7 @@ def _to_kernel(u: Tensor, state: dict[str, Any], kernel: Tensor) -> Tensor:
 
 
 def _turned_outputs(kernels: Tensor, matrices: Tensor) -> Tensor:
-    """``matrices`` (groups, c, c) times kernels (groups, outputs, n, taps): of each target phase's c outputs."""
+    """``matrices`` (groups, c, c) times kernels (groups, outputs, n, taps): each target phase's outputs."""
     apart = kernels.unflatten(1, (-1, matrices.shape[-1])).flatten(3)
     return (matrices[:, None] @ apart).view(kernels.shape)
 

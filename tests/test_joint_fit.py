@@ -149,6 +149,26 @@ def test_a_mixture_of_the_channels_changes_nothing(monkeypatch):
     )
 
 
+def test_a_rotation_of_the_outputs_changes_nothing():
+    x, wanted = torch.randn(4, 5, 6, 6, dtype=torch.float64), torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    start, rotation = (torch.randn(3, n, dtype=torch.float64) for n in (5, 3))
+    rotation = torch.linalg.qr(rotation)[0]
+    found = []
+    for turn in (torch.eye(3, dtype=torch.float64), rotation):
+        convs = [nn.Conv2d(5, 3, 1, bias=False).double(), nn.Conv2d(3, 3, 1, bias=False).double()]
+        with torch.no_grad():
+            convs[0].weight.copy_((turn.T @ start)[..., None, None])
+            convs[1].weight.copy_((torch.diag(torch.arange(1.0, 4).double()) @ turn)[..., None, None])
+        model = nn.Sequential(convs[0], convs[1].requires_grad_(False))
+        optimizer = WhitenedAdam(model, [x], lr=0.02)
+        for _ in range(10):
+            optimizer.zero_grad()
+            (model(x) - wanted).square().mean().backward()
+            optimizer.step()
+        found.append(model(x).detach())
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-8)
+
+
 def test_gradients_and_changes_are_turned_by_adjoint_maps():
     layer = PartialPixelDCL2d(8, 4, 4, 2, 1, groups=2, dependency_groups=2)
     optimizer = WhitenedAdam(layer, [mixed(4, 8, seed=4)])

@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 import pixelize
-from pixelize.sensitivity import DAMPING, sensitivity_root
+from pixelize.inherit import Design, inherit
+from pixelize.joint_fit import fit_jointly
+from pixelize.layer_fit import fit_layer, layer_error
+from pixelize.sensitivity import DAMPING, sensitivities
 
 
 def data(n, channels, seed):
@@ -30,11 +33,11 @@ def network(weight):
 def test_of_a_linear_model_it_is_the_square_of_what_follows():
     weight = torch.tensor([[1.0, 0.5, 0.0, 0.0], [0.0, 2.0, 0.0, 0.1]])
     model = network(weight)
-    root = sensitivity_root(model, model[0], data(256, 8, 0))
+    found = sensitivities(model, [model[0]], data(256, 8, 0))
     # each output is counted in units of its size; here both are one tensor
     wanted = (weight.T @ weight).double()
     wanted = (wanted / wanted.diagonal().mean() + DAMPING * torch.eye(4)) / (1 + DAMPING)
-    torch.testing.assert_close(root @ root.T, wanted, atol=0.05, rtol=0)
+    torch.testing.assert_close(found[model[0]], wanted, atol=0.05, rtol=0)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
@@ -56,17 +59,15 @@ class Switched(nn.Module):
 @pytest.mark.parametrize("way", ["no gradients", "labels", "nothing left"])
 def test_without_a_gradient_there_is_none(way):
     model = Switched(way)
-    assert sensitivity_root(model, model.up, data(16, 8, 0)) is None
+    assert sensitivities(model, [model.up], data(16, 8, 0)) == {}
 
 
 def test_what_works_in_place_and_unbatched_inputs_are_no_obstacle():
     model = nn.Sequential(nn.ConvTranspose2d(8, 4, 4, 2, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
     batch = data(16, 8, 0)[0]
-    root = sensitivity_root(model, model[0], [batch])
-    assert root.shape == (4, 4)
-    torch.manual_seed(0)
     state = torch.random.get_rng_state()
-    assert sensitivity_root(model, model[0], list(batch)).shape == (4, 4)
+    assert sensitivities(model, [model[0]], [batch])[model[0]].shape == (4, 4)
+    assert sensitivities(model, [model[0]], list(batch))[model[0]].shape == (4, 4)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -76,19 +77,32 @@ def test_a_layer_called_twice_is_looked_at_in_both_places():
         layer.weight.mul_(10)
     model = nn.Sequential(layer, nn.ReLU(), layer)
     x = data(16, 4, 0)
-    only_last = sensitivity_root(nn.Sequential(nn.Upsample(scale_factor=2), layer), layer, x)
-    both = sensitivity_root(model, layer, x)
-    torch.testing.assert_close(only_last @ only_last.T, torch.eye(4).double(), atol=0.1, rtol=0)
-    assert (both @ both.T - torch.eye(4)).abs().max() > 0.1
+    only_last = sensitivities(nn.Sequential(nn.Upsample(scale_factor=2), layer), [layer], x)[layer]
+    both = sensitivities(model, [layer], x)[layer]
+    torch.testing.assert_close(only_last, torch.eye(4).double(), atol=0.1, rtol=0)
+    assert (both - torch.eye(4)).abs().max() > 0.1
 
 
-def test_calibration_serves_the_channels_that_matter(monkeypatch):
-    model = network(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]))
-    batches, x = data(128, 8, 2), torch.cat(data(64, 8, 3))
+def test_joint_training_serves_the_channels_that_matter():
+    torch.manual_seed(0)
+    plain = nn.ConvTranspose2d(8, 4, 4, 2, 1)
+    pairs = [(x, plain(x).detach()) for x in data(128, 8, 2)]
+    costs = torch.diag(torch.tensor([1.9, 1.9, 0.1, 0.1], dtype=torch.float64))
     missed = []
-    for root in (sensitivity_root, lambda *_: None):
-        monkeypatch.setattr(importlib.import_module("pixelize.calibrate"), "sensitivity_root", root)
-        student = pixelize.convert(model, "pixeldcl")
-        pixelize.calibrate(student, batches, joint_steps=400, progress=False)
-        missed.append(float((student(x) - model(x)).detach().norm()))
-    assert missed[0] < 0.7 * missed[1]
+    for wanted in (costs, None):
+        layer, _, _ = inherit(plain, "pixeldcl", Design(), "zero")
+        fit_layer(layer, lambda: pairs)
+        assert fit_jointly(layer, lambda: pairs, 300, wanted) == layer_error(layer, lambda: pairs)
+        missed.append(sum((layer(x) - y).square().sum((0, 2, 3)) for x, y in pairs).detach())
+    assert missed[0][:2].sum() < 0.97 * missed[1][:2].sum()
+    assert missed[0][2:].sum() > missed[1][2:].sum()
+
+
+def test_calibration_takes_what_follows_a_layer_into_account(monkeypatch):
+    seen = []
+    calibration = importlib.import_module("pixelize.calibrate")
+    monkeypatch.setattr(calibration, "fit_jointly", lambda *arguments: seen.append(arguments[3]) or 0.0)
+    weight = torch.tensor([[1.0, 0.5, 0.0, 0.0], [0.0, 2.0, 0.0, 0.1]])
+    student = pixelize.convert(network(weight), "pixeldcl")
+    pixelize.calibrate(student, data(64, 8, 2), joint_steps=1, progress=False)
+    assert seen[0][1, 1] > 2 * seen[0][0, 0] > 4 * seen[0][2, 2]
