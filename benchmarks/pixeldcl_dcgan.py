@@ -2,8 +2,8 @@
 distillation keep of its pictures.
 
     python benchmarks/pixeldcl_dcgan.py --free --latents 256 1024 4096 --minutes 1 5 15 --kept kept/
-    python benchmarks/pixeldcl_dcgan.py --latents 1024 --joint-steps 350 --batch 32 --rate 2.5e-5 \\
-        --minutes 1 5 15 --kept kept/
+    python benchmarks/pixeldcl_dcgan.py --latents 1024 --joint-steps 1000 --batch 32 --rate 2.5e-5 \\
+        --minutes 1 5 15 --threads 1 --kept kept/
 
 Writes ``benchmarks/results/pixeldcl_dcgan.json`` after every row: PSNR to the original's pictures on 256
 fresh latents (range 2, as tanh gives), the checkerboard at each frequency, and the CPU seconds that it
@@ -16,7 +16,9 @@ kept there: a run that was stopped goes on where it was.
 
 With ``--joint-steps`` the calibration trains each layer's kernels together for so many batches of latents
 that are new in each pass, the last layer has 5x5 dependency kernels, and the distillation goes on in whitened
-coordinates and takes the artifact out of the student's pictures instead of copying it.
+coordinates and takes the artifact out of the student's pictures instead of copying it. ``--alike`` is the
+control arm of what calibration and optimizer know of the layers that follow (with a folder of its own for
+``--kept``).
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ import torch
 from torch import Tensor, nn
 
 import pixelize
-from pixelize import layer_fit
+from pixelize import layer_fit, sensitivity
 from pixelize.atomic import write_text
+from pixelize.calibrate import fit_model
 from pixelize.checkerboard import checkerboard
 from pixelize.gate import gate_of
 from pixelize.layers import iPixelDCL2d
@@ -133,7 +136,7 @@ class Distillation:
         else:
             self.optimizer = torch.optim.Adam(rate_groups(student, rate), betas=(0.9, 0.99), fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.random = torch.Generator().manual_seed(99)
+        self.random = torch.Generator().manual_seed(99 + arguments.seed)
         self.seconds, self.steps = 0.0, 0
 
     def run(self, seconds: float, keep: pathlib.Path | None) -> None:
@@ -235,23 +238,23 @@ class Results:
 class NewLatents:
     """``count`` latents in each pass over them, every time others."""
 
-    def __init__(self, count: int, batch: int) -> None:
-        self.count, self.batch, self.passes = count, batch, 0
+    def __init__(self, count: int, batch: int, seed: int) -> None:
+        self.count, self.batch, self.passes = count, batch, 1000 * (1 + seed)
 
     def __iter__(self) -> Iterator[Tensor]:
         self.passes += 1
-        return iter(latents(self.count, 1000 + self.passes, self.batch))
+        return iter(latents(self.count, self.passes, self.batch))
 
 
 def calibrated(
-    original: nn.Module, count: int, kept: pathlib.Path | None, joint_steps: int = 0
+    original: nn.Module, count: int, kept: pathlib.Path | None, joint_steps: int = 0, seed: int = 0
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The PixelDCL calibrated on ``count`` latents, and each layer's error and the seconds taken; kept, and
     read again.
 
     With ``joint_steps`` of joint training in each layer, it has a larger window in the last one.
     """
-    name = f"jointly-{count}-{joint_steps}" if joint_steps else f"calibrated-{count}"
+    name = f"jointly-{count}-{joint_steps}-{seed}" if joint_steps else f"calibrated-{count}"
     path = kept / f"{name}.pt" if kept else None
     start = time.process_time()
     model = pixelize.convert(original, "pixeldcl", exclude=LAST if joint_steps else ())
@@ -261,22 +264,25 @@ def calibrated(
         state, told = torch.load(path, weights_only=True)
         model.load_state_dict(state)
         return model, told
-    data = NewLatents(count, 32) if joint_steps else latents(count, 0)
-    pixelize.calibrate(model, data, joint_steps=joint_steps)
+    data = NewLatents(count, 32, seed) if joint_steps else latents(count, 0)
+    errors = fit_model(model, data, joint_steps=joint_steps)
     told = {
         "seconds": time.process_time() - start,
-        "errors": {s.name: round(s.error, 4) for s in report(model).converted},
+        "errors": {name: round(error, 4) for name, error in errors.items()},
     }
     if path is not None:
         torch.save((model.state_dict(), told), path)
     return model, told
 
 
-def row_name(count: int, joint_steps: int) -> str:
+def row_name(arguments: argparse.Namespace, count: int) -> str:
     """Of the calibrated model's row, with which those of its distillation begin."""
-    if joint_steps:
-        return f"calibrated jointly, {count} latents, {joint_steps} steps"
-    return f"calibrated, {count} latents"
+    if not arguments.joint_steps:
+        return f"calibrated, {count} latents"
+    name = f"calibrated jointly, {count} latents, {arguments.joint_steps} steps"
+    if arguments.alike:
+        name += ", channels alike"
+    return f"{name}, seed {arguments.seed}" if arguments.seed else name
 
 
 def refit_last(original: nn.Module, model: nn.Module, tax: float) -> float:
@@ -317,9 +323,9 @@ def distil(results: Results, original: nn.Module, arguments: argparse.Namespace)
         base = "iPixelDCL annealed"
         student = pixelize.convert(original, "ipixeldcl")
     else:
-        count, steps = arguments.latents[-1], arguments.joint_steps
-        base = f"{row_name(count, steps)}, distilled"
-        student, _ = calibrated(original, count, kept, steps)
+        count = arguments.latents[-1]
+        base = f"{row_name(arguments, count)}, distilled"
+        student, _ = calibrated(original, count, kept, arguments.joint_steps, arguments.seed)
     for parameter in student.parameters():
         parameter.requires_grad_(True)
     cores = 2 if arguments.device == "cpu" else 1
@@ -329,7 +335,7 @@ def distil(results: Results, original: nn.Module, arguments: argparse.Namespace)
     half = 30 * cores * max(arguments.minutes)
     run = Distillation(original, student, arguments, half if arguments.anneal else 0.0)
     name = "annealed" if arguments.anneal else "jointly-distilled" if arguments.joint_steps else "distilled"
-    keep = kept / f"{name}.pt" if kept else None
+    keep = kept / f"{name}-{arguments.seed}.pt" if kept else None
     if keep is not None and keep.exists():
         run.load(keep)
     for minutes in sorted(arguments.minutes):
@@ -355,6 +361,12 @@ def main() -> None:
     parser.add_argument("--interpolation", action="store_true", help="the last layer with it and without")
     parser.add_argument("--auto-latents", type=int, default=1024)
     parser.add_argument("--joint-steps", type=int, default=0, help="of each layer, after its least squares")
+    parser.add_argument(
+        "--alike",
+        action="store_true",
+        help="--joint-steps, but errors of all channels count alike: without what they cost in the pictures",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the latents of --joint-steps and --minutes")
     parser.add_argument("--minutes", type=float, nargs="*", default=[], help="of distillation")
     parser.add_argument("--anneal", action="store_true", help="distil an iPixelDCL whose gate falls to 0")
     parser.add_argument("--kept", type=pathlib.Path, help="folder for what a stopped run goes on from")
@@ -371,6 +383,8 @@ def main() -> None:
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.alike:
+        sensitivity.DAMPING = 1e30
     original = generator()
     results = Results(arguments.results, original)
     if "original" not in results.rows:
@@ -399,9 +413,9 @@ def main() -> None:
             multiply_adds=[told.multiply_adds_before, told.multiply_adds_after],
         )
     for count in arguments.latents:
-        name = row_name(count, arguments.joint_steps)
+        name = row_name(arguments, count)
         if name not in results.rows:
-            model, told = calibrated(original, count, arguments.kept, arguments.joint_steps)
+            model, told = calibrated(original, count, arguments.kept, arguments.joint_steps, arguments.seed)
             results.add(name, model, told["seconds"], errors=told["errors"])
     if arguments.interpolation:
         compare_interpolation(results, original, arguments.latents[-1], arguments.kept)
