@@ -163,7 +163,10 @@ def convert(
     design = Design(
         (size, size) if isinstance(size, int) else (size[0], size[1]), dependency_groups, schedule
     )
+    earlier = _earlier_rows(model)
     report = Report(capture=found.capture, notes=list(found.notes), parameters_before=count_parameters(model))
+    if earlier:
+        report.parameters_before = model.__dict__["_pixelize_report"].parameters_before
     before: Any = None
     counts_before: dict[str, int] = {}
     if example_inputs is not None:
@@ -218,12 +221,22 @@ def convert(
         raise
     for site in found.sites:
         report.sites.append(rows.get(site.name) or _left(site, target, layer, sites))
+    report.sites += earlier.values()
     report.sites += [
-        SiteReport(s.name, s.kind, s.type, "skipped", (s.name,), reason=s.reason) for s in found.skipped
+        SiteReport(s.name, s.kind, s.type, "skipped", (s.name,), reason=s.reason)
+        for s in found.skipped
+        if s.name not in earlier
     ]
     report.parameters_after = count_parameters(target)
     attach(target, report)
     return target
+
+
+def _earlier_rows(model: nn.Module) -> dict[str, SiteReport]:
+    """Of the sites that conversions before this one converted, by name."""
+    report: Report | None = model.__dict__.get("_pixelize_report")
+    still = converted_modules(model)
+    return {row.name: replace(row) for row in report.converted if row.name in still} if report else {}
 
 
 def revert(model: nn.Module) -> nn.Module:

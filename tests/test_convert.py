@@ -294,6 +294,21 @@ def test_converting_twice_is_a_no_op_that_says_so():
         assert pixelize.convert(model, inplace=True) is model
 
 
+def test_a_second_conversion_reports_what_the_first_one_did_too():
+    model = Decoder()
+    first = pixelize.convert(model, "pixeldcl", include="up")
+    second = pixelize.convert(first, "ipixeldcl", dependency_kernel_size=5, include="last")
+    report, before = pixelize.report(second), pixelize.report(first)
+    assert {s.name: s.layer for s in report.converted} == {"last": "iPixelDCL2d", "up": "PixelDCL2d"}
+    assert {s.name for s in report.skipped} == {s.name for s in before.skipped} - {"last"}
+    assert len({s.name for s in report.sites}) == len(report.sites) == len(before.sites)
+    assert report.parameters_before == before.parameters_before < before.parameters_after
+    next(s for s in report.converted if s.name == "up").error = -1.0
+    assert before.converted[0].error != -1.0
+    pixelize.revert(first)
+    assert len(pixelize.report(pixelize.convert(first)).converted) == 3
+
+
 def test_a_failure_halfway_leaves_the_model_as_it_was(monkeypatch):
     module = sys.modules["pixelize.convert"]
     model = Decoder()
