@@ -43,9 +43,10 @@ def calibrate(
         data: an iterable of inputs, a tensor, tuple or dict each, on the model's device. A generator is
             read into memory.
         joint_steps: batches on which, after its least squares, each layer of which not all phases see the
-            input is trained, its kernels together (:func:`pixelize.joint_fit.fit_jointly`). Worth its time
-            where a layer has fewer output than input channels, with a few thousand samples or data that are
-            new in each pass; a few hundred steps.
+            input is trained, its kernels together, with errors counted as what they cost in the original
+            model's outputs (:func:`pixelize.joint_fit.fit_jointly`). Worth its time where a layer has fewer
+            output than input channels, with a few thousand samples or data that are new in each pass; a few
+            hundred steps.
         progress: show a progress bar on standard error.
 
     Raises:

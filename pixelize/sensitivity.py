@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelize.adapters import call
+from pixelize.errors import PixelizeWarning
 from pixelize.running import evaluation, tensors
 
 DAMPING = 0.1
@@ -25,12 +27,23 @@ def sensitivities(
 
     G is E[g g^T], with g the gradient of the outputs projected on random directions, each output in units
     of its root mean square; damped. A layer of which no output depends in a way that has a gradient is
-    missing.
+    missing. Where gradients cannot be computed (memory, an operation without a backward pass) all are, with a
+    PixelizeWarning.
     """
     moments: dict[nn.Module, Tensor] = {}
     wanted = list(layers)
     for seed, batch in enumerate(data):
-        for layer, gradient in _gradients(model, wanted, batch, seed):
+        try:
+            gradients = _gradients(model, wanted, batch, seed)
+        except RuntimeError as error:
+            warnings.warn(
+                f"errors of all channels count alike: no gradient of the outputs of this "
+                f"{type(model).__name__} could be computed ({error})",
+                PixelizeWarning,
+                stacklevel=3,
+            )
+            return {}
+        for layer, gradient in gradients:
             rows = (gradient if gradient.dim() == 4 else gradient[None]).transpose(0, 1).flatten(1)
             moments[layer] = moments.get(layer, 0.0) + (rows @ rows.T).double()
     found = {}

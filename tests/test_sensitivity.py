@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import pixelize
+from pixelize import PixelizeWarning
 from pixelize.inherit import Design, inherit
 from pixelize.joint_fit import fit_jointly
 from pixelize.layer_fit import fit_layer, layer_error
@@ -60,6 +61,36 @@ class Switched(nn.Module):
 def test_without_a_gradient_there_is_none(way):
     model = Switched(way)
     assert sensitivities(model, [model.up], data(16, 8, 0)) == {}
+
+
+class OneWay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("not made for training")
+
+
+class NotForTraining(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(8, 4, 4, 2, 1)
+
+    def forward(self, x):
+        return OneWay.apply(self.up(x))
+
+
+def test_where_gradients_fail_channels_count_alike_and_calibration_goes_on():
+    model = NotForTraining()
+    with pytest.warns(PixelizeWarning, match="NotForTraining could be computed .not made for training"):
+        assert sensitivities(model, [model.up], data(16, 8, 0)) == {}
+    assert not model.up._forward_hooks and all(p.requires_grad for p in model.parameters())
+    student = pixelize.convert(model, "pixeldcl")
+    with pytest.warns(PixelizeWarning, match="count alike"):
+        pixelize.calibrate(student, data(64, 8, 0), joint_steps=2, progress=False)
+    assert 0 < pixelize.report(student).converted[0].error < 1
 
 
 def test_what_works_in_place_and_unbatched_inputs_are_no_obstacle():
