@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelize.interpolation import PICTURE_CHANNELS
-from pixelize.layer_fit import Pairs, fit_stage, layer_error, numbered
+from pixelize.layer_fit import Pairs, fit_stage, layer_error, layer_errors, numbered
 from pixelize.layers import PixelDCL2d
 from pixelize.whitened_adam import WhitenedAdam
 
@@ -48,7 +48,6 @@ def fit_jointly(
     ``advance`` is called after each step.
     """
     weighing = _weighing(layer, costs)
-    before = layer_error(layer, pairs, weighing)
     student = copy.deepcopy(layer).requires_grad_(True)
     if layer.weight.dtype.itemsize < 4:
         student.float()
@@ -68,7 +67,8 @@ def fit_jointly(
     if layer.out_channels <= PICTURE_CHANNELS:
         for number, stage in enumerate(student.plan.stages):
             fit_stage(student, number, stage, pairs)
-    if layer_error(student, pairs, weighing) < before:
+    before, after = layer_errors([layer, student], pairs, weighing)
+    if after < before:
         layer.load_state_dict(student.state_dict())
     return layer_error(layer, pairs)
 

@@ -126,25 +126,35 @@ def fit_stage(layer: _PixelDeconvolution2d, number: int, stage: Stage, pairs: Pa
         kernel.copy_(new)
 
 
-def layer_error(layer: nn.ConvTranspose2d, pairs: Pairs, weighing: nn.Module | None = None) -> float:
+def layer_error(layer: nn.ConvTranspose2d, pairs: Pairs) -> float:
     """The relative error on the held-back samples: the root of the squared error over the squared output,
-    both without the bias, both after ``weighing`` if given.
+    both without the bias.
+    """
+    return layer_errors([layer], pairs)[0]
+
+
+def layer_errors(
+    layers: list[nn.ConvTranspose2d], pairs: Pairs, weighing: nn.Module | None = None
+) -> list[float]:
+    """:func:`layer_error` of several layers with the same bias on the same samples; errors and outputs pass
+    through ``weighing`` if given.
     """
 
     def power(maps: Tensor) -> Tensor:
         weighed = maps if weighing is None else weighing(maps.to(next(weighing.parameters(), maps)))
-        return weighed.double().square().sum((1, 2, 3))
+        return weighed.double().square().sum((1, 2, 3)).cpu()
 
-    sums = {held: [0.0, 0.0] for held in (True, False)}
-    bias = 0 if layer.bias is None else layer.bias.detach()[:, None, None]
+    bias = layers[0].bias
+    wanted, missed = torch.zeros(2).double(), torch.zeros(2, len(layers)).double()
     for x, y, held in numbered(pairs):
         with torch.no_grad():
-            missed, wanted = power(layer(x, _size(y)) - y), power(y - bias)
-        for side, total in sums.items():
-            total[0] += float(missed[held == side].sum())
-            total[1] += float(wanted[held == side].sum())
-    missed_power = sums[True] if sums[True][1] > 0 else sums[False]
-    return (missed_power[0] / missed_power[1]) ** 0.5 if missed_power[1] > 0 else 0.0
+            power_of = power(y if bias is None else y - bias[:, None, None])
+            missed_by = torch.stack([power(layer(x, _size(y)) - y) for layer in layers], 1)
+        for side in (0, 1):
+            wanted[side] += power_of[held.cpu() == bool(side)].sum()
+            missed[side] += missed_by[held.cpu() == bool(side)].sum(0)
+    side = 1 if wanted[1] > 0 else 0
+    return (missed[side] / wanted[side]).sqrt().tolist() if wanted[side] > 0 else [0.0] * len(layers)
 
 
 def phase_maps(layer: _PixelDeconvolution2d, x: Tensor, size: list[int], stages: int) -> dict[Phase, Tensor]:
