@@ -86,8 +86,19 @@ def _fit_input(layer: PixelDCL2d, phase: Phase, pairs: Pairs) -> Tensor | None:
     return weight.to(layer.weight.dtype).contiguous()
 
 
-def fit_stage(layer: _PixelDeconvolution2d, number: int, stage: Stage, pairs: Pairs) -> None:
-    """Refits the dependency kernel of one stage, in place, the earlier ones being as they are."""
+def fit_stage(
+    layer: _PixelDeconvolution2d,
+    number: int,
+    stage: Stage,
+    pairs: Pairs,
+    *,
+    tax: float | None = None,
+) -> None:
+    """Refits the dependency kernel of one stage, in place, the earlier ones being as they are.
+
+    Kernels that make pictures interpolate if that costs at most ``tax`` times the error
+    (:data:`INTERPOLATION_TAX`).
+    """
     groups, targets = layer.dependency_groups, stage.targets
     reads = {t: [(stage.sources.index(f.source), f.offset) for f in stage.features(t)] for t in targets}
     equations = None
@@ -116,7 +127,7 @@ def fit_stage(layer: _PixelDeconvolution2d, number: int, stage: Stage, pairs: Pa
     else:
         channels = torch.eye(layer.out_channels // groups).to(equations.gram)
         rows, wanted_rows = interpolation(stage, layer.stride, channels)
-        solved = equations.solve_favouring(rows, wanted_rows, tax=INTERPOLATION_TAX)
+        solved = equations.solve_favouring(rows, wanted_rows, tax=tax or INTERPOLATION_TAX)
     solved = solved.unflatten(1, (len(reads[targets[0]]), -1))
     parts = [solved] * len(targets) if stage.shared else solved.chunk(len(targets), -1)
     kernel = layer.dependency_kernels[number]

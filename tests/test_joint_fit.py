@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import pixelize
-from pixelize import ArgumentError, PartialPixelDCL2d, PixelDCL2d, joint_fit, whitened_adam
+from pixelize import ArgumentError, PartialPixelDCL2d, PixelDCL2d, joint_fit, layer_fit, whitened_adam
 from pixelize.inherit import Design, inherit
 from pixelize.joint_fit import fit_jointly
 from pixelize.layer_fit import fit_layer, layer_error
@@ -73,6 +73,18 @@ def test_it_gets_closer_than_least_squares(original, design):
     if simplest:
         assert after < 0.9 * before
     assert torch.equal(layer.bias, bias)
+
+
+def test_pictures_interpolate_at_a_higher_price_than_without_joint_training(monkeypatch):
+    taxes = []
+    monkeypatch.setattr(joint_fit, "fit_stage", lambda *_, tax: taxes.append(tax))
+    for channels in (3, 6):
+        plain = nn.ConvTranspose2d(8, channels, 4, 2, 1)
+        layer, _, _ = inherit(plain, "pixeldcl", Design(), "zero")
+        pairs = [(x, plain(x).detach()) for x in mixed(16, 8, seed=1).split(8)]
+        fit_jointly(layer, lambda pairs=pairs: pairs, 2)
+    assert taxes == [joint_fit.INTERPOLATION_TAX] * 2  # the stages of the layer of 3 channels
+    assert joint_fit.INTERPOLATION_TAX > layer_fit.INTERPOLATION_TAX
 
 
 def test_what_is_no_better_on_samples_held_back_is_not_kept(monkeypatch):
