@@ -114,19 +114,19 @@ def test_a_layer_called_twice_is_looked_at_in_both_places():
     assert (both - torch.eye(4)).abs().max() > 0.1
 
 
-def test_joint_training_serves_the_channels_that_matter():
+def test_joint_training_serves_the_channel_that_matters():
     torch.manual_seed(0)
-    plain = nn.ConvTranspose2d(8, 4, 4, 2, 1)
+    plain = nn.ConvTranspose2d(8, 6, 4, 2, 1)
     pairs = [(x, plain(x).detach()) for x in data(128, 8, 2)]
-    costs = torch.diag(torch.tensor([1.9, 1.9, 0.1, 0.1], dtype=torch.float64))
+    costs = torch.diag(torch.tensor([5.5, 0.1, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64))
     missed = []
     for wanted in (costs, None):
         layer, _, _ = inherit(plain, "pixeldcl", Design(), "zero")
         fit_layer(layer, lambda: pairs)
         assert fit_jointly(layer, lambda: pairs, 300, wanted) == layer_error(layer, lambda: pairs)
         missed.append(sum((layer(x) - y).square().sum((0, 2, 3)) for x, y in pairs).detach())
-    assert missed[0][:2].sum() < 0.97 * missed[1][:2].sum()
-    assert missed[0][2:].sum() > missed[1][2:].sum()
+    assert missed[0][0] < 0.8 * missed[1][0]
+    assert missed[0][1:].sum() > 1.2 * missed[1][1:].sum()
 
 
 def test_calibration_takes_what_follows_a_layer_into_account(monkeypatch):
