@@ -366,7 +366,7 @@ def main() -> None:
         action="store_true",
         help="--joint-steps, but errors of all channels count alike: without what they cost in the pictures",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the latents of --joint-steps and --minutes")
+    parser.add_argument("--seed", type=int, default=0, help="of --joint-steps and its distillation")
     parser.add_argument("--minutes", type=float, nargs="*", default=[], help="of distillation")
     parser.add_argument("--anneal", action="store_true", help="distil an iPixelDCL whose gate falls to 0")
     parser.add_argument("--kept", type=pathlib.Path, help="folder for what a stopped run goes on from")
@@ -382,6 +382,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     arguments = parser.parse_args()
+    if (arguments.seed or arguments.alike) and not arguments.joint_steps:
+        parser.error("--seed and --alike are for --joint-steps: other rows' names do not tell them")
     torch.set_num_threads(arguments.threads)
     if arguments.alike:
         sensitivity.DAMPING = 1e30

@@ -84,9 +84,7 @@ def inspect(model: nn.Module, example_inputs: Any = None) -> Report:
         row = _row(site, inner)
         row.multiply_adds_before = counts.get(site.name)
         report.sites.append(row)
-    report.sites += [
-        SiteReport(s.name, s.kind, s.type, "skipped", (s.name,), reason=s.reason) for s in found.skipped
-    ]
+    report.sites += _skipped_rows(found)
     return report
 
 
@@ -222,11 +220,7 @@ def convert(
     for site in found.sites:
         report.sites.append(rows.get(site.name) or _left(site, target, layer, sites))
     report.sites += earlier.values()
-    report.sites += [
-        SiteReport(s.name, s.kind, s.type, "skipped", (s.name,), reason=s.reason)
-        for s in found.skipped
-        if s.name not in earlier
-    ]
+    report.sites += [row for row in _skipped_rows(found) if row.name not in earlier]
     report.parameters_after = count_parameters(target)
     attach(target, report)
     return target
@@ -433,6 +427,10 @@ def _row(site: Site, model: nn.Module) -> SiteReport:
         in_channels=g.in_channels, out_channels=g.out_channels, kernel_size=g.kernel_size, stride=g.stride,
         parameters_before=own,
     )  # fmt: skip
+
+
+def _skipped_rows(found: Survey) -> list[SiteReport]:
+    return [SiteReport(s.name, s.kind, s.type, "skipped", (s.name,), reason=s.reason) for s in found.skipped]
 
 
 def _left(site: Site, model: nn.Module, layer: str, sites: Sequence[str]) -> SiteReport:

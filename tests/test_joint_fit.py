@@ -17,14 +17,16 @@ from pixelize.joint_fit import fit_jointly
 from pixelize.layer_fit import fit_layer, layer_error
 from pixelize.whitened_adam import WhitenedAdam
 
-ORIGINALS = {
-    "k4 s2": nn.ConvTranspose2d(8, 4, 4, 2, 1),
-    "grouped": nn.ConvTranspose2d(8, 4, 4, 2, 1, groups=2),
-    "k3 s2": nn.ConvTranspose2d(8, 6, 3, 2, 1, 1),
-    "k5 s3": nn.ConvTranspose2d(8, 5, 5, 3, 1),
-    "dilated": nn.ConvTranspose2d(8, 6, 4, 3, 1, dilation=2),
-    "oblong": nn.ConvTranspose2d(8, 6, (4, 3), (2, 1), (1, 1)),
-}
+with torch.random.fork_rng():  # the same weights whatever was imported before
+    torch.manual_seed(0)
+    ORIGINALS = {
+        "k4 s2": nn.ConvTranspose2d(8, 4, 4, 2, 1),
+        "grouped": nn.ConvTranspose2d(8, 4, 4, 2, 1, groups=2),
+        "k3 s2": nn.ConvTranspose2d(8, 6, 3, 2, 1, 1),
+        "k5 s3": nn.ConvTranspose2d(8, 5, 5, 3, 1),
+        "dilated": nn.ConvTranspose2d(8, 6, 4, 3, 1, dilation=2),
+        "oblong": nn.ConvTranspose2d(8, 6, (4, 3), (2, 1), (1, 1)),
+    }
 DESIGNS = {
     "paired": Design(),
     "sequential": Design(schedule="sequential"),
@@ -133,17 +135,21 @@ def test_calibration_trains_layers_together_when_asked_to():
         pixelize.calibrate(student, data, joint_steps=-1)
 
 
-def outputs_while_trained(x, wanted, start):
-    """Of a 1x1 convolution with ``start`` as weight."""
-    conv = nn.Conv2d(*start.shape[1::-1], 1, bias=False, dtype=x.dtype)
+def convolution(weight):
+    """1x1, with ``weight`` (C_out, C_in)."""
+    conv = nn.Conv2d(*weight.shape[1::-1], 1, bias=False, dtype=weight.dtype)
     with torch.no_grad():
-        conv.weight.copy_(start[..., None, None])
-    optimizer = WhitenedAdam(conv, [x], lr=0.02)
+        conv.weight.copy_(weight[..., None, None])
+    return conv
+
+
+def outputs_while_trained(model, x, wanted):
+    optimizer = WhitenedAdam(model, [x], lr=0.02)
     for _ in range(10):
         optimizer.zero_grad()
-        (conv(x) - wanted).square().mean().backward()
+        (model(x) - wanted).square().mean().backward()
         optimizer.step()
-    return conv(x).detach()
+    return model(x).detach()
 
 
 def test_a_mixture_of_the_channels_changes_nothing(monkeypatch):
@@ -154,8 +160,8 @@ def test_a_mixture_of_the_channels_changes_nothing(monkeypatch):
     mixture = torch.tril(torch.randn(5, 5, dtype=torch.float64), -1) + torch.diag(10.0 ** torch.arange(-2, 3))
     mixed_x = torch.einsum("ij,njhw->nihw", mixture, x)
     torch.testing.assert_close(
-        outputs_while_trained(mixed_x, wanted, start @ mixture.inverse()),
-        outputs_while_trained(x, wanted, start),
+        outputs_while_trained(convolution(start @ mixture.inverse()), mixed_x, wanted),
+        outputs_while_trained(convolution(start), x, wanted),
         rtol=1e-6,
         atol=1e-8,
     )
@@ -167,17 +173,9 @@ def test_a_rotation_of_the_outputs_changes_nothing():
     rotation = torch.linalg.qr(rotation)[0]
     found = []
     for turn in (torch.eye(3, dtype=torch.float64), rotation):
-        convs = [nn.Conv2d(5, 3, 1, bias=False).double(), nn.Conv2d(3, 3, 1, bias=False).double()]
-        with torch.no_grad():
-            convs[0].weight.copy_((turn.T @ start)[..., None, None])
-            convs[1].weight.copy_((torch.diag(torch.arange(1.0, 4).double()) @ turn)[..., None, None])
-        model = nn.Sequential(convs[0], convs[1].requires_grad_(False))
-        optimizer = WhitenedAdam(model, [x], lr=0.02)
-        for _ in range(10):
-            optimizer.zero_grad()
-            (model(x) - wanted).square().mean().backward()
-            optimizer.step()
-        found.append(model(x).detach())
+        behind = convolution(torch.diag(torch.arange(1.0, 4).double()) @ turn).requires_grad_(False)
+        model = nn.Sequential(convolution(turn.T @ start), behind)
+        found.append(outputs_while_trained(model, x, wanted))
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-8)
 
 
