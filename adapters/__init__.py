@@ -6,7 +6,7 @@ from __future__ import annotations
 from pixelize.adapters.adapter import Adapter, Pretrained, adapters, call, comes_from, find, register
 from pixelize.adapters.diffusers import DIFFUSERS
 from pixelize.adapters.generic import GENERIC
-from pixelize.adapters.like import runs
+from pixelize.adapters.guessed_inputs import runs
 from pixelize.adapters.pretrained import connect
 from pixelize.adapters.smp import SMP
 from pixelize.adapters.timm import TIMM

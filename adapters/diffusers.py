@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelize.adapters.adapter import Adapter, Pretrained, call, comes_from
-from pixelize.adapters.like import first_that_runs, noise
+from pixelize.adapters.guessed_inputs import first_that_runs, noise
 
 
 def example_inputs(model: Any) -> Any:

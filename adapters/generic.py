@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from pixelize.adapters.adapter import Adapter
-from pixelize.adapters.like import first_that_runs, noise
+from pixelize.adapters.guessed_inputs import first_that_runs, noise
 
 SIDES = (64, 32, 16, 128, 256)
 LATENT_NAMES = ("latent_dim", "latent_size", "latent_channels", "z_dim", "nz", "noise_dim", "dim_z")

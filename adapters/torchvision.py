@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from pixelize.adapters.adapter import Adapter, comes_from
-from pixelize.adapters.like import first_that_runs, noise
+from pixelize.adapters.guessed_inputs import first_that_runs, noise
 
 
 def example_inputs(model: nn.Module) -> Any:

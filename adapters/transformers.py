@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pixelize.adapters.adapter import Adapter, Pretrained, comes_from
-from pixelize.adapters.like import first_that_runs, noise, place_of
+from pixelize.adapters.guessed_inputs import first_that_runs, noise, place_of
 
 
 def example_inputs(model: Any) -> dict[str, Any]:

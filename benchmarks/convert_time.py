@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 import pixelize
-from pixelize.bench import describe_machine
-from pixelize.cost import count_parameters
+from pixelize.benchmarking.timing import describe_machine
+from pixelize.inheritance.cost import count_parameters
 
 RESULTS = Path(__file__).parent / "results"
 Built = tuple[nn.Module, Any]

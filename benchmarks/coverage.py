@@ -37,8 +37,8 @@ from torch import Tensor, nn
 
 import pixelize
 from pixelize import adapters
-from pixelize.rewrites.probe import RATIOS, resized_inputs
-from pixelize.running import relative_error, tensors
+from pixelize.rewrites.seeing.other_size import RATIOS, resized_inputs
+from pixelize.running.outputs import relative_error, tensors
 
 RESULTS = Path(__file__).parent / "results"
 FAMILIES = (

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from pixelize.recipes import repair
-from pixelize.recipes.arms import convert_arm
 from pixelize.recipes.artifact_loss import natural_level
-from pixelize.recipes.processes import start
+from pixelize.recipes.models.arms import convert_arm
 from pixelize.recipes.recipe_settings import RepairSettings
+from pixelize.recipes.training.processes import start
 
 AT_MOST = {"global (0,1/2)": 1.5, "global (1/2,0)": 1.5, "global (1/2,1/2)": 1.0}
 AT_LEAST = {"low-passed PSNR": 35.0}

@@ -21,8 +21,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 import torch
 from torch import Tensor, nn
 
-from pixelize.bench import describe_machine, layer_contenders, measure_ceilings
-from pixelize.cost import multiply_adds
+from pixelize.benchmarking.timing import describe_machine, layer_contenders, measure_ceilings
+from pixelize.inheritance.cost import multiply_adds
 
 SHAPES = ((16, 8, 4), (16, 64, 4), (64, 32, 4), (256, 16, 4), (16, 64, 2), (64, 64, 2), (256, 16, 2))
 CONTENDERS = (

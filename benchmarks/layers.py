@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pixelize.bench import Case, as_table, plot_ratios, run_bench, save_result
+from pixelize.benchmarking.timing import Case, as_table, plot_ratios, run_bench, save_result
 
 SIZES = {16: (8, 16, 32, 64, 128, 256), 64: (8, 16, 32, 64, 128), 256: (8, 16, 32), 512: (8, 16)}
 """The sizes for each number of channels; what is left out takes seconds for each run on one CPU thread."""

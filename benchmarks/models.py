@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 import pixelize
-from pixelize.bench import compare_modules, describe_machine, measure_ceilings
-from pixelize.recipes.unet import UNet
+from pixelize.benchmarking.timing import compare_modules, describe_machine, measure_ceilings
+from pixelize.recipes.models.unet import UNet
 
 Built = tuple[dict[str, nn.Module], Tensor]
 

@@ -36,14 +36,14 @@ import torch
 from torch import Tensor, nn
 
 import pixelize
-from pixelize import layer_fit, sensitivity
-from pixelize.atomic import write_text
-from pixelize.calibrate import fit_model
-from pixelize.checkerboard import checkerboard
-from pixelize.gate import gate_of
-from pixelize.layers import iPixelDCL2d
-from pixelize.report import report
-from pixelize.whitened_adam import WhitenedAdam
+from pixelize.calibration import layer_fit, sensitivity
+from pixelize.calibration.fit_model import fit_model
+from pixelize.calibration.whitened_adam import WhitenedAdam
+from pixelize.conversion.report import report
+from pixelize.files import write_text
+from pixelize.layers.gate import gate_of
+from pixelize.layers.pixel_dcl import iPixelDCL2d
+from pixelize.measure.checkerboard import checkerboard
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "pixeldcl_dcgan.json"
 FALL = 400

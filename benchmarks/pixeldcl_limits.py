@@ -26,11 +26,11 @@ from pixeldcl_dcgan import generator, latents, rate_groups
 from torch import Tensor, nn
 
 import pixelize
-from pixelize.atomic import write_text
-from pixelize.joint_fit import RATE, rate_share
-from pixelize.layer_fit import fit_layer
-from pixelize.layers import PixelDCL2d
-from pixelize.whitened_adam import WhitenedAdam
+from pixelize.calibration.joint_fit import RATE, rate_share
+from pixelize.calibration.layer_fit import fit_layer
+from pixelize.calibration.whitened_adam import WhitenedAdam
+from pixelize.files import write_text
+from pixelize.layers.pixel_dcl import PixelDCL2d
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "pixeldcl_limits.json"
 Pair = tuple[Tensor, Tensor]

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pixelize.inherit import Design, inherit
-from pixelize.layer_fit import fit_layer
+from pixelize.calibration.layer_fit import fit_layer
+from pixelize.inheritance.inherit import Design, inherit
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "pixeldcl_memory.json"
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pixelize
-from pixelize.checkerboard import checkerboard
-from pixelize.report import report
+from pixelize.conversion.report import report
+from pixelize.measure.checkerboard import checkerboard
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "pixeldcl_superres.json"
 

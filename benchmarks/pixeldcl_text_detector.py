@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import pixelize
-from pixelize.report import report
+from pixelize.conversion.report import report
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "pixeldcl_text_detector.json"
 WORDS = "".join(chr(c) for c in range(ord("a"), ord("z") + 1)) * 3 + "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;"

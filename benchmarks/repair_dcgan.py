@@ -27,17 +27,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pixelize.checkerboard import checkerboard
-from pixelize.convert import convert
-from pixelize.picture_spectrum import power_spectrum
-from pixelize.repair import repair
-from pixelize.repair_report import repair_report
+from pixelize.conversion.convert import convert
+from pixelize.measure.checkerboard import checkerboard
+from pixelize.measure.picture_spectrum import power_spectrum
+from pixelize.refit.repair import repair
+from pixelize.refit.report import repair_report
 
 
 def generator(name: str) -> tuple[nn.Module, int]:
     """The model in evaluation mode, and the length of its latents."""
     if name == "demo":
-        from pixelize.demo_model import LATENT_CHANNELS, load_demo_model
+        from pixelize.demo.generator import LATENT_CHANNELS, load_demo_model
 
         return load_demo_model(), LATENT_CHANNELS
     from gan_face_generate.models import Generator

@@ -35,11 +35,11 @@ from repair_dcgan import sheet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelize.checkerboard import checkerboard
-from pixelize.recipes.scenes import draw_scene
-from pixelize.recipes.unet import UNet
-from pixelize.repair import repair
-from pixelize.repair_report import repair_report
+from pixelize.measure.checkerboard import checkerboard
+from pixelize.recipes.data.scenes import draw_scene
+from pixelize.recipes.models.unet import UNet
+from pixelize.refit.repair import repair
+from pixelize.refit.report import repair_report
 
 
 class SuperResolution(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pixelize.recipes.settings import Settings
+from pixelize.recipes.training.settings import Settings
 
 
 def run_and_write(

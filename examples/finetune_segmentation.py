@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassJaccardIndex
 
 import pixelize
-from pixelize.recipes.segmentation_data import IGNORE, Pairs, load_segmentation
-from pixelize.recipes.unet import UNet
+from pixelize.recipes.data.segmentation import IGNORE, Pairs, load_segmentation
+from pixelize.recipes.models.unet import UNet
 
 parser = argparse.ArgumentParser(description="Fine-tune a segmentation model, converted and not.")
 parser.add_argument("--data", default="scenes")

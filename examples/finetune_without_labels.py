@@ -14,7 +14,7 @@ import torch
 from rich.progress import track
 
 import pixelize
-from pixelize.demo_model import LATENT_CHANNELS, load_demo_model
+from pixelize.demo.generator import LATENT_CHANNELS, load_demo_model
 from pixelize.recipes.artifact_loss import ArtifactLoss, natural_level, without_artifact
 
 STEPS, BATCH, LR = 100, 16, 3e-4

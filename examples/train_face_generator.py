@@ -30,8 +30,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pixelize.checkerboard import checkerboard, frequency_name
-from pixelize.demo_model import FaceGenerator
+from pixelize.demo.generator import FaceGenerator
+from pixelize.measure.checkerboard import checkerboard, frequency_name
 
 
 def load_faces(archive: Path) -> Tensor:

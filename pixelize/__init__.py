@@ -6,12 +6,21 @@ al., *Pixel Deconvolutional Networks*) that inherit its weights.
 
 from __future__ import annotations
 
+from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
+if not (_Path(__file__).parent / "rewrites").is_dir():
+    # imported from a checkout, in which rewrites/ and adapters/ lie beside this folder
+    __path__.append(str(_Path(__file__).parent.parent))
+
 from pixelize.adapters import connect as _connect
-from pixelize.calibrate import calibrate
-from pixelize.checkerboard import checkerboard
-from pixelize.convert import convert, converted_modules, inspect, revert
+from pixelize.calibration.whitened_adam import WhitenedAdam
+from pixelize.conversion.calibrate import calibrate
+from pixelize.conversion.convert import convert, inspect, revert
+from pixelize.conversion.fold import fold
+from pixelize.conversion.harden import harden
+from pixelize.conversion.report import Report, report
+from pixelize.conversion.saved import load, save
 from pixelize.errors import (
     ArgumentError,
     ConversionError,
@@ -20,20 +29,18 @@ from pixelize.errors import (
     PixelizeError,
     PixelizeWarning,
 )
-from pixelize.fold import fold
-from pixelize.functional import ipixel_dcl2d, pixel_dcl2d
-from pixelize.gate import GateSchedule, harden, set_input_gate
-from pixelize.layers import PixelDCL2d, iPixelDCL2d
-from pixelize.parameters import param_groups
-from pixelize.partial_layer import PartialPixelDCL2d
-from pixelize.repair import repair
-from pixelize.repair_report import RepairReport, repair_report
-from pixelize.report import Report, report
-from pixelize.serialization import load, save
-from pixelize.whitened_adam import WhitenedAdam
+from pixelize.inheritance.record import converted_modules
+from pixelize.layers.functional import ipixel_dcl2d, pixel_dcl2d
+from pixelize.layers.gate import GateSchedule, set_input_gate
+from pixelize.layers.parameter_groups import param_groups
+from pixelize.layers.partial import PartialPixelDCL2d
+from pixelize.layers.pixel_dcl import PixelDCL2d, iPixelDCL2d
+from pixelize.measure.checkerboard import checkerboard
+from pixelize.refit.repair import repair
+from pixelize.refit.report import RepairReport, repair_report
 
 if TYPE_CHECKING:
-    from pixelize.html_report import write_report
+    from pixelize.pages.page import write_report
 
 __version__ = "0.1.0"
 __all__ = [
@@ -73,7 +80,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """``write_report`` at its first use: matplotlib and jinja2 need not be imported for anything else."""
     if name == "write_report":
-        from pixelize.html_report import write_report
+        from pixelize.pages.page import write_report
 
         return write_report
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

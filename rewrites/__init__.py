@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pixelize.rewrites.functional import outline
-from pixelize.rewrites.idioms import canonical, replacement
+from pixelize.rewrites.applying.outline import outline
+from pixelize.rewrites.finding.survey import survey
+from pixelize.rewrites.idioms.registry import canonical, replacement
 from pixelize.rewrites.site import (
     SITE_KINDS,
     Geometry,
@@ -14,8 +15,7 @@ from pixelize.rewrites.site import (
     TransposedConv,
     geometry_of,
 )
-from pixelize.rewrites.splice import become, state_of
-from pixelize.rewrites.survey import survey
+from pixelize.rewrites.state.splice import become, state_of
 
 __all__ = [
     "SITE_KINDS",

@@ -17,7 +17,7 @@ from torch import nn
 import pixelize
 from pixelize import adapters
 from pixelize.adapters import adapter as registry
-from pixelize.running import relative_error
+from pixelize.running.outputs import relative_error
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from torch import nn
 
 import pixelize
 from pixelize import ArgumentError, PixelDCL2d, iPixelDCL2d
-from pixelize.auto import choose_designs
-from pixelize.calibrate import calibrate
-from pixelize.cost import multiply_adds
-from pixelize.inherit import Design, inherit
-from pixelize.layer_fit import fit_layer
-from pixelize.partial_layer import PartialPixelDCL2d
+from pixelize.calibration.choose import choose_designs
+from pixelize.calibration.layer_fit import fit_layer
+from pixelize.conversion.calibrate import calibrate
+from pixelize.inheritance.cost import multiply_adds
+from pixelize.inheritance.inherit import Design, inherit
+from pixelize.layers.partial import PartialPixelDCL2d
 
 GEOMETRIES = [
     {"kernel_size": 4, "stride": 2, "padding": 1},

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from pixelize import PixelDCL2d, bench
+from pixelize import PixelDCL2d
+from pixelize.benchmarking import timing as bench
 
 
 def test_a_slower_call_has_the_ratio_that_it_must_have():

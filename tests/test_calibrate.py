@@ -7,14 +7,17 @@ import torch
 from torch import nn
 
 import pixelize
-from pixelize import ArgumentError, PixelDCL2d, PixelizeError, iPixelDCL2d, layer_fit, lockstep, prior_fit
-from pixelize.calibrate import calibrate
-from pixelize.gram import NormalEquations
-from pixelize.inherit import Design, inherit
-from pixelize.interpolation import interpolation
-from pixelize.layer_fit import fit_layer
-from pixelize.norm_statistics import prior_before
-from pixelize.prior_fit import CORRELATION, InputPrior
+from pixelize import ArgumentError, PixelDCL2d, PixelizeError, iPixelDCL2d
+from pixelize.algebra.interpolation import interpolation
+from pixelize.algebra.least_squares import NormalEquations
+from pixelize.calibration import layer_fit
+from pixelize.calibration import teacher as lockstep
+from pixelize.calibration.layer_fit import fit_layer
+from pixelize.conversion.calibrate import calibrate
+from pixelize.inheritance import prior_fit
+from pixelize.inheritance.inherit import Design, inherit
+from pixelize.inheritance.prior import prior_before
+from pixelize.inheritance.prior_fit import CORRELATION, InputPrior
 
 DESIGNS = [
     dict(kernel_size=4, stride=2, padding=1),

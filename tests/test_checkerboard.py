@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pixelize.checkerboard import checkerboard, frequencies, frequency_name, minimum_size
-from pixelize.checkerboard_map import checkerboard_map
 from pixelize.errors import ArgumentError, PixelizeError
-from pixelize.picture_spectrum import power_spectrum
+from pixelize.measure.checkerboard import checkerboard, frequencies, frequency_name, minimum_size
+from pixelize.measure.local_map import checkerboard_map
+from pixelize.measure.picture_spectrum import power_spectrum
 
 HALVES = [(0.0, 0.5), (0.5, 0.0), (0.5, 0.5)]
 
@@ -278,7 +278,7 @@ def test_the_spectrum_of_noise_is_flat_and_that_of_a_wave_is_a_peak():
 
 def test_the_metric_is_the_measure_streamed_and_summed():
     pytest.importorskip("torchmetrics")
-    from pixelize.checkerboard_metric import CheckerboardMetric
+    from pixelize.measure.metric import CheckerboardMetric
 
     images = texture(7, 3, 33, 40)
     expected = checkerboard(images, (2, 3))
@@ -300,9 +300,9 @@ def test_the_metric_is_the_measure_streamed_and_summed():
 
 def test_the_metric_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    monkeypatch.delitem(sys.modules, "pixelize.checkerboard_metric", raising=False)
+    monkeypatch.delitem(sys.modules, "pixelize.measure.metric", raising=False)
     with pytest.raises(PixelizeError, match=r"pip install torch-pixelize\[recipes\]"):
-        importlib.import_module("pixelize.checkerboard_metric")
+        importlib.import_module("pixelize.measure.metric")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from pixelize import cli, load
-from pixelize.checkerboard import checkerboard
-from pixelize.demo_model import load_demo_model
-from pixelize.model_names import build_model
+from pixelize import load
+from pixelize.command_line import app as cli
+from pixelize.demo.generator import load_demo_model
+from pixelize.measure.checkerboard import checkerboard
+from pixelize.sources.models import build_model
 
 CODE = """
 import torch
@@ -217,6 +218,6 @@ def test_an_unexpected_error_is_a_sentence_too(run, monkeypatch):
     def fails(*_, **__):
         raise ZeroDivisionError("odd")
 
-    monkeypatch.setattr("pixelize.model_commands.inspect", fails)
+    monkeypatch.setattr("pixelize.command_line.convert.inspect", fails)
     code, _, err = run("inspect", "nets.py:Net", "-i", "1x3x8x8")
     assert code == 1 and err.startswith("error: ZeroDivisionError: odd") and "Traceback" not in err

@@ -12,8 +12,8 @@ import torch
 
 import pixelize
 from pixelize import adapters
-from pixelize.rewrites.probe import resized_inputs
-from pixelize.running import relative_error
+from pixelize.rewrites.seeing.other_size import resized_inputs
+from pixelize.running.outputs import relative_error
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

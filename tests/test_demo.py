@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 import pixelize
-from pixelize.demo import run_demo
-from pixelize.demo_model import FaceGenerator
-from pixelize.notch import clean_target, notch
+from pixelize.demo.generator import FaceGenerator
+from pixelize.demo.run import run_demo
+from pixelize.measure.notch import clean_target, notch
 
 
 @pytest.mark.slow

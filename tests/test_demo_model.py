@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pixelize.checkerboard import checkerboard
-from pixelize.demo_model import ASSET, FaceGenerator, load_demo_model
+from pixelize.demo.generator import ASSET, FaceGenerator, load_demo_model
+from pixelize.measure.checkerboard import checkerboard
 
 
 def latents(count: int, seed: int = 0) -> Tensor:
@@ -64,7 +64,7 @@ def test_latent_may_be_a_vector_or_a_one_pixel_map() -> None:
 
 
 def test_asset_is_small() -> None:
-    asset = resources.files("pixelize").joinpath("assets", ASSET)
+    asset = resources.files("pixelize.demo").joinpath(ASSET)
     assert len(asset.read_bytes()) <= 3_000_000
 
 

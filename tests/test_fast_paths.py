@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pixelize import PixelDCL2d, iPixelDCL2d, shuffle
-from pixelize.functional import dependency, first_phase
-from pixelize.polyphase import axis_phases, phase_weight
-from pixelize.schedule import make_schedule
-from pixelize.shuffle import interleave, split_phases
+from pixelize import PixelDCL2d, iPixelDCL2d
+from pixelize.algebra.polyphase import axis_phases, phase_weight
+from pixelize.algebra.schedule import make_schedule
+from pixelize.layers import interleave as shuffle
+from pixelize.layers.functional import dependency, first_phase
+from pixelize.layers.interleave import interleave, split_phases
 
 STRIDES = [(1, 1), (2, 2), (3, 2), (1, 4)]
 

@@ -10,8 +10,8 @@ from torch import nn
 
 import pixelize
 from pixelize import PixelDCL2d, PixelizeError, iPixelDCL2d
-from pixelize.fold import folded_layer
-from pixelize.partial_layer import PartialPixelDCL2d
+from pixelize.conversion.fold import folded_layer
+from pixelize.layers.partial import PartialPixelDCL2d
 from pixelize.rewrites import geometry_of
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import pixelize
 from pixelize import ArgumentError, PixelDCL2d, PixelizeError, iPixelDCL2d
-from pixelize.gate import GateSchedule, gate_of
+from pixelize.layers.gate import GateSchedule, gate_of
 
 LAYERS = [
     {"kernel_size": 4, "stride": 2, "padding": 1},

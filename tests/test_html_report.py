@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from pixelize.atomic import write_bytes
-from pixelize.checkerboard import checkerboard
-from pixelize.convert import convert
+from pixelize.conversion.convert import convert
 from pixelize.errors import ArgumentError
-from pixelize.findings import measure
-from pixelize.html_report import render, write_report
-from pixelize.phase_response import phase_response
-from pixelize.picture_spectrum import power_spectrum
-from pixelize.pictures import comparison_figure, marked, spectrum_image
-from pixelize.tiles import difference_caption, enlarged, tiles
+from pixelize.files import write_bytes
+from pixelize.measure.checkerboard import checkerboard
+from pixelize.measure.phase_response import phase_response
+from pixelize.measure.picture_spectrum import power_spectrum
+from pixelize.pages.figures import comparison_figure, marked, spectrum_image
+from pixelize.pages.findings import measure
+from pixelize.pages.page import render, write_report
+from pixelize.pages.tiles import difference_caption, enlarged, tiles
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

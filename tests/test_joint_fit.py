@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 import pixelize
-from pixelize import ArgumentError, PartialPixelDCL2d, PixelDCL2d, joint_fit, layer_fit, whitened_adam
-from pixelize.inherit import Design, inherit
-from pixelize.joint_fit import fit_jointly
-from pixelize.layer_fit import fit_layer, layer_error
-from pixelize.whitened_adam import WhitenedAdam
+from pixelize import ArgumentError, PartialPixelDCL2d, PixelDCL2d
+from pixelize.calibration import joint_fit, layer_fit, whitened_adam
+from pixelize.calibration.joint_fit import fit_jointly
+from pixelize.calibration.layer_fit import fit_layer, layer_error
+from pixelize.calibration.whitened_adam import WhitenedAdam
+from pixelize.inheritance.inherit import Design, inherit
 
 with torch.random.fork_rng():  # the same weights whatever was imported before
     torch.manual_seed(0)

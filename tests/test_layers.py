@@ -14,7 +14,7 @@ from torch import nn
 
 import pixelize
 from pixelize import PixelDCL2d, iPixelDCL2d
-from pixelize.inherit import Design, inherit
+from pixelize.inheritance.inherit import Design, inherit
 
 
 @st.composite

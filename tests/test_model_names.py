@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from pixelize.convert import convert
-from pixelize.demo_model import FaceGenerator
+from pixelize.conversion.convert import convert
+from pixelize.conversion.saved import save
+from pixelize.demo.generator import FaceGenerator
 from pixelize.errors import ArgumentError, LoadError, PixelizeError
-from pixelize.input_files import default_inputs, parse_size, read_inputs
-from pixelize.model_names import build_model, has_weights, portable_source
-from pixelize.serialization import save
-from pixelize.weight_files import load_weights
+from pixelize.running.inputs import default_inputs
+from pixelize.sources.inputs import parse_size, read_inputs
+from pixelize.sources.models import build_model, has_weights, portable_source
+from pixelize.sources.weights import load_weights
 
 CODE = """
 import torch

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
-from pixelize.checkerboard import frequencies
 from pixelize.errors import ArgumentError
-from pixelize.layers import PixelDCL2d, iPixelDCL2d
-from pixelize.phase_response import PhaseResponse, phase_response, phase_responses
+from pixelize.layers.pixel_dcl import PixelDCL2d, iPixelDCL2d
+from pixelize.measure.checkerboard import frequencies
+from pixelize.measure.phase_response import PhaseResponse, phase_response, phase_responses
 from pixelize.rewrites.site import TransposedConv, geometry_of
 
 LAYERS = [

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from pixelize.errors import LoadError, PixelizeError
-from pixelize.recipes import checkpoint
-from pixelize.recipes.checkpoint import (
+from pixelize.recipes.training import checkpoint
+from pixelize.recipes.training.checkpoint import (
     check_room,
     load_checkpoint,
     optimizer_tensors,

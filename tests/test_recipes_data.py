@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from pixelize.errors import ArgumentError
-from pixelize.recipes.picture_data import load_pictures
-from pixelize.recipes.segmentation_data import IGNORE, load_segmentation
+from pixelize.recipes.data.pictures import load_pictures
+from pixelize.recipes.data.segmentation import IGNORE, load_segmentation
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ pytest.importorskip("accelerate")
 
 import torch
 
-from pixelize.recipes.order import StepBatches, noise, samples
+from pixelize.recipes.training.order import StepBatches, noise, samples
 
 
 def test_every_sample_comes_once_in_every_epoch() -> None:

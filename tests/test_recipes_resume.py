@@ -20,8 +20,8 @@ pytest.importorskip("torchvision")
 import torch
 
 from pixelize.errors import ArgumentError
-from pixelize.recipes.checkpoint import load_checkpoint
 from pixelize.recipes.recipe_settings import GanSettings, SegmentationSettings, VaeSettings
+from pixelize.recipes.training.checkpoint import load_checkpoint
 
 SEGMENTATION = SegmentationSettings(
     size=32,

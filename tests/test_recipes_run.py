@@ -24,16 +24,17 @@ from typer.testing import CliRunner
 
 import pixelize
 from pixelize.errors import ArgumentError, PixelizeError
-from pixelize.recipes import checkpoint, gan, repair, segmentation, vae
-from pixelize.recipes.arms import SCRATCH_ARMS, share_weights, upsampler
+from pixelize.recipes import gan, repair, segmentation, vae
 from pixelize.recipes.artifact_loss import ArtifactLoss, decibels, natural_level, without_artifact
-from pixelize.recipes.checkpoint import load_checkpoint
 from pixelize.recipes.command import app
-from pixelize.recipes.dcgan import Generator
-from pixelize.recipes.processes import adam, descend, prepare, start
+from pixelize.recipes.models.arms import SCRATCH_ARMS, share_weights, upsampler
+from pixelize.recipes.models.dcgan import Generator
+from pixelize.recipes.models.unet import UNet
 from pixelize.recipes.recipe_settings import GanSettings, RepairSettings, SegmentationSettings, VaeSettings
-from pixelize.recipes.settings import names_of, read_yaml
-from pixelize.recipes.unet import UNet
+from pixelize.recipes.training import checkpoint
+from pixelize.recipes.training.checkpoint import load_checkpoint
+from pixelize.recipes.training.processes import adam, descend, prepare, start
+from pixelize.recipes.training.settings import names_of, read_yaml
 
 TINY = {
     "size": 16,

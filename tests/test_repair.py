@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelize.checkerboard import checkerboard
-from pixelize.content_change import ContentChange, content_change
-from pixelize.convert import convert
+from pixelize.conversion.convert import convert
 from pixelize.errors import ArgumentError
-from pixelize.layers import iPixelDCL2d
-from pixelize.least_change import LeastChange
-from pixelize.repair import repair
-from pixelize.repair_report import repair_report
-from pixelize.replay import Replay
-from pixelize.spectrum import LOCAL, Spectrum, away, frequencies, window_sizes
-from pixelize.whitened_taps import WhitenedTaps
+from pixelize.layers.pixel_dcl import iPixelDCL2d
+from pixelize.measure.checkerboard import checkerboard
+from pixelize.measure.content import ContentChange, content_change
+from pixelize.measure.spectrum import LOCAL, Spectrum, away, frequencies, window_sizes
+from pixelize.refit.coordinates import WhitenedTaps
+from pixelize.refit.least_change import LeastChange
+from pixelize.refit.prefix_cache import Replay
+from pixelize.refit.repair import repair
+from pixelize.refit.report import repair_report
 
 
 def smooth(n: int, channels: int, size: int, seed: int) -> Tensor:

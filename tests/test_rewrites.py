@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from pixelize.rewrites import become, canonical, outline, replacement, state_of, survey
-from pixelize.rewrites.flow import axis_factor
-from pixelize.rewrites.passes import plain_layer
-from pixelize.rewrites.resize_conv import merge_taps, split_taps
+from pixelize.rewrites.applying.passes import plain_layer
+from pixelize.rewrites.graph.flow import axis_factor
+from pixelize.rewrites.idioms.resize_conv import merge_taps, split_taps
 
 TOLERANCE = 1e-12
 SLOW = settings(

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.fx.passes.infra.pass_manager import PassManager
 
-from pixelize.rewrites.passes import (
+from pixelize.rewrites.applying.passes import (
     OutlineConvTranspose,
     PixelShuffleToConvTranspose,
     ResizeConvToConvTranspose,

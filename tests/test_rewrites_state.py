@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 import pixelize
 from pixelize.rewrites import outline, survey
-from pixelize.running import relative_error
+from pixelize.running.outputs import relative_error
 
 
 class UpBlock(nn.Module):

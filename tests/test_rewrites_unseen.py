@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import pixelize
-from pixelize.running import relative_error
+from pixelize.running.outputs import relative_error
 
 Up = nn.ConvTranspose2d
 

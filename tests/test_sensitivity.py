@@ -10,10 +10,10 @@ from torch import nn
 
 import pixelize
 from pixelize import PixelizeWarning
-from pixelize.inherit import Design, inherit
-from pixelize.joint_fit import fit_jointly
-from pixelize.layer_fit import fit_layer, layer_error
-from pixelize.sensitivity import DAMPING, sensitivities
+from pixelize.calibration.joint_fit import fit_jointly
+from pixelize.calibration.layer_fit import fit_layer, layer_error
+from pixelize.calibration.sensitivity import DAMPING, sensitivities
+from pixelize.inheritance.inherit import Design, inherit
 
 
 def data(n, channels, seed):
@@ -131,7 +131,7 @@ def test_joint_training_serves_the_channel_that_matters():
 
 def test_calibration_takes_what_follows_a_layer_into_account(monkeypatch):
     seen = []
-    calibration = importlib.import_module("pixelize.calibrate")
+    calibration = importlib.import_module("pixelize.calibration.fit_model")
     monkeypatch.setattr(calibration, "fit_jointly", lambda *arguments: seen.append(arguments[3]) or 0.0)
     weight = torch.tensor([[1.0, 0.5, 0.0, 0.0], [0.0, 2.0, 0.0, 0.1]])
     student = pixelize.convert(network(weight), "pixeldcl")

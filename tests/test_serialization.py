@@ -59,7 +59,7 @@ def test_a_loaded_model_can_be_saved_folded_and_trained_again(tmp_path):
 
 
 def test_a_fresh_process_gives_the_same_pictures(tmp_path):
-    from pixelize.demo_model import load_demo_model
+    from pixelize.demo.generator import load_demo_model
 
     model = pixelize.convert(load_demo_model(), include=["up3", "up4"])
     nn.init.normal_(model.up4.dependency_kernels[0], 0, 0.1)
@@ -67,7 +67,7 @@ def test_a_fresh_process_gives_the_same_pictures(tmp_path):
     z = torch.randn(2, 64)
     torch.save({"z": z, "y": model.eval()(z).detach()}, tmp_path / "expected.pt")
     code = (
-        "import sys, torch, pixelize\nfrom pixelize.demo_model import FaceGenerator\n"
+        "import sys, torch, pixelize\nfrom pixelize.demo.generator import FaceGenerator\n"
         "model = pixelize.load(sys.argv[1] + '/out', into=FaceGenerator()).eval()\n"
         "e = torch.load(sys.argv[1] + '/expected.pt', weights_only=True)\n"
         "assert (model(e['z']) - e['y']).abs().max() <= 1e-6\nprint('same')"
@@ -184,7 +184,7 @@ def test_saving_replaces_and_a_failed_save_leaves_the_old_one(tmp_path, monkeypa
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sys.modules["pixelize.serialization"], "save_file", full)
+    monkeypatch.setattr(sys.modules["pixelize.conversion.saved"], "save_file", full)
     with pytest.raises(OSError, match="No space"):
         pixelize.save(trained(), folder)
     assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "notes.txt", "pixelize.json"]

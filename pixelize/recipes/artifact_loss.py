@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pixelize.checkerboard import (
+from pixelize.measure.checkerboard import (
     GLOBAL_RING,
     WINDOWED_RING,
     Frequency,
@@ -20,7 +20,7 @@ from pixelize.checkerboard import (
     frequencies,
     neighbours,
 )
-from pixelize.notch import notch
+from pixelize.measure.notch import notch
 
 Level = dict[tuple[str, Frequency], float]
 """dB for ``("global" or "windowed", frequency)``."""
@@ -82,7 +82,7 @@ def natural_level(pictures: Tensor | None, period: int = 2) -> Level:
 
 def without_artifact(pictures: Tensor, period: int = 2) -> Tensor:
     """Pictures ``(N, C, H, W)`` with all that lies near the artifact's frequencies taken out: within about
-    0.2 / period cycles per pixel of them (:func:`pixelize.notch.notch`).
+    0.2 / period cycles per pixel of them (:func:`pixelize.measure.notch.notch`).
     """
     return notch(pictures, period, depth=dict.fromkeys(frequencies(period), 1.0), sigma=0.75 * period)
 

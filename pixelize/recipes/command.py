@@ -12,7 +12,7 @@ import typer
 
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.recipes.recipe_settings import GanSettings, RepairSettings, SegmentationSettings, VaeSettings
-from pixelize.recipes.settings import Settings, names_of, read_yaml
+from pixelize.recipes.training.settings import Settings, names_of, read_yaml
 
 app = typer.Typer(
     no_args_is_help=True,

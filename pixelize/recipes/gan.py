@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from pixelize.recipes.arms import ANNEALED, CONVERTED_ARMS, SCRATCH_ARMS, arm_model, split_arms
-from pixelize.recipes.compare import compare
-from pixelize.recipes.dcgan import Critic, Generator
-from pixelize.recipes.loop import Trial
-from pixelize.recipes.order import generator, noise
-from pixelize.recipes.picture_data import Pictures, load_pictures
-from pixelize.recipes.processes import adam, bare, descend, prepare, start
+from pixelize.recipes.data.pictures import Pictures, load_pictures
+from pixelize.recipes.models.arms import ANNEALED, CONVERTED_ARMS, SCRATCH_ARMS, arm_model, split_arms
+from pixelize.recipes.models.dcgan import Critic, Generator
 from pixelize.recipes.recipe_settings import GanSettings
-from pixelize.recipes.run_state import Metrics
 from pixelize.recipes.sampled import pattern, save_sheet, spectral_distance
+from pixelize.recipes.training.compare import compare
+from pixelize.recipes.training.loop import Trial
+from pixelize.recipes.training.order import generator, noise
+from pixelize.recipes.training.processes import adam, bare, descend, prepare, start
+from pixelize.recipes.training.run_state import Metrics
 from pixelize.recipes.weights import load_weights
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pixelize.recipes.settings import Settings, option
+from pixelize.recipes.training.settings import Settings, option
 
 _PICTURES = "portraits (drawn), celeba:ROOT, or a folder or zip of pictures."
 

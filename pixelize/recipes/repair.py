@@ -15,24 +15,24 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pixelize.checkerboard import checkerboard, frequency_name
 from pixelize.errors import ArgumentError
-from pixelize.html_report import write_report
-from pixelize.model_names import build_model
-from pixelize.recipes.arms import CONVERTED_ARMS, convert_arm, split_arms
+from pixelize.measure.checkerboard import checkerboard, frequency_name
+from pixelize.pages.page import write_report
 from pixelize.recipes.artifact_loss import ArtifactLoss, Level, low_pass, natural_level, without_artifact
-from pixelize.recipes.checkpoint import load_checkpoint, save_checkpoint
-from pixelize.recipes.compare import compare
-from pixelize.recipes.loop import Trial
-from pixelize.recipes.order import Sample, generator
-from pixelize.recipes.picture_data import load_pictures
-from pixelize.recipes.processes import adam, descend, prepare, start
+from pixelize.recipes.data.pictures import load_pictures
+from pixelize.recipes.models.arms import CONVERTED_ARMS, convert_arm, split_arms
 from pixelize.recipes.recipe_settings import RepairSettings
-from pixelize.recipes.run_state import Metrics
 from pixelize.recipes.sampled import save_sheet
+from pixelize.recipes.training.checkpoint import load_checkpoint, save_checkpoint
+from pixelize.recipes.training.compare import compare
+from pixelize.recipes.training.loop import Trial
+from pixelize.recipes.training.order import Sample, generator
+from pixelize.recipes.training.processes import adam, descend, prepare, start
+from pixelize.recipes.training.run_state import Metrics
 from pixelize.recipes.weights import load_weights
-from pixelize.repair import repair as repair_without_training
-from pixelize.running import tensors
+from pixelize.refit.repair import repair as repair_without_training
+from pixelize.running.outputs import tensors
+from pixelize.sources.models import build_model
 
 REPAIRED = "-repaired"
 """After an arm's name: it starts from what :func:`pixelize.repair` makes of the model, not from the model."""
@@ -148,7 +148,7 @@ def load_teacher(s: RepairSettings) -> tuple[nn.Module, Any, Any]:
     """
     shape = s.inputs
     if s.model == "demo":
-        from pixelize.demo_model import LATENT_CHANNELS, load_demo_model
+        from pixelize.demo.generator import LATENT_CHANNELS, load_demo_model
 
         model: nn.Module = load_demo_model()
         shape = shape or str(LATENT_CHANNELS)

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 from torchvision.utils import save_image
 
-from pixelize.checkerboard import checkerboard, frequency_name
-from pixelize.picture_spectrum import power_spectrum
-from pixelize.recipes.run_state import Metrics
+from pixelize.measure.checkerboard import checkerboard, frequency_name
+from pixelize.measure.picture_spectrum import power_spectrum
+from pixelize.recipes.training.run_state import Metrics
 
 
 def pattern(pictures: Tensor, prefix: str = "") -> Metrics:

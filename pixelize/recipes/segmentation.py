@@ -16,16 +16,16 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from pixelize.errors import ArgumentError
-from pixelize.model_names import build_model
-from pixelize.recipes.arms import ANNEALED, CONVERTED_ARMS, SCRATCH_ARMS, arm_model, split_arms
-from pixelize.recipes.compare import compare, train_base
-from pixelize.recipes.loop import Trial
-from pixelize.recipes.processes import adam, descend, prepare, share, start
+from pixelize.recipes.data.segmentation import IGNORE, Pairs, SegmentationData, load_segmentation
+from pixelize.recipes.models.arms import ANNEALED, CONVERTED_ARMS, SCRATCH_ARMS, arm_model, split_arms
+from pixelize.recipes.models.unet import UNet
 from pixelize.recipes.recipe_settings import SegmentationSettings
-from pixelize.recipes.run_state import Metrics
-from pixelize.recipes.segmentation_data import IGNORE, Pairs, SegmentationData, load_segmentation
-from pixelize.recipes.unet import UNet
+from pixelize.recipes.training.compare import compare, train_base
+from pixelize.recipes.training.loop import Trial
+from pixelize.recipes.training.processes import adam, descend, prepare, share, start
+from pixelize.recipes.training.run_state import Metrics
 from pixelize.recipes.weights import load_weights
+from pixelize.sources.models import build_model
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -13,18 +13,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from pixelize.model_names import build_model
-from pixelize.recipes.arms import ANNEALED, CONVERTED_ARMS, SCRATCH_ARMS, arm_model, split_arms
-from pixelize.recipes.compare import compare, train_base
-from pixelize.recipes.loop import Trial
-from pixelize.recipes.order import generator, noise
-from pixelize.recipes.picture_data import Pictures, load_pictures
-from pixelize.recipes.processes import adam, descend, prepare, share, start
+from pixelize.recipes.data.pictures import Pictures, load_pictures
+from pixelize.recipes.models.arms import ANNEALED, CONVERTED_ARMS, SCRATCH_ARMS, arm_model, split_arms
+from pixelize.recipes.models.vae import VAE, DiffusersVAE
 from pixelize.recipes.recipe_settings import VaeSettings
-from pixelize.recipes.run_state import Metrics
 from pixelize.recipes.sampled import pattern, save_sheet
-from pixelize.recipes.vae_model import VAE, DiffusersVAE
+from pixelize.recipes.training.compare import compare, train_base
+from pixelize.recipes.training.loop import Trial
+from pixelize.recipes.training.order import generator, noise
+from pixelize.recipes.training.processes import adam, descend, prepare, share, start
+from pixelize.recipes.training.run_state import Metrics
 from pixelize.recipes.weights import load_weights
+from pixelize.sources.models import build_model
 
 
 def run(s: VaeSettings) -> dict[str, Any]:

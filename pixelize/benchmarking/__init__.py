@@ -1,0 +1,1 @@
+"""Timing layers and models side by side."""

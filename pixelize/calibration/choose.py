@@ -1,0 +1,168 @@
+"""``layer="auto"``: at each site the cheapest design whose measured error stays within a tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from pixelize.algebra.schedule import make_schedule
+from pixelize.calibration.layer_fit import fit_layer, layer_error
+from pixelize.calibration.teacher import KeptPairs, Lockstep
+from pixelize.errors import ArgumentError
+from pixelize.inheritance.build import build_layer
+from pixelize.inheritance.cost import multiply_adds
+from pixelize.inheritance.inherit import LAYERS, Design
+from pixelize.inheritance.record import Record, fingerprint, inner_layer, original, remember
+from pixelize.layers.partial import PartialPixelDCL2d
+from pixelize.layers.pixel_dcl import _PixelDeconvolution2d
+from pixelize.rewrites import become, state_of
+from pixelize.rewrites.state.splice import State
+
+SMALL_WINDOW = (2, 2)
+"""The window that is tried beside the one asked for: with it, a PixelDCL costs less than the transposed
+convolution.
+"""
+SMALL_PERIOD = 4
+"""With so many phases or fewer, the sequential schedule is tried beside the one asked for: it has more
+designs in between.
+"""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One design tried at a site: its measured relative error, and its multiply-adds for one sample."""
+
+    layer: str
+    design: Design
+    error: float
+    multiply_adds: int
+
+    @property
+    def name(self) -> str:
+        """The class of the layer."""
+        kind = PartialPixelDCL2d if self.design.input_stages else LAYERS[self.layer]
+        return kind.__name__
+
+    def __str__(self) -> str:
+        h, w = self.design.kernel_size
+        told = f"{self.name} {h}x{w} {self.design.schedule}"
+        told += f" {self.design.input_stages}" if self.design.input_stages else ""
+        told += " depthwise" if self.design.groups == -1 else ""
+        return f"{told}: error {self.error:.2g}, {self.multiply_adds / 1e6:.4g}M multiply-adds"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a site became: the last of the candidates that were tried."""
+
+    tried: tuple[Candidate, ...]
+
+    @property
+    def taken(self) -> Candidate:
+        """The candidate that the site became."""
+        return self.tried[-1]
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.tried))
+
+
+def choose_designs(
+    model: nn.Module, data: Iterable[Any], tolerance: float, *, progress: bool = True
+) -> dict[str, Choice]:
+    """Gives every converted site of ``model``, in place, the cheapest design whose error on ``data`` is at
+    most ``tolerance``.
+
+    ``model`` was converted with ``layer="ipixeldcl"``, and not trained since. Sites are settled in the
+    order of execution, each on its own inputs as the sites before it leave them, against the original
+    model's output there. The exact design is iPixelDCL with depthwise dependency kernels, which costs
+    hardly more than the transposed convolution. Tried before it, cheapest first, are those that cost less:
+    PixelDCL, and the designs in which the phases of the first stages see the input too
+    (:class:`pixelize.layers.partial.PartialPixelDCL2d`), each with the model's window and with 2x2, and with
+    the model's groups and depthwise. Where none will do the site is exact, and its error is that of its
+    inputs.
+
+    Returns for each module what was tried. Raises ArgumentError and PixelizeError as
+    :func:`pixelize.calibrate`.
+    """
+    batches = list(data) if iter(data) is data else data  # type: ignore[arg-type]
+    probe = next(iter(batches), None)
+    if probe is None:
+        raise ArgumentError("data is empty: layer='auto' needs at least one batch of inputs")
+    lockstep = Lockstep(model)
+    calls = lockstep.calls(probe)
+    choices = {}
+    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+        for name, times in bar.track(calls.items(), description="choosing"):
+            if isinstance(lockstep.layer(name), _PixelDeconvolution2d):
+                choices[name] = _choose(lockstep, name, batches, times, tolerance)
+    return choices
+
+
+def _choose(lockstep: Lockstep, name: str, batches: Iterable[Any], calls: int, tolerance: float) -> Choice:
+    pairs = KeptPairs(lockstep, name, batches, calls)
+    module = lockstep.modules[name]
+    record: Record = module.__dict__["_pixelize_record"]
+    x, y = next(iter(pairs()))
+    tried = []
+    for cost, layer, design in _by_cost(record, x, y):
+        become(module, _built(record, layer, design))
+        fitted = lockstep.layer(name)
+        if layer == "pixeldcl":
+            assert isinstance(fitted, _PixelDeconvolution2d)
+            error = fit_layer(fitted, pairs)
+        else:
+            error = layer_error(fitted, pairs)
+        tried.append(Candidate(layer, design, error, cost))
+        if error <= tolerance:
+            break
+    remembered: Record = module.__dict__["_pixelize_record"]
+    remember(module, replace(remembered, fingerprint=fingerprint(module)))
+    return Choice(tuple(tried))
+
+
+def _by_cost(record: Record, x: Tensor, y: Tensor) -> list[tuple[int, str, Design]]:
+    """The designs that cost less than the exact one, with their multiply-adds, the cheapest first; then the
+    exact one.
+    """
+    wanted, stride = record.design, record.site.geometry.stride
+    schedules = {wanted.schedule} | ({"sequential"} if stride[0] * stride[1] <= SMALL_PERIOD else set())
+    groupings = {wanted.groups, -1} if record.site.geometry.out_channels > 1 else {wanted.groups}
+    found = []
+    for schedule in sorted(schedules):
+        for size in _windows(wanted, schedule):
+            for stages in range(len(make_schedule(schedule, stride, size).stages)):
+                for groups in groupings:
+                    design = replace(
+                        wanted, kernel_size=size, schedule=schedule, input_stages=stages, groups=groups
+                    )
+                    found.append((_cost(record, "pixeldcl", design, x, y), "pixeldcl", design))
+    depthwise = (replace(wanted, groups=-1, kernel_size=size) for size in _windows(wanted, wanted.schedule))
+    exact = min(
+        ((_cost(record, "ipixeldcl", design, x, y), "ipixeldcl", design) for design in depthwise),
+        key=lambda c: c[0],
+    )
+    cheaper = sorted((c for c in found if c[0] < exact[0]), key=lambda c: c[0])
+    return [*cheaper, exact]
+
+
+def _windows(wanted: Design, schedule: str) -> set[tuple[int, int]]:
+    """The windows that are tried; a masked kernel is none smaller than 3x3."""
+    return {wanted.kernel_size} if schedule == "masked" else {wanted.kernel_size, SMALL_WINDOW}
+
+
+def _cost(record: Record, layer: str, design: Design, x: Tensor, y: Tensor) -> int:
+    built: nn.Module = object.__new__(nn.Module)
+    become(built, _built(record, layer, design))
+    return multiply_adds(inner_layer(built), x[:1].shape, y[:1].shape)
+
+
+def _built(record: Record, layer: str, design: Design) -> State:
+    """The module of a site with zero dependency kernels, as a state to :func:`pixelize.rewrites.become`."""
+    new, _, _ = build_layer(record.site, original(record), layer, design, "zero")
+    remember(new, Record(record.site, layer, design, record.origin, ()))
+    return state_of(new)

@@ -1,0 +1,69 @@
+"""`calibrate`: refits the dependency kernels of a converted model to what the original computes, layer by
+layer, on unlabelled data.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+
+from pixelize.calibration.joint_fit import LOOKED_AT, fit_jointly
+from pixelize.calibration.layer_fit import fit_layer
+from pixelize.calibration.sensitivity import sensitivities
+from pixelize.calibration.teacher import KeptPairs, Lockstep
+from pixelize.errors import ArgumentError, PixelizeError, PixelizeWarning
+from pixelize.inheritance.record import refresh
+from pixelize.layers.pixel_dcl import PixelDCL2d
+
+
+def fit_model(
+    model: nn.Module, data: Iterable[Any], *, joint_steps: int = 0, progress: bool = True
+) -> dict[str, float]:
+    """:func:`calibrate`, returning the relative error of each layer on held-back samples by the name of its
+    module.
+    """
+    if joint_steps < 0:
+        raise ArgumentError(f"joint_steps must not be negative: {joint_steps}")
+    batches = list(data) if iter(data) is data else data  # type: ignore[arg-type]
+    probe = next(iter(batches), None)
+    if probe is None:
+        raise ArgumentError("data is empty: calibration needs at least one batch of inputs")
+    lockstep = Lockstep(model)
+    students = lockstep.students()
+    if not students:
+        raise PixelizeError(f"this {type(model).__name__} has no PixelDCL2d or iPixelDCL2d to calibrate")
+    calls = lockstep.calls(probe)
+    errors: dict[str, float] = {}
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not progress) as bar:
+        task = bar.add_task("calibrating", total=len(calls) * (1 + joint_steps))
+        for number, (name, times) in enumerate(calls.items(), 1):
+            if name in students:
+                bar.update(task, description=f"calibrating {name}")
+                student, pairs = students[name], KeptPairs(lockstep, name, batches, times)
+                errors[name] = fit_layer(student, pairs)
+                bar.advance(task)
+                if joint_steps and isinstance(student, PixelDCL2d):
+                    again = partial(lockstep.pairs, name, batches, times)  # data may be new in each pass
+                    with lockstep.teaching():
+                        teacher = lockstep.layer(name)
+                        costs = sensitivities(lockstep.model, [teacher], islice(batches, LOOKED_AT))
+                    errors[name] = fit_jointly(
+                        student, again, joint_steps, costs.get(teacher), lambda: bar.advance(task)
+                    )
+                refresh(lockstep.modules[name])
+            bar.update(task, completed=number * (1 + joint_steps))
+    if missing := students.keys() - errors.keys():
+        warnings.warn(
+            f"not called on the data, and so left as they were: {', '.join(sorted(missing))}",
+            PixelizeWarning,
+            stacklevel=3,
+        )
+    return errors

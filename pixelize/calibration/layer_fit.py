@@ -1,0 +1,281 @@
+"""Fitting one pixel deconvolution to given inputs and outputs: linear least squares, stage by stage, on
+streamed normal equations.
+
+Every phase is ``F_t[j] = own_t[j] + sum of taps K F_s[j + q]``, where ``own_t`` is what it sees of the
+input (nothing in a PixelDCL's later phases). So, the earlier phases being fitted already, the kernels of a
+stage solve a linear least-squares problem whose rows are the low-resolution pixels j, whose features are
+the student's own earlier phases around j, and whose target is what the teacher's phase has beyond
+``own_t[j]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pixelize.algebra.interpolation import INTERPOLATION_TAX, PICTURE_CHANNELS, interpolation
+from pixelize.algebra.least_squares import NormalEquations
+from pixelize.algebra.polyphase import AxisPhase, Phase, axis_phases, phase_weight
+from pixelize.algebra.schedule import Stage
+from pixelize.inheritance.inherit import effective_weight
+from pixelize.layers.functional import dependency, first_phase, gate_mask
+from pixelize.layers.partial import PartialPixelDCL2d, input_kernels_of
+from pixelize.layers.pixel_dcl import PixelDCL2d, _PixelDeconvolution2d, iPixelDCL2d
+
+Read = tuple[int, tuple[int, int]]
+"""One thing that a regression reads: which map, and at which low-resolution offset."""
+Pairs = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Gives, each time it is called, the same pairs of a layer's input (N, C_in, h, w) and wanted output (N,
+C_out, H, W).
+"""
+
+HELD_BACK = 8
+"""One sample in so many is held back: the ridge is chosen on it, and the error measured."""
+ROWS_PER_BATCH = 32768
+"""Pixels of one batch that a fit looks at, at most; drawn at random where there are more."""
+CHUNK = 2**25
+"""Numbers in one block of rows."""
+
+
+def fit_layer(layer: _PixelDeconvolution2d, pairs: Pairs, *, first: bool = True) -> float:
+    """Fits ``layer`` to ``pairs``, in place, and returns its relative error on the held-back samples (on
+    all if there is but one).
+
+    ``first``: whether what a PixelDCL sees of the input is fitted too, rather than left as it was
+    inherited. The bias stays.
+    """
+    if first and isinstance(layer, PixelDCL2d):
+        fit_inputs(layer, pairs)
+    for number, stage in enumerate(layer.plan.stages):
+        fit_stage(layer, number, stage, pairs)
+    return layer_error(layer, pairs)
+
+
+def fit_inputs(layer: PixelDCL2d, pairs: Pairs) -> None:
+    """Refits a PixelDCL's weight to the teacher's first phase, in place, and likewise every other phase
+    that sees the input.
+    """
+    kernels = {phase: _fit_input(layer, phase, pairs) for phase in input_kernels_of(layer)}
+    fitted = {
+        phase: nn.Parameter(k, requires_grad=layer.weight.requires_grad)
+        for phase, k in kernels.items()
+        if k is not None
+    }
+    layer.weight = fitted.get(layer.anchor, layer.weight)
+    if isinstance(layer, PartialPixelDCL2d):
+        for i, phase in enumerate(layer.further_phases()):
+            layer.input_kernels[i] = fitted.get(phase, layer.input_kernels[i])
+
+
+def _fit_input(layer: PixelDCL2d, phase: Phase, pairs: Pairs) -> Tensor | None:
+    rows, columns = (_axis(layer, i, phase[i]) for i in (0, 1))
+    reads = [(0, (y, x)) for y in rows.offsets for x in columns.offsets]
+    equations = None
+    for x, y, held in numbered(pairs):
+        for block in _blocks([x], reads, {phase: _phase(layer, y, phase)}, held, layer.groups):
+            equations = equations or block.equations(1)
+            equations.add(block.features, block.targets[phase], held=block.held)
+    if equations is None:
+        return None
+    taps = equations.solve().unflatten(1, (len(rows.taps), len(columns.taps), -1))
+    weight = taps.flip(1, 2).permute(0, 3, 4, 1, 2).flatten(0, 1)  # taps ascend as offsets fall
+    return weight.to(layer.weight.dtype).contiguous()
+
+
+def fit_stage(
+    layer: _PixelDeconvolution2d,
+    number: int,
+    stage: Stage,
+    pairs: Pairs,
+    *,
+    tax: float | None = None,
+) -> None:
+    """Refits the dependency kernel of one stage, in place, the earlier ones being as they are.
+
+    Kernels that make pictures interpolate if that costs at most ``tax`` times the error
+    (:data:`INTERPOLATION_TAX`).
+    """
+    groups, targets = layer.dependency_groups, stage.targets
+    reads = {t: [(stage.sources.index(f.source), f.offset) for f in stage.features(t)] for t in targets}
+    equations = None
+    for x, y, held in numbered(pairs):
+        phases = phase_maps(layer, x, _size(y), stages=number)
+        wanted = {t: _phase(layer, y, t) for t in targets}
+        for t in targets:
+            if t in phases:
+                wanted[t] = wanted[t] - phases[t][..., : wanted[t].shape[-2], : wanted[t].shape[-1]]
+        maps = [phases[b] for b in stage.sources]
+        if stage.shared:  # one kernel for all targets: more rows
+            for t in targets:
+                for block in _blocks(maps, reads[t], {t: wanted[t]}, held, groups):
+                    equations = equations or block.equations(1)
+                    equations.add(block.features, block.targets[t], held=block.held)
+        else:  # all targets read the same: more right-hand sides
+            for block in _blocks(maps, reads[targets[0]], wanted, held, groups):
+                equations = equations or block.equations(len(targets))
+                right = torch.cat([block.targets[t] for t in targets], -1)
+                equations.add(block.features, right, held=block.held)
+    if equations is None:
+        return
+    sees_input = isinstance(layer, iPixelDCL2d) or any(t in input_kernels_of(layer) for t in targets)  # type: ignore[arg-type]
+    if layer.out_channels > PICTURE_CHANNELS or sees_input or stage.shared:
+        solved = equations.solve()
+    else:
+        channels = torch.eye(layer.out_channels // groups).to(equations.gram)
+        rows, wanted_rows = interpolation(stage, layer.stride, channels)
+        solved = equations.solve_favouring(rows, wanted_rows, tax=tax or INTERPOLATION_TAX)
+    solved = solved.unflatten(1, (len(reads[targets[0]]), -1))
+    parts = [solved] * len(targets) if stage.shared else solved.chunk(len(targets), -1)
+    kernel = layer.dependency_kernels[number]
+    new = torch.zeros(kernel.shape, dtype=torch.float64, device=kernel.device)
+    stage.assemble(dict(zip(targets, parts, strict=True)), new, groups)
+    with torch.no_grad():
+        kernel.copy_(new)
+
+
+def layer_error(layer: nn.ConvTranspose2d, pairs: Pairs) -> float:
+    """The relative error on the held-back samples: the root of the squared error over the squared output,
+    both without the bias.
+    """
+    return layer_errors([layer], pairs)[0]
+
+
+def layer_errors(
+    layers: list[nn.ConvTranspose2d], pairs: Pairs, weighing: nn.Module | None = None
+) -> list[float]:
+    """:func:`layer_error` of several layers with the same bias on the same samples; errors and outputs pass
+    through ``weighing`` if given.
+    """
+
+    def power(maps: Tensor) -> Tensor:
+        weighed = maps if weighing is None else weighing(maps.to(next(weighing.parameters(), maps)))
+        return weighed.double().square().sum((1, 2, 3)).cpu()
+
+    bias = layers[0].bias
+    wanted, missed = torch.zeros(2).double(), torch.zeros(2, len(layers)).double()
+    for x, y, held in numbered(pairs):
+        with torch.no_grad():
+            power_of = power(y if bias is None else y - bias[:, None, None])
+            missed_by = torch.stack([power(layer(x, _size(y)) - y) for layer in layers], 1)
+        for side in (0, 1):
+            wanted[side] += power_of[held.cpu() == bool(side)].sum()
+            missed[side] += missed_by[held.cpu() == bool(side)].sum(0)
+    side = 1 if wanted[1] > 0 else 0
+    return (missed[side] / wanted[side]).sqrt().tolist() if wanted[side] > 0 else [0.0] * len(layers)
+
+
+def phase_maps(layer: _PixelDeconvolution2d, x: Tensor, size: list[int], stages: int) -> dict[Phase, Tensor]:
+    """The layer's phases without bias after its first ``stages`` stages; of the later ones what they see of
+    the input, if anything.
+    """
+    with torch.no_grad():
+        phases = own_phases(layer, x, size)
+        for stage, kernel in list(zip(layer.plan.stages, layer.dependency_kernels, strict=True))[:stages]:
+            for t, part in dependency(
+                stage, kernel, phases, layer.out_channels, layer.dependency_groups
+            ).items():
+                phases[t] = phases[t] + part if t in phases else part
+        return phases
+
+
+def own_phases(layer: _PixelDeconvolution2d, x: Tensor, size: list[int]) -> dict[Phase, Tensor]:
+    """What each phase sees of the input ``x`` (N, C_in, h, w), for those that see it: (N, C_out,
+    ceil(H/s_h), ceil(W/s_w)), (H, W) = ``size``.
+    """
+    geometry = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    growth = (-(-size[0] // layer.stride[0]) - x.shape[-2], -(-size[1] // layer.stride[1]) - x.shape[-1])
+    if isinstance(layer, PixelDCL2d):
+        kernels = input_kernels_of(layer).items()
+        return {a: first_phase(x, taps, *geometry, layer.groups, growth, a) for a, taps in kernels}
+    assert isinstance(layer, iPixelDCL2d)
+    weight = effective_weight(layer)
+    if layer.input_gate is not None:
+        weight = weight * gate_mask(*geometry, layer.anchor, layer.input_gate.to(weight.dtype))
+    phases = {}
+    for a in range(layer.stride[0]):
+        for b in range(layer.stride[1]):
+            rows, columns = _axis(layer, 0, a), _axis(layer, 1, b)
+            if rows.taps and columns.taps:
+                taps = phase_weight(weight, rows, columns)
+                phases[a, b] = first_phase(x, taps, *geometry, layer.groups, growth, (a, b))
+    return phases
+
+
+class _Block(NamedTuple):
+    """Rows of a regression: features (groups, rows, n), for each target phase (groups, rows, C_out/groups),
+    and whether they are held back.
+    """
+
+    features: Tensor
+    targets: dict[Phase, Tensor]
+    held: bool
+
+    def equations(self, targets: int) -> NormalEquations:
+        """Empty sums for such rows with ``targets`` phases side by side."""
+        groups, _, width = next(iter(self.targets.values())).shape
+        return NormalEquations(groups, self.features.shape[-1], targets * width, self.features.device)
+
+
+def _blocks(
+    maps: list[Tensor], reads: list[Read], wanted: dict[Phase, Tensor], held: Tensor, groups: int
+) -> Iterator[_Block]:
+    """The rows of one batch, in blocks of bounded size.
+
+    ``maps``: what is read, (N, C, h, w) each; ``wanted``: for each target phase (N, C_out, gh, gw), of
+    which the pixels that all have count.
+    """
+    height, width = (min(t.shape[i] for t in wanted.values()) for i in (-2, -1))
+    n = held.numel()
+    if height * width * n == 0:
+        return
+    device = maps[0].device
+    rows = torch.arange(n * height * width, device=device)
+    if len(rows) > ROWS_PER_BATCH:
+        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:ROWS_PER_BATCH]
+        rows = rows[drawn.to(device)]
+    sample, pixel = rows // (height * width), rows % (height * width)
+    at = torch.stack([sample, pixel // width, pixel % width])
+    top, left = (max(0, *(-offset[i] for _, offset in reads)) for i in (0, 1))
+    padded = []
+    for m in maps:
+        bottom = max(0, *(offset[0] + height - m.shape[-2] for _, offset in reads))
+        right = max(0, *(offset[1] + width - m.shape[-1] for _, offset in reads))
+        padded.append(F.pad(m, (left, right, top, bottom)).permute(0, 2, 3, 1).contiguous())
+    outputs = {t: y.permute(0, 2, 3, 1) for t, y in wanted.items()}
+    size = max(1, CHUNK // (len(reads) * maps[0].shape[1]))
+    for side in (False, True):
+        for b, j, i in (part.unbind() for part in at[:, held[sample] == side].split(size, 1)):
+            if not len(b):
+                continue
+            read = [padded[m][b, j + (y + top), i + (x + left)] for m, (y, x) in reads]  # (rows, C) each
+            features = torch.stack(read, 1).unflatten(2, (groups, -1)).permute(2, 0, 1, 3).flatten(2)
+            targets = {t: y[b, j, i].unflatten(1, (groups, -1)).transpose(0, 1) for t, y in outputs.items()}
+            yield _Block(features, targets, side)
+
+
+def numbered(pairs: Pairs) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The pairs, and for each of their samples whether it is held back: the same ones in every pass."""
+    seen = 0
+    for x, y in pairs():
+        number = torch.arange(seen, seen + len(x), device=x.device)
+        yield x, y, number % HELD_BACK == 1
+        seen += len(x)
+
+
+def _phase(layer: _PixelDeconvolution2d, y: Tensor, phase: Phase) -> Tensor:
+    """One phase of an output, without the bias."""
+    part = y[..., phase[0] :: layer.stride[0], phase[1] :: layer.stride[1]]
+    return part if layer.bias is None else part - layer.bias.detach()[:, None, None]
+
+
+def _axis(layer: _PixelDeconvolution2d, axis: int, phase: int) -> AxisPhase:
+    k, s, p, d = layer.kernel_size[axis], layer.stride[axis], layer.padding[axis], layer.dilation[axis]
+    return axis_phases(k, s, p, d)[phase]
+
+
+def _size(y: Tensor) -> list[int]:
+    return [y.shape[-2], y.shape[-1]]

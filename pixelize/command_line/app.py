@@ -1,0 +1,133 @@
+"""The command line: ``pixelize demo | inspect | convert | finetune | report | bench``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pixelize import __version__
+from pixelize.command_line.bench import bench_command
+from pixelize.command_line.convert import convert_command, inspect_command
+from pixelize.command_line.options import EXIT_CODES, print_error
+from pixelize.command_line.report import report_command
+from pixelize.errors import PixelizeError, PixelizeWarning
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
+    help=f"""Take the checkerboard out of trained PyTorch models.
+
+**Start with** `pixelize demo`, then try your own model:
+
+- `pixelize inspect smp:Linknet` finds the layers that up-sample
+
+- `pixelize report my_models.py:generator` measures the checkerboard and shows it
+
+- `pixelize convert smp:Linknet --out converted/` makes them pixel deconvolutions
+
+- `pixelize finetune repair --help` trains them
+
+**MODEL** is `demo`; `smp:Unet?encoder_name=resnet18`; `timm:NAME`; `diffusers:FOLDER_OR_ID`;
+`transformers:FOLDER_OR_ID`; `package.module:callable?key=value`; `file.py:callable`; or a folder that
+`pixelize convert` or `pixelize.save` wrote.
+
+**INPUT** is a picture, a folder of pictures, an `.npy` file, or a shape such as `1x3x64x64`.
+
+{EXIT_CODES}""",
+)
+app.command("inspect")(inspect_command)
+app.command("convert")(convert_command)
+app.command("report")(report_command)
+app.command("bench")(bench_command)
+
+
+def main() -> None:
+    """The entry point of the ``pixelize`` script: an error is one sentence and an exit code, no traceback."""
+    warnings.showwarning = _warn
+    try:
+        app(prog_name="pixelize")
+    except PixelizeError as error:
+        _fail(str(error))
+    except BrokenPipeError:  # the reader of our output, `head` say, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except Exception as error:
+        if os.environ.get("PIXELIZE_TRACEBACK"):
+            traceback.print_exc()
+        text = " ".join(str(error).split())[:300]
+        _fail(f"{type(error).__name__}: {text} (unexpected; PIXELIZE_TRACEBACK=1 shows where it came from)")
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"pixelize {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and stop.", callback=_tell_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model and pictures.")] = Path(
+        "pixelize-demo"
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="Of fine-tuning, for each arm.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of the latents and their order.")] = 0,
+) -> None:
+    """Repair the face generator that ships with the package and show what changed (some minutes).
+
+    Example: `pixelize demo --out demo/`
+    """
+    from pixelize.demo.run import run_demo
+
+    run_demo(out, steps=steps, seed=seed)
+
+
+def _finetune() -> typer.Typer:
+    """The recipes' own commands, or one that tells what to install."""
+    try:
+        from pixelize.recipes.command import app as recipes
+    except ImportError as error:
+        missing = error.name
+        stub = typer.Typer(help="Train converted models beside their controls (needs an extra).")
+
+        @stub.callback(invoke_without_command=True)
+        def finetune() -> None:
+            raise PixelizeError(
+                f"finetune needs {missing}, which is not installed: pip install 'torch-pixelize[recipes]'"
+            )
+
+        return stub
+    return recipes
+
+
+app.add_typer(_finetune(), name="finetune")
+
+
+def _warn(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
+    """Our own warnings as a line; those of libraries are not for users of a command."""
+    if issubclass(category, PixelizeWarning):
+        print_error(f"warning: {message}")
+
+
+def _fail(message: str) -> None:
+    print_error(f"error: {message}")
+    sys.exit(1)

@@ -1,0 +1,180 @@
+"""``pixelize bench``: the layers, or a model before and after its conversion, timed side by side."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from pixelize.adapters import call
+from pixelize.benchmarking.timing import Case, compare_modules, describe_machine, measure_ceilings, run_bench
+from pixelize.command_line.options import (
+    AsJson,
+    Device,
+    InputNames,
+    Scale,
+    Seed,
+    Size,
+    Source,
+    Weights,
+    print_json,
+    print_rich,
+    progress,
+    read_data,
+    read_model,
+)
+from pixelize.conversion.convert import convert
+from pixelize.errors import ArgumentError, NothingToConvertError
+from pixelize.inheritance.record import converted_modules
+from pixelize.rewrites.state.evaluation import evaluation
+from pixelize.running.inputs import one_sample, shape_of
+
+LAYERS = ("ipixeldcl", "pixeldcl", "dcl")
+
+
+def bench_command(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A model to convert and time; none: the layers.")
+    ] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="For a model: what to convert it into; may be repeated.")
+    ] = None,
+    dependency_groups: Annotated[
+        int, typer.Option(help="For a model: groups of the dependency kernels; -1: depthwise.")
+    ] = 1,
+    dependency_kernel_size: Annotated[int, typer.Option(min=1, help="For a model: their side.")] = 3,
+    schedule: Annotated[str, typer.Option(help="For a model: paired, sequential or masked.")] = "paired",
+    channels: Annotated[int, typer.Option(min=1, help="For layers: channels out; twice as many in.")] = 32,
+    pixels: Annotated[int, typer.Option(min=1, help="For layers: side of the input.")] = 32,
+    kernel_size: Annotated[int, typer.Option(min=2, help="For layers: 4 is usual, always even.")] = 4,
+    train: Annotated[bool, typer.Option("--train", help="Time the gradients too.")] = False,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="In that memory format.")] = False,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    compiled: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of the CPU; with 1 the thread's own time counts.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.0, help="To repeat everything for.")] = 5.0,
+    input: InputNames = None,
+    size: Size = "",
+    scale: Scale = "unit",
+    seed: Seed = 0,
+    weights: Weights = "",
+    source: Source = "",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Time the layers, or a model as it came and converted, in interleaved runs of one process.
+
+    Examples:
+
+    - `pixelize bench --channels 64 --pixels 16 --train`
+
+    - `pixelize bench smp:Linknet --input 1x3x256x256 --layer ipixeldcl --layer dcl`
+
+    - `pixelize bench smp:Unet --dependency-groups -1 --train --channels-last`
+    """
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ArgumentError(f"--dtype is {dtype!r}; choose float32, bfloat16 or float16")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler that measures memory is talkative
+    if model is None:
+        if kernel_size % 2:
+            raise ArgumentError("--kernel-size: an even number, so that the layers double the size exactly")
+        case = Case(channels, pixels, kernel_size, batch, train, channels_last, dtype, compiled)
+        with progress("timing"):
+            result = run_bench([case], device=device, threads=threads, seconds=seconds)
+        machine, rows = result["machine"], result["cases"][0]["rows"]
+        told = f"{batch}x{2 * channels}x{pixels}x{pixels}"
+    else:
+        with progress("building the model") as tell:
+            built = read_model(model, source, weights, device)
+            example = read_data(built, input, size, scale, batch, seed, device)[0][0]
+            tell("converting")
+            design: dict[str, Any] = dict(
+                dependency_groups=dependency_groups, dependency_kernel_size=dependency_kernel_size,
+                schedule=schedule,
+            )  # fmt: skip
+            models = _variants(built, layer or list(LAYERS), example, design, strict=bool(layer))
+            tell("timing")
+            machine = describe_machine(device, threads)
+            kind = getattr(torch, dtype)
+            form = torch.channels_last if channels_last else torch.contiguous_format
+            placed = tree_map(lambda v: _placed(v, kind, form), example)
+            for m in models.values():
+                m.to(dtype=kind, memory_format=form).train(train)  # type: ignore[call-overload]
+            found = compare_modules(
+                models, placed, train=train, compiled=compiled, seconds=seconds,
+                ceilings=measure_ceilings(device, kind),
+            )  # fmt: skip
+            rows = [asdict(row) for row in found]
+        told = f"{model} on {shape_of(example)}"
+        result = {"machine": machine, "model": model, "input": shape_of(example), "rows": rows}
+    if as_json:
+        print_json(result)
+        return
+    told += f", {'training' if train else 'prediction'}, {dtype}, {'NHWC' if channels_last else 'NCHW'}"
+    told += ", compiled" if compiled else ""
+    print_rich(f"{told}; {machine['device']}, {machine['threads']} thread(s), {machine['clock']}")
+    print_rich(_table(rows))
+
+
+def _placed(value: Any, dtype: torch.dtype, memory_format: torch.memory_format) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    value = value.to(dtype)
+    return value.contiguous(memory_format=memory_format) if value.dim() == 4 else value
+
+
+def _variants(
+    built: nn.Module, layers: list[str], example: Any, design: dict[str, Any], strict: bool
+) -> dict[str, nn.Module]:
+    """The model as it came and converted; without ``strict``, ``"dcl"`` may find nothing."""
+    if converted_modules(built):
+        raise ArgumentError("the model is converted already; bench converts one that is not")
+    with evaluation(built):
+        try:
+            call(built, example)
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            raise ArgumentError(
+                f"the model could not be run on an input of shape {shape_of(example)}: "
+                f"{type(error).__name__}: {text}"
+            ) from error
+    models = {"as it came": built}
+    for layer in layers:
+        init = "random" if layer == "pixeldcl" else "inherit"  # a fit would not change its speed
+        try:
+            models[layer] = convert(built, layer, init=init, example_inputs=one_sample(example), **design)
+        except NothingToConvertError:
+            if strict or layer != "dcl":  # which passes over what is a transposed convolution already
+                raise
+    return models
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("", overflow="fold", min_width=12)
+    for heading in ("ms", "ratio", "quartiles", "peak MiB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("best ms", "MMAC", "parameters"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        cells = [
+            row["contender"],
+            f"{row['median'] * 1e3:.3g}",
+            f"{row['ratio']:.2f}",
+            f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}",
+            f"{row['peak_memory'] / 2**20:.3g}",
+            f"{row['roofline'] * 1e3:.3g}" if row["roofline"] else "",
+            f"{row['multiply_adds'] / 1e6:.4g}" if row["multiply_adds"] else "",
+            f"{row['parameters']:,}",
+        ]
+        table.add_row(*(Text(cell) for cell in cells))
+    return table

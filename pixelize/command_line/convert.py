@@ -1,0 +1,140 @@
+"""``pixelize inspect`` and ``pixelize convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixelize.command_line.options import (
+    AsJson,
+    Count,
+    Device,
+    InputNames,
+    ModelName,
+    Scale,
+    Seed,
+    Size,
+    Source,
+    Weights,
+    print_error,
+    print_json,
+    print_rich,
+    progress,
+    read_data,
+    read_model,
+)
+from pixelize.conversion.convert import convert, inspect
+from pixelize.conversion.report import report
+from pixelize.conversion.saved import save
+from pixelize.errors import ArgumentError, PixelizeError
+from pixelize.inheritance.record import converted_modules
+from pixelize.running.inputs import one_sample
+from pixelize.sources.models import portable_source
+
+
+def inspect_command(
+    model: ModelName,
+    input: InputNames = None,
+    size: Size = "",
+    scale: Scale = "unit",
+    seed: Seed = 0,
+    weights: Weights = "",
+    source: Source = "",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Find the layers of a model that up-sample, and what each would become. Changes nothing.
+
+    Examples:
+
+    - `pixelize inspect smp:Linknet`
+
+    - `pixelize inspect "smp:Unet?encoder_name=resnet18&classes=3" --input 1x3x256x256`
+
+    - `pixelize inspect diffusers:AutoencoderKL --json`
+    """
+    with progress("building the model") as tell:
+        built = read_model(model, source, weights, device)
+        tell("looking for up-samplers")
+        example = None
+        try:
+            example = one_sample(read_data(built, input, size, scale, 1, seed, device)[0][0])
+        except ArgumentError:
+            if input:
+                raise
+        found = report(built) if converted_modules(built) else inspect(built, example)
+    if as_json:
+        print_json({"model": model, **found.to_dict()})
+        return
+    print_rich(found)
+    if found.found:
+        print_rich(f"next: pixelize convert '{model}' --out FOLDER, or pixelize report '{model}'")
+    elif not found.converted:
+        print_rich("nothing here can be converted")
+
+
+def convert_command(
+    model: ModelName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the converted model to.")],
+    layer: Annotated[str, typer.Option(help="ipixeldcl (exact), pixeldcl, auto or dcl.")] = "ipixeldcl",
+    init: Annotated[str, typer.Option(help="inherit, calibrate (needs --data) or random.")] = "inherit",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT", help="Inputs to fit on, for calibrate and auto; may be repeated."),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="For auto: relative error allowed at each site.")] = 0.01,
+    include: Annotated[list[str] | None, typer.Option(help="Only sites of this name, or pattern.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="No sites of this name, or pattern.")] = None,
+    sites: Annotated[
+        str, typer.Option(help="Kinds of sites, separated by commas.")
+    ] = "conv_transpose,resize_conv,pixel_shuffle",
+    dependency_groups: Annotated[
+        int, typer.Option(help="Groups of the dependency kernels; -1: depthwise.")
+    ] = 1,
+    dependency_kernel_size: Annotated[int, typer.Option(min=1, help="Side of the dependency kernels.")] = 3,
+    schedule: Annotated[str, typer.Option(help="paired, sequential or masked.")] = "paired",
+    input: InputNames = None,
+    size: Size = "",
+    scale: Scale = "unit",
+    count: Count = 256,
+    seed: Seed = 0,
+    weights: Weights = "",
+    source: Source = "",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Convert a model and write it to a folder that `pixelize.load` and the other commands read.
+
+    Examples:
+
+    - `pixelize convert smp:Linknet --weights trained.pt --out converted/`
+
+    - `pixelize convert my_models.py:generator --layer pixeldcl --init calibrate --data latents.npy -o out/`
+
+    - `pixelize convert smp:Unet --include "decoder.blocks.4.*" --dependency-groups -1 -o out/`
+    """  # fmt: skip
+    if out.exists() and not out.is_dir():
+        raise ArgumentError(f"{out}: a file; --out names a folder")
+    with progress("building the model") as tell:
+        built = read_model(model, source, weights, device)
+        if converted_modules(built):
+            raise PixelizeError(f"{model}: converted already; see it with pixelize inspect {model}")
+        examples, _ = read_data(built, input, size, scale, 1, seed, device)
+        samples = read_data(built, data, size, scale, count, seed, device)[0] if data else None
+        tell("converting")
+        converted = convert(
+            built, layer, init=init, data=samples, example_inputs=one_sample(examples[0]),
+            include=include or "*", exclude=exclude or (), sites=tuple(sites.split(",")), inplace=True,
+            tolerance=tolerance,
+            dependency_groups=dependency_groups, dependency_kernel_size=dependency_kernel_size,
+            schedule=schedule,
+        )  # fmt: skip
+        save(converted, out, source=portable_source(source or model))
+    found = report(converted)
+    if as_json:
+        print_json({"model": model, "folder": str(out), **found.to_dict()})
+        return
+    print_rich(found)
+    print_error(f"wrote {out}")

@@ -1,0 +1,140 @@
+"""`fold`: a pixel deconvolution is linear, so it is one transposed convolution with a larger kernel."""
+
+from __future__ import annotations
+
+from math import gcd
+
+import torch
+from torch import Tensor, nn
+
+from pixelize.algebra.polyphase import Phase, PhaseFilter, add_filters, axis_phases, compose, phase_filters
+from pixelize.errors import PixelizeError
+from pixelize.inheritance.inherit import baked, effective_weight
+from pixelize.inheritance.record import converted_modules
+from pixelize.layers.functional import gate_mask
+from pixelize.layers.partial import input_kernels_of
+from pixelize.layers.pixel_dcl import PixelDCL2d, _PixelDeconvolution2d, iPixelDCL2d
+from pixelize.rewrites import become, state_of
+from pixelize.running.models import copy_model
+
+
+def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """Every pixel deconvolution of ``model`` as one plain ``nn.ConvTranspose2d``, for runtimes that know
+    nothing of this package.
+
+    Exact on the interior. A pixel deconvolution counts its phases as zero outside their grid, a transposed
+    convolution cannot: with a paired schedule and 3x3 dependency kernels, the outermost 2 low-resolution
+    pixels (2 * stride pixels of the output) on each side differ; in general the sum of the half windows of
+    the stages in a row. With zero dependency kernels nothing differs.
+
+    Returns a copy, or ``model`` itself with ``inplace``. Raises PixelizeError if there is nothing to fold.
+    """
+    target = model if inplace else copy_model(model)
+    layers = [m for m in target.modules() if isinstance(m, _PixelDeconvolution2d)]
+    if not layers:
+        raise PixelizeError(f"this {type(model).__name__} has no PixelDCL2d or iPixelDCL2d to fold")
+    folded = [(layer, folded_layer(layer)) for layer in layers]
+    for module in converted_modules(target).values():
+        del module.__dict__["_pixelize_record"]
+    target.__dict__.pop("_pixelize_report", None)
+    for layer, plain in folded:
+        plain.__dict__.update({key: value for key, value in baked(layer).__dict__.items() if "hooks" in key})
+        become(layer, state_of(plain))
+    return target
+
+
+def folded_layer(layer: _PixelDeconvolution2d) -> nn.ConvTranspose2d:
+    """One layer as a plain ``nn.ConvTranspose2d`` (computed in float64, returned in the layer's dtype)."""
+    s, op = layer.stride, list(layer.output_padding)
+    filters = phase_composites(layer)
+    size, padding = [0, 0], [0, 0]
+    for i in (0, 1):
+        # o = s*j + a reads x[j + q] through tap t = a - s*q + padding
+        taps = [
+            phase[i] - s[i] * (f.origin[i] + n)
+            for phase, f in filters.items()
+            for n in range(f.kernel.shape[2 + i])
+        ]
+        padding[i] = max(-min(taps), 0)
+        size[i] = max(taps) + padding[i] + 1
+        # keep the output's size: (H-1) s - 2 padding + size + output_padding is what it was
+        surplus = (size[i] - 2 * padding[i]) - (
+            layer.dilation[i] * (layer.kernel_size[i] - 1) + 1 - 2 * layer.padding[i]
+        )
+        if surplus > 0:  # too large: a leading tap of zeros crops one pixel at each end and adds one
+            padding[i] += surplus
+            size[i] += surplus
+        else:
+            size[i] -= surplus
+        if op[i] >= s[i]:  # which only a dilation allows: trailing taps of zeros do the same
+            size[i], op[i] = size[i] + op[i], 0
+    groups = gcd(layer.groups, layer.dependency_groups)
+    c_in, c_out = layer.in_channels, layer.out_channels
+    weight = layer.weight.new_zeros(c_in, c_out // groups, *size, dtype=torch.float64)
+    for (a, b), f in filters.items():
+        kernel = _diagonal_blocks(f.kernel, groups).transpose(1, 2)  # groups, in, out, h, w
+        kernel = kernel.reshape(c_in, c_out // groups, *f.kernel.shape[2:])
+        for y in range(kernel.shape[2]):
+            for x in range(kernel.shape[3]):
+                row = a - s[0] * (f.origin[0] + y) + padding[0]
+                column = b - s[1] * (f.origin[1] + x) + padding[1]
+                weight[:, :, row, column] += kernel[:, :, y, x]
+    plain = nn.ConvTranspose2d(
+        c_in,
+        c_out,
+        (size[0], size[1]),
+        s,
+        (padding[0], padding[1]),
+        (op[0], op[1]),
+        groups,
+        layer.bias is not None,
+        device="meta",
+    )
+    like = layer.weight
+    plain.weight = nn.Parameter(weight.to(like.dtype), requires_grad=like.requires_grad)
+    if layer.bias is not None:
+        plain.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=layer.bias.requires_grad)
+    return plain.train(layer.training)
+
+
+def phase_composites(layer: _PixelDeconvolution2d) -> dict[Phase, PhaseFilter]:
+    """Each phase of a pixel deconvolution as one dense low-resolution filter of the input (float64)."""
+    channels = layer.out_channels
+    geometry = (layer.stride, layer.padding, layer.dilation)
+    if isinstance(layer, PixelDCL2d):
+        own = {}
+        for phase, taps in input_kernels_of(layer).items():
+            rows, columns = (
+                axis_phases(layer.kernel_size[i], layer.stride[i], layer.padding[i], layer.dilation[i])[
+                    phase[i]
+                ].taps
+                for i in (0, 1)
+            )
+            full = taps.new_zeros(*taps.shape[:2], *layer.kernel_size, dtype=torch.float64)
+            full[:, :, torch.tensor(sorted(rows))[:, None], sorted(columns)] = taps.detach().double()
+            own[phase] = phase_filters(full, *geometry, layer.groups)[phase]
+    else:
+        assert isinstance(layer, iPixelDCL2d)
+        weight = effective_weight(layer).double()
+        if layer.input_gate is not None:
+            gate = layer.input_gate.double()
+            weight = weight * gate_mask(layer.kernel_size, *geometry, layer.anchor, gate)
+        own = phase_filters(weight, *geometry, layer.groups)
+    made = {layer.anchor: own[layer.anchor]}
+    for stage, kernel in zip(layer.plan.stages, layer.dependency_kernels, strict=True):
+        windows = stage.windows(kernel.detach().double(), channels, layer.dependency_groups)
+        for target in stage.targets:
+            parts = [own[target]] if target in own else []
+            parts += [compose(w, start, made[source]) for source, start, w in windows[target] if w.any()]
+            made[target] = (
+                add_filters(parts)
+                if parts
+                else PhaseFilter(made[layer.anchor].kernel[..., :1, :1] * 0, (0, 0))
+            )
+    return made
+
+
+def _diagonal_blocks(kernel: Tensor, groups: int) -> Tensor:
+    c_out, c_in, h, w = kernel.shape
+    blocks = kernel.reshape(groups, c_out // groups, groups, c_in // groups, h, w)
+    return blocks.diagonal(0, 0, 2).movedim(-1, 0)

@@ -1,0 +1,49 @@
+"""`harden`: an iPixelDCL whose gate is closed becomes the PixelDCL that it then is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from pixelize.errors import PixelizeError
+from pixelize.inheritance.inherit import baked, reclass
+from pixelize.layers.gate import gate_of
+from pixelize.layers.pixel_dcl import PixelDCL2d, iPixelDCL2d
+from pixelize.rewrites import become, state_of
+
+
+def harden(model: nn.Module) -> nn.Module:
+    """Makes every iPixelDCL2d whose gate is 0 the PixelDCL2d that it then is, in place: its input kernels are
+    dropped.
+
+    Returns ``model``. Raises PixelizeError, leaving the model as it was, if a gate is not 0 or there is no
+    iPixelDCL2d.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, iPixelDCL2d)}
+    if not layers:
+        raise PixelizeError(f"this {type(model).__name__} has no iPixelDCL2d to harden")
+    for name, layer in layers.items():
+        if gate_of(layer) != 0.0:
+            raise PixelizeError(
+                f"{name}: its input gate is {gate_of(layer):g}; anneal it to 0 first "
+                "(pixelize.set_input_gate(model, 0))"
+            )
+    hardened = [(layer, _hardened(layer)) for layer in layers.values()]
+    for layer, new in hardened:
+        become(layer, state_of(new))
+    return model
+
+
+def _hardened(layer: iPixelDCL2d) -> PixelDCL2d:
+    plain = baked(layer)
+    kernels = plain.dependency_kernels
+    new = reclass(plain, iPixelDCL2d, PixelDCL2d)
+    new.weight = nn.Parameter(plain.weight.detach(), requires_grad=plain.weight.requires_grad)
+    new.set_dependencies(layer.dependency_kernel_size, layer.dependency_groups, layer.schedule)
+    new.dependency_kernels = kernels
+    del new._buffers["input_gate"]
+    record = new.__dict__.get("_pixelize_record")
+    if record is not None:
+        new.__dict__["_pixelize_record"] = replace(record, layer="pixeldcl", origin=None)
+    return new

@@ -1,0 +1,1 @@
+"""The generator that ships with the package, and the demonstration on it."""

@@ -1,0 +1,68 @@
+"""The module that takes a site's place: its canonical form, inherited by a layer, in its idiom's
+replacement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from pixelize.inheritance.inherit import LAYERS, Design, baked, inherit
+from pixelize.inheritance.prior_fit import InputPrior
+from pixelize.rewrites import Site, TransposedConv, canonical, replacement
+
+
+def build_layer(
+    site: Site, module: nn.Module, layer: str, design: Design, init: str, prior: InputPrior | None = None
+) -> tuple[nn.Module, float | None, str | None]:
+    """What takes the place of ``module``, the expected relative error of its layer, and a note; ``module`` is
+    not changed.
+
+    ``prior``: what is known of its input, for ``init="inherit"`` of a PixelDCL.
+    """
+    note: str | None = None
+    if site.kind == "conv_transpose":
+        assert isinstance(module, nn.ConvTranspose2d)
+        source = module
+    else:
+        if isinstance(module, nn.Conv2d) and (plain := baked(module)) is not module:
+            module, note = plain, "its norm or parametrization was worked into the weight"
+        source = _plain(canonical(site, module), module)
+    error: float | None = 0.0
+    if layer == "dcl":
+        new: nn.Module = source
+    else:
+        groups = site.geometry.out_channels if design.groups == -1 else design.groups
+        new, error, told = inherit(source, layer, replace(design, groups=groups), init, prior)
+        note = note or told
+    if site.kind != "conv_transpose":
+        new = replacement(site, module, new)
+        new.train(module.training)
+        for key, value in module.__dict__.items():
+            if (
+                key.endswith("hooks")
+                or key.endswith("hooks_with_kwargs")
+                or key.endswith("hooks_always_called")
+            ):
+                new.__dict__[key] = value
+    return new, error, note
+
+
+def _plain(form: TransposedConv, module: nn.Module) -> nn.ConvTranspose2d:
+    g = form.geometry
+    plain = nn.ConvTranspose2d(
+        g.in_channels, g.out_channels, g.kernel_size, g.stride, g.padding, g.output_padding, g.groups, g.bias,
+        g.dilation,
+        device="meta",
+    )  # fmt: skip
+    trainable = any(p.requires_grad for p in module.parameters())
+    plain.weight = nn.Parameter(form.weight, requires_grad=trainable)
+    if form.bias is not None:
+        plain.bias = nn.Parameter(form.bias, requires_grad=trainable)
+    return plain.train(module.training)
+
+
+def layer_name(layer: str) -> str:
+    """The class that a ``layer`` argument stands for."""
+    return LAYERS[layer].__name__ if layer in LAYERS else "ConvTranspose2d"

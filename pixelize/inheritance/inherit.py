@@ -1,0 +1,204 @@
+"""Making a pixel deconvolution from a trained ``nn.ConvTranspose2d``: which of its state the new layer takes
+over.
+
+An iPixelDCL2d takes all of it: the same Parameter objects, parametrizations, norm hooks and hooks, with zero
+dependency kernels beside them, so that it computes the same function. A PixelDCL2d takes the taps of the
+first phase, and its dependency kernels are fitted.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import (
+    SpectralNorm,
+    SpectralNormLoadStateDictPreHook,
+    SpectralNormStateDictHook,
+)
+from torch.nn.utils.weight_norm import WeightNorm
+
+from pixelize.inheritance.prior_fit import InputPrior, fit_from_prior
+from pixelize.layers.partial import PartialPixelDCL2d
+from pixelize.layers.pixel_dcl import PixelDCL2d, _PixelDeconvolution2d, iPixelDCL2d
+from pixelize.rewrites import TransposedConv, geometry_of
+from pixelize.rewrites.state.evaluation import evaluation
+
+LAYERS: dict[str, type[_PixelDeconvolution2d]] = {"ipixeldcl": iPixelDCL2d, "pixeldcl": PixelDCL2d}
+
+_NORM_HOOKS = (WeightNorm, SpectralNorm, SpectralNormStateDictHook, SpectralNormLoadStateDictPreHook)
+
+
+Convolution = TypeVar("Convolution", nn.Conv2d, nn.ConvTranspose2d)
+
+
+@dataclass(frozen=True)
+class Design:
+    """The dependency part of a layer: window, groups and schedule, and after how many stages a PixelDCL stops
+    seeing the input.
+
+    ``input_stages``: 0 for PixelDCL itself; see :class:`pixelize.layers.partial.PartialPixelDCL2d`.
+    """
+
+    kernel_size: tuple[int, int] = (3, 3)
+    groups: int = 1
+    schedule: str = "paired"
+    input_stages: int = 0
+
+
+def inherit(
+    module: nn.ConvTranspose2d, layer: str, design: Design, init: str, prior: InputPrior | None = None
+) -> tuple[_PixelDeconvolution2d, float | None, str | None]:
+    """A new layer of the kind ``layer`` that computes what ``module`` does, or comes as close as it can;
+    ``module`` is not changed.
+
+    ``init``: ``"inherit"``, ``"random"``, or ``"zero"`` for the layer's structure alone, with zero dependency
+    kernels, to be filled.
+    ``prior``: what is known of the input, for the fit of a PixelDCL.
+
+    Returns the layer, the expected relative error of the fit (0 where inheritance is exact, None where
+    nothing is inherited) and a note on what could not be taken over.
+    """
+    note = None
+    if layer == "ipixeldcl" and init != "random":
+        new = _shell(module, iPixelDCL2d)
+        new.set_dependencies(design.kernel_size, design.groups, design.schedule)
+        return new, 0.0, None
+    plain = baked(module)
+    if plain is not module:
+        note = "its norm or parametrization was worked into the weight"
+    new = _shell(plain, PartialPixelDCL2d if design.input_stages else LAYERS[layer])
+    full = plain.weight
+    frozen = not new.weight.requires_grad
+    new.weight = nn.Parameter(
+        new.weight.detach(), requires_grad=not frozen
+    )  # nobody else's parameter is touched
+    if new.bias is not None and init == "random":
+        new.bias = nn.Parameter(new.bias.detach().clone(), requires_grad=new.bias.requires_grad)
+    if init == "random":
+        new.weight = nn.Parameter(new.weight.detach().clone(), requires_grad=not frozen)
+        new.reset_parameters()
+        full = new.weight
+    new.set_dependencies(design.kernel_size, design.groups, design.schedule)
+    if design.input_stages:
+        new.set_input_stages(design.input_stages, full)
+    if init == "random":
+        new.reset_dependencies()
+        return new, None, note
+    if init == "zero":
+        return new, None, note
+    if plain.weight.device.type == "meta":
+        return new, None, "on the meta device: no weights to fit the dependency kernels to"
+    bias = None if plain.bias is None else plain.bias.detach()
+    teacher = TransposedConv(geometry_of(plain), plain.weight.detach(), bias)
+    kernels, error = fit_from_prior(
+        teacher, new.plan, new.dependency_kernel_size, design.groups, design.input_stages, prior
+    )
+    with torch.no_grad():
+        for parameter, kernel in zip(new.dependency_kernels, kernels, strict=True):
+            parameter.copy_(kernel)
+    return new, error, note
+
+
+def baked(module: Convolution) -> Convolution:
+    """``module`` with its weight as a plain parameter: without parametrizations and old norm hooks.
+    ``module`` is not changed.
+    """
+    hooks = [h for h in module._forward_pre_hooks.values() if isinstance(h, WeightNorm | SpectralNorm)]
+    if not hooks and not parametrize.is_parametrized(module):
+        return module
+    kind = type(module)
+    new = _shell(module, kind)
+    if parametrize.is_parametrized(module):
+        new.__class__ = kind = kind.__mro__[1]
+        # spectral norm takes a step of power iteration when its weight is read in training mode
+        with evaluation(module):
+            values = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+        del new._modules["parametrizations"]
+    else:
+        values = {}
+    for hook in hooks:
+        name = hook.name
+        if isinstance(hook, SpectralNorm):
+            values[name] = hook.compute_weight(module, do_power_iteration=False).detach()
+        else:
+            values[name] = hook.compute_weight(module).detach()
+        for suffix in ("_g", "_v", "_u", "_orig"):
+            new._parameters.pop(name + suffix, None)
+            new._buffers.pop(name + suffix, None)
+        new.__dict__.pop(name, None)
+    if hooks:
+        for registry in ("_forward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks"):
+            registered = module.__dict__[registry]
+            kept = (
+                (key, h)
+                for key, h in registered.items()
+                if not isinstance(getattr(h, "hook", h), _NORM_HOOKS)
+            )
+            new.__dict__[registry] = type(registered)(kept)
+    trainable = any(p.requires_grad for n, p in module.named_parameters() if "weight" in n)
+    for name, value in values.items():
+        new._parameters[name] = nn.Parameter(value.clone(), requires_grad=trainable)
+    return new
+
+
+def _shell(module: nn.Module, layer: type, exactly: bool = False) -> Any:
+    """A module of class ``layer`` with ``module``'s state: the same tensors, hooks and attributes, its own
+    registries.
+    """
+    state = dict(module.__dict__)
+    for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        state[registry] = copy.copy(state[registry])
+    kind = layer if exactly or layer is type(module) else _class_for(type(module), layer)
+    new: Any = object.__new__(kind)
+    new.__dict__.update(state)
+    return new
+
+
+def _class_for(origin: type, layer: type) -> type:
+    """``layer`` itself for a plain ConvTranspose2d; for a subclass, a class that is both, so that its methods
+    stay.
+
+    A subclass with a ``forward`` of its own comes first (it calls ``super().forward``, which is then the
+    layer's).
+    """
+    if origin is nn.ConvTranspose2d or origin is nn.LazyConvTranspose2d:
+        return layer
+    if "parametrizations" in vars(origin) or origin.__name__.startswith("Parametrized"):
+        base = _class_for(origin.__mro__[1], layer)
+        body = {
+            k: v
+            for k, v in vars(origin).items()
+            if k not in ("__dict__", "__weakref__", "__doc__", "__module__")
+        }
+        return type(f"Parametrized{base.__name__}", (base,), body)
+    own_forward = any(
+        "forward" in vars(c) for c in origin.__mro__[: origin.__mro__.index(nn.ConvTranspose2d)]
+    )
+    bases = (origin, layer) if own_forward else (layer, origin)
+    return type(origin.__name__, bases, {"__module__": origin.__module__, "__doc__": origin.__doc__})
+
+
+def reclass(module: nn.Module, old: type, new: type) -> Any:
+    """``module``'s state in a class that is ``new`` where its own is ``old``; a user's subclass in between
+    stays.
+    """
+    kind = type(module)
+    if kind is not old:
+        kind = type(
+            kind.__name__, tuple(new if base is old else base for base in kind.__bases__), dict(vars(kind))
+        )
+    else:
+        kind = new
+    return _shell(module, kind, exactly=True)
+
+
+def effective_weight(module: nn.ConvTranspose2d) -> Tensor:
+    """The weight that ``module`` computes with, parametrizations and norm hooks included, without side
+    effects.
+    """
+    return baked(module).weight.detach()

@@ -1,0 +1,195 @@
+"""PixelDCL's dependency kernels from the weights alone: least squares under a prior over the input.
+
+The input's channels are taken as uncorrelated, each with a mean and a variance (0 and 1 unless more is
+known), with the separable covariance ``rho ** (|dy| + |dx|)`` between pixels: natural images and feature maps
+are about first-order autoregressive. Then every phase of the transposed convolution (the teacher) and every
+phase of the PixelDCL (the student, eq. 3 of Gao et al.) is a linear filter of the input, all second moments
+have closed forms, and each stage is one linear solve, with the student's own earlier phases as regressors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pixelize.algebra.interpolation import PICTURE_CHANNELS, interpolation
+from pixelize.algebra.least_squares import FAVOUR, mean_power, solve_ridge
+from pixelize.algebra.polyphase import Phase, PhaseFilter, phase_filters
+from pixelize.algebra.schedule import Feature, Schedule, Stage
+from pixelize.rewrites import TransposedConv
+
+CORRELATION = 0.5
+RIDGES = (1e-6, 1e-4, 1e-2)
+"""Relative to the mean feature's power; the larger ones where rounding leaves the smaller without effect."""
+INTERPOLATION_TAX = 1.25
+"""Kernels that make pictures interpolate where that costs no more than so many times the expected error. More
+than a fit on data may pay: a prior exaggerates what is lost, since pictures are smoother.
+"""
+
+
+@dataclass(frozen=True)
+class InputPrior:
+    """What is known of a layer's input: mean and standard deviation of each channel, (C_in,) in float64."""
+
+    mean: Tensor
+    deviation: Tensor
+
+
+def fit_from_prior(
+    teacher: TransposedConv,
+    plan: Schedule,
+    kernel_size: tuple[int, int],
+    groups: int,
+    input_stages: int = 0,
+    prior: InputPrior | None = None,
+) -> tuple[list[Tensor], float]:
+    """The dependency kernels that make a PixelDCL closest to ``teacher`` under the prior.
+
+    ``input_stages``: the phases of so many stages see the input themselves, and need no dependencies.
+
+    Returns the kernels, one for each stage (float64), and the expected relative error: the root of the
+    expected squared error over the expected squared output, over all phases.
+    """
+    geometry = teacher.geometry
+    channels = geometry.out_channels
+    weight = teacher.weight.detach().double()
+    mean = weight.new_zeros(geometry.in_channels)
+    if prior is not None:  # in units of each channel's deviation
+        deviation = prior.deviation.to(weight).clamp_min(1e-12)
+        weight, mean = weight * deviation[:, None, None, None], prior.mean.to(weight) / deviation
+    targets = phase_filters(weight, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+    moments = _Moments(mean, groups)
+    student: dict[Phase, PhaseFilter] = {plan.anchor: targets[plan.anchor]}
+    energy = sum(moments.power(f) for f in targets.values())
+    missed = 0.0
+    kernels = []
+    for number, stage in enumerate(plan.stages):
+        kernel = weight.new_zeros(stage.kernel_shape(channels, groups, kernel_size))
+        if number < input_stages:
+            student.update({t: targets[t] for t in stage.targets})
+        else:
+            solutions, squared = _fit_stage(stage, student, targets, moments, plan.stride)
+            missed += squared
+            stage.assemble(solutions, kernel, groups)
+            for target in stage.targets:
+                student[target] = _composite(stage.features(target), solutions[target], student)
+        kernels.append(kernel)
+    return kernels, (max(missed, 0.0) / energy) ** 0.5 if energy > 0 else 0.0
+
+
+class _Moments:
+    """Second moments, not centred, of filters of the input under the prior."""
+
+    def __init__(self, mean: Tensor, groups: int) -> None:
+        self.mean, self.groups = mean, groups
+
+    def between(self, f: PhaseFilter, g: PhaseFilter, lag: tuple[int, int]) -> Tensor:
+        """E f(j) g(j + lag)': (groups, C/groups, C/groups)."""
+        smooth = g.kernel
+        for axis in (0, 1):
+            here = f.origin[axis] + torch.arange(f.kernel.shape[2 + axis], device=smooth.device)
+            there = g.origin[axis] + lag[axis] + torch.arange(g.kernel.shape[2 + axis], device=smooth.device)
+            correlation = CORRELATION ** (here[:, None] - there).abs().to(smooth.dtype)
+            # moves the axis to the end, so that twice is in order again
+            smooth = torch.tensordot(smooth, correlation, dims=([2], [1]))
+        left, right = self._grouped(f.kernel), self._grouped(smooth)
+        means = (self._grouped(self._means(k.kernel)) for k in (f, g))
+        return left @ right.transpose(-1, -2) + next(means) @ next(means).transpose(-1, -2)
+
+    def power(self, f: PhaseFilter) -> float:
+        """E |f(j)|^2, summed over the channels."""
+        smooth = f.kernel
+        for axis in (0, 1):
+            at = torch.arange(f.kernel.shape[2 + axis], device=smooth.device)
+            correlation = CORRELATION ** (at[:, None] - at).abs().to(smooth.dtype)
+            smooth = torch.tensordot(smooth, correlation, dims=([2], [1]))
+        return float((smooth * f.kernel).sum() + self._means(f.kernel).square().sum())
+
+    def _means(self, kernel: Tensor) -> Tensor:
+        return (kernel.sum((2, 3)) @ self.mean)[:, None]
+
+    def _grouped(self, kernel: Tensor) -> Tensor:
+        return kernel.reshape(self.groups, kernel.shape[0] // self.groups, -1)
+
+
+def _fit_stage(
+    stage: Stage,
+    student: dict[Phase, PhaseFilter],
+    teacher: dict[Phase, PhaseFilter],
+    moments: _Moments,
+    stride: tuple[int, int],
+) -> tuple[dict[Phase, Tensor], float]:
+    """For each target (groups, features, C/groups, C/groups), and the expected squared error that is left."""
+    lags: dict[tuple[Phase, Phase, int, int], Tensor] = {}
+
+    def between(f: Feature, g: Feature) -> Tensor:
+        dy, dx = g.offset[0] - f.offset[0], g.offset[1] - f.offset[1]
+        key, mirror = (f.source, g.source, dy, dx), (g.source, f.source, -dy, -dx)
+        if key not in lags and mirror not in lags:
+            lags[key] = moments.between(student[f.source], student[g.source], (dy, dx))
+        return lags[key] if key in lags else lags[mirror].transpose(-1, -2)
+
+    def gram(target: Phase) -> Tensor:
+        features = stage.features(target)
+        return torch.cat([torch.cat([between(f, g) for g in features], -1) for f in features], -2)
+
+    def cross(target: Phase) -> Tensor:
+        rows = [
+            moments.between(teacher[target], student[f.source], f.offset).transpose(-1, -2)
+            for f in stage.features(target)
+        ]
+        return torch.cat(rows, -2)
+
+    targets = stage.targets
+    crosses = {t: cross(t) for t in targets}
+    # in a dense stage all targets read the same; in a shared one all have the same kernel
+    total = sum((gram(t) for t in targets[1:]), gram(targets[0])) if stage.shared else gram(targets[0])
+    right = [sum(crosses.values())] if stage.shared else list(crosses.values())
+    wanted = torch.cat(right, -1)  # type: ignore[arg-type]
+    power = sum(moments.power(teacher[t]) for t in targets)
+
+    def missed(solution: Tensor) -> float:
+        return power + float((solution * (total @ solution - 2 * wanted)).sum())
+
+    solved = _solve(total, wanted)
+    if total.shape[0] * crosses[targets[0]].shape[-1] <= PICTURE_CHANNELS and not stage.shared:
+        rows, made = interpolation(stage, stride, torch.eye(wanted.shape[-1] // len(targets)).to(total))
+        weight = FAVOUR * mean_power(total)[:, None, None]
+        kept = _solve(total + weight * (rows.T @ rows), wanted + weight * (rows.T @ made))
+        if missed(kept) <= min(INTERPOLATION_TAX**2 * missed(solved), power):  # no worse than none at all
+            solved = kept
+    parts = [solved] * len(targets) if stage.shared else solved.chunk(len(targets), -1)
+    count = len(stage.features(targets[0]))
+    solutions = {t: beta.unflatten(-2, (count, -1)) for t, beta in zip(targets, parts, strict=True)}
+    return solutions, missed(solved)
+
+
+def _solve(gram: Tensor, right: Tensor) -> Tensor:
+    for ridge in RIDGES:
+        solution = solve_ridge(gram, right, ridge * mean_power(gram))
+        if solution is not None:
+            return solution
+    return torch.zeros_like(right)
+
+
+def _composite(
+    features: tuple[Feature, ...], solution: Tensor, made: dict[Phase, PhaseFilter]
+) -> PhaseFilter:
+    """A phase made from others, ``solution`` (groups, features, C/groups in, C/groups out), as one filter of
+    the input.
+    """
+    starts = [tuple(made[f.source].origin[i] + f.offset[i] for i in (0, 1)) for f in features]
+    sizes = [made[f.source].kernel.shape[2:] for f in features]
+    origin = (min(s[0] for s in starts), min(s[1] for s in starts))
+    size = [max(s[i] + n[i] for s, n in zip(starts, sizes, strict=True)) - origin[i] for i in (0, 1)]
+    groups, _, width, _ = solution.shape
+    channels = made[features[0].source].kernel.shape[:2]
+    total = solution.new_zeros(groups, width, channels[1], *size)
+    for j, (feature, start, (h, w)) in enumerate(zip(features, starts, sizes, strict=True)):
+        source = made[feature.source].kernel.reshape(groups, width, -1)
+        part = (solution[:, j].transpose(-1, -2) @ source).reshape(groups, width, channels[1], h, w)
+        y, x = start[0] - origin[0], start[1] - origin[1]
+        total[..., y : y + h, x : x + w] += part
+    return PhaseFilter(total.reshape(*channels, *size), origin)

@@ -1,0 +1,56 @@
+"""How much of the pictures' content a repair touched: what changed away from the artifact's frequencies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pixelize.measure.natural import decibels
+from pixelize.measure.spectrum import GLOBAL, Spectrum, away
+
+_BINS = 8
+"""Frequencies of a ring that must lie away from the artifact's, for the ring to count."""
+
+
+@dataclass(frozen=True)
+class ContentChange:
+    """Away from the artifact's frequencies (further than 1/16 cycle per pixel from every multiple of 1/period
+    but zero), in dB.
+
+    ``psnr``: the pictures after against those before, with their range as peak. ``spectrum``: of the mean
+    power over rings of frequencies one bin wide, the change that is largest in size.
+    """
+
+    psnr: float
+    spectrum: float
+
+
+def content_change(
+    before: list[Tensor], after: list[Tensor], peak: float, window: tuple[int, int], period: int
+) -> ContentChange:
+    """Compares batches of pictures (N, C, H, W), of the same size and in the same order.
+
+    Args:
+        peak: what PSNR counts as the largest difference.
+        window: (height, width) of the Hann window, the picture's or a little less.
+        period: of the artifact, in pixels.
+    """
+    old, new, change = (Spectrum(window, GLOBAL) for _ in range(3))
+    for a, b in zip(before, after, strict=True):
+        old.add(a)
+        new.add(b)
+        change.add(b - a)
+    far = away(window, period)
+    error = (change.power * far).mean().item()
+    down, across = (torch.fft.fftfreq(size, dtype=torch.float64) for size in window)
+    ring = (torch.hypot(down[:, None], across) * min(window)).round().long()
+    change_of = [0.0]
+    for r in range(int(ring.max()) + 1):
+        here = far & (ring == r)
+        if here.sum() >= _BINS:
+            was, now = (s.power[here].sum().item() for s in (old, new))
+            change_of.append(decibels((now + 1e-30) / (was + 1e-30)))
+    return ContentChange(decibels(peak**2 / error) if error else math.inf, max(change_of, key=abs))

@@ -1,0 +1,311 @@
+"""What a report tells: a model, or variants of it, run on the same inputs and measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixelize.adapters import call
+from pixelize.conversion.convert import inspect
+from pixelize.conversion.report import Report, SiteReport
+from pixelize.errors import ArgumentError
+from pixelize.measure.checkerboard import as_periods, checkerboard, frequency_name, minimum_size
+from pixelize.measure.probes import LayerProbes
+from pixelize.rewrites import survey
+from pixelize.rewrites.state.evaluation import evaluation
+from pixelize.running.inputs import one_sample, shape_of
+from pixelize.running.outputs import relative_error, tensors
+from pixelize.running.pictures import pictures_of
+
+NATURAL = 3.0
+"""Decibels: sets of natural pictures measure less than this above their surroundings (global form)."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model's pictures. ``levels``: :func:`pixelize.checkerboard`'s, None where pictures are too small.
+
+    Against the first variant: ``error``, the largest change over the largest absolute value of its outputs,
+    and ``psnr`` in dB with its pictures' range as peak; None for the first.
+    """
+
+    name: str
+    levels: dict[str, Any] | None
+    parameters: int
+    error: float | None = None
+    psnr: float | None = None
+
+    @property
+    def worst(self) -> float | None:
+        """The highest global figure, in dB."""
+        return None if self.levels is None else self.levels["worst"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An up-sampler, as the conversion's report has it, with its phase unevenness in dB by variant.
+
+    The unevenness is that of :func:`pixelize.measure.phase_response` for the layer's mean input in these
+    runs.
+    """
+
+    site: SiteReport
+    unevenness: dict[str, float] = field(default_factory=dict)
+    source: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Everything that a report shows.
+
+    ``pictures``: ``(N, C, H, W)`` by variant, of one size; empty if the outputs hold none.
+    """
+
+    title: str
+    model: str
+    inputs: str
+    period: int | tuple[int, int]
+    variants: list[Variant]
+    layers: list[Layer]
+    report: Report
+    pictures: dict[str, Tensor]
+    natural: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def source(self) -> Layer | None:
+        """The up-sampler that alone can leave the finest pattern: the last that runs."""
+        return next((layer for layer in self.layers if layer.source), None)
+
+    def sentences(self) -> list[str]:
+        """Does it have a checkerboard, where does it come from, did it go: a sentence each."""
+        told = []
+        first = self.variants[0]
+        if first.levels is not None:
+            worst = max(first.levels["global"], key=first.levels["global"].get)
+            level = first.levels["global"][worst]
+            place = f"{level:.1f} dB at {frequency_name(worst)}"
+            if level >= 2 * NATURAL:
+                told.append(f"A clear checkerboard: {place}, where natural pictures measure about 0.")
+            elif level >= NATURAL:
+                told.append(f"Some checkerboard: {place}, where natural pictures measure about 0.")
+            else:
+                told.append(f"No checkerboard that keeps its place: at most {place}.")
+            if level >= NATURAL and self.source is not None:
+                name = self.source.site.name or "the model itself"
+                told.append(f"Its finest pattern can only come from the last up-sampler, {name}.")
+        for after in self.variants[1:]:
+            if after.error is not None and after.error < 1e-5:
+                told.append(
+                    f"{after.name}: the same pictures to rounding (relative error {after.error:.1g})."
+                )
+            elif after.worst is not None and first.worst is not None:
+                told.append(
+                    f"{after.name}: {first.worst:.1f} dB became {after.worst:.1f} dB"
+                    + (f", {after.psnr:.1f} dB PSNR from the first." if after.psnr is not None else ".")
+                )
+        return told
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the pictures, as plain data that ``json.dumps`` takes."""
+        return {
+            "title": self.title,
+            "model": self.model,
+            "inputs": self.inputs,
+            "period": self.period,
+            "sentences": self.sentences(),
+            "variants": [
+                {
+                    "name": v.name,
+                    "parameters": v.parameters,
+                    "checkerboard": plain_levels(v.levels),
+                    "error": v.error,
+                    "psnr": v.psnr if v.psnr is None or math.isfinite(v.psnr) else None,
+                }
+                for v in self.variants
+            ],
+            "natural": plain_levels(self.natural),
+            "source": self.source.site.name if self.source else None,
+            "unevenness": {layer.site.name: layer.unevenness for layer in self.layers},
+            "report": self.report.to_dict(),
+            "notes": self.notes,
+        }
+
+
+def plain_levels(levels: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """:func:`pixelize.checkerboard`'s result with names for frequencies."""
+    if levels is None:
+        return None
+    forms = ("global", "windowed")
+    named = {form: {frequency_name(f): dB for f, dB in levels[form].items()} for form in forms}
+    return {**named, "worst": levels["worst"]}
+
+
+def measure(
+    models: Mapping[str, nn.Module],
+    inputs: Sequence[Any],
+    *,
+    title: str,
+    told: str,
+    period: int | tuple[int, int] | None = None,
+    report: Report | None = None,
+    natural: Iterable[Tensor] | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Findings:
+    """Runs every model on every input and measures what comes out.
+
+    Args:
+        models: variants of one model by name, the one to compare with first.
+        inputs: a tensor, tuple or dict each.
+        title: of the report. ``told``: what the inputs are, in words.
+        period: of the checkerboard; the stride of the last up-sampler if not given (2 if there is none).
+        report: what the conversion did; by default what an inspection of the first model finds.
+        natural: pictures of the same kind that no model made, to compare levels with.
+        progress: told each step in words.
+
+    Raises:
+        ArgumentError: a model does not take the inputs, or its output holds NaN or inf.
+    """
+    if not models or not inputs:
+        raise ArgumentError("a report needs a model and inputs")
+    first = next(iter(models.values()))
+    progress("looking for up-samplers")
+    example = one_sample(inputs[0])
+    with evaluation(first):
+        _output(first, example, next(iter(models)))
+    report = report or inspect(first, example)
+    sites = survey(first, example).sites
+    outputs: dict[str, list[Tensor]] = {}
+    uneven: dict[str, dict[str, float]] = {}
+    order: list[str] = []
+    errors: dict[str, float] = {}
+    reference: list[Any] = []
+    for name, model in models.items():
+        progress(f"running {name}")
+        probes = LayerProbes(model, sites)
+        raw = probes.run(lambda m=model, n=name: [_output(m, x, n) for x in inputs])  # type: ignore[misc]
+        uneven[name] = probes.unevenness()
+        order = order or probes.order
+        outputs[name] = [p.float().cpu() for out in raw if (p := pictures_of(out)) is not None]
+        if reference:
+            errors[name] = max(relative_error(a, b) for a, b in zip(reference, raw, strict=True))
+        else:
+            reference = raw
+    strides = {site.name: site.geometry.stride for site in sites}
+    notes: list[str] = []
+    chosen = _period(period, order, strides, next(iter(outputs.values())), notes)
+    progress("measuring")
+    variants = [
+        Variant(
+            name,
+            _levels(outputs[name], chosen, notes),
+            sum(p.numel() for p in models[name].parameters()),
+            errors.get(name),
+            _psnr(next(iter(outputs.values())), outputs[name]) if name in errors else None,
+        )
+        for name in models
+    ]
+    known = {s.name for s in sites}
+    source = next((name for name in reversed(order) if name in known), None)
+    layers = [
+        Layer(s, {v: found[s.name] for v, found in uneven.items() if s.name in found}, s.name == source)
+        for s in report.sites
+        if s.status != "skipped" or s.name in known
+    ]
+    return Findings(
+        title, type(first).__name__, told, chosen, variants, layers, report, _of_one_size(outputs, notes),
+        _levels(list(natural), chosen, notes) if natural is not None else None, notes,
+    )  # fmt: skip
+
+
+def _output(model: nn.Module, inputs: Any, name: str) -> Any:
+    try:
+        output = call(model, inputs)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise ArgumentError(
+            f"{name}: the model could not be run on an input of shape {shape_of(inputs)}: "
+            f"{type(error).__name__}: {text[:300]}"
+        ) from error
+    if not all(bool(torch.isfinite(t).all()) for t in tensors(output)):
+        raise ArgumentError(
+            f"{name}: the model's output holds NaN or inf for an input of shape {shape_of(inputs)}; find out "
+            "which layer makes them"
+        )
+    return output
+
+
+def _period(
+    period: int | tuple[int, int] | None,
+    order: list[str],
+    strides: dict[str, tuple[int, int]],
+    pictures: list[Tensor],
+    notes: list[str],
+) -> int | tuple[int, int]:
+    if period is not None:
+        as_periods(period)
+        return period
+    found = next((strides[name] for name in reversed(order) if name in strides), (2, 2))
+    least = minimum_size(found)
+    if found != (2, 2) and any(p.shape[-2] < least[0] or p.shape[-1] < least[1] for p in pictures):
+        notes.append(
+            f"The pictures are too small for the last up-sampler's period {found[0]}x{found[1]}: "
+            "2 was measured."
+        )
+        found = (2, 2)
+    return found[0] if found[0] == found[1] else found
+
+
+def _levels(pictures: list[Tensor], period: int | tuple[int, int], notes: list[str]) -> dict[str, Any] | None:
+    least = minimum_size(as_periods(period))
+    if not pictures:
+        note = "The model's output holds no pictures: there is nothing to measure or to show."
+    elif any(p.shape[-2] < least[0] or p.shape[-1] < least[1] for p in pictures):
+        note = f"The pictures are too small to measure: {least[0]}x{least[1]} pixels are needed."
+    else:
+        count = sum(len(p) for p in pictures)
+        if count < 8:
+            _once(notes, f"Measured on {count} pictures only: single pictures vary by several dB.")
+        return checkerboard(iter(pictures), period)
+    _once(notes, note)
+    return None
+
+
+def _psnr(before: list[Tensor], after: list[Tensor]) -> float | None:
+    if (
+        not before
+        or len(before) != len(after)
+        or any(a.shape != b.shape for a, b in zip(before, after, strict=True))
+    ):
+        return None
+    square = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(before, after, strict=True))
+    square /= sum(a.numel() for a in before)
+    span = float(max(p.max() for p in before) - min(p.min() for p in before))
+    return 10 * math.log10(span**2 / square) if square and span else math.inf
+
+
+def _of_one_size(outputs: dict[str, list[Tensor]], notes: list[str]) -> dict[str, Tensor]:
+    """The pictures of the first one's size, by variant."""
+    first = next(iter(outputs.values()))
+    if not first:
+        return {}
+    kept = [i for i, p in enumerate(first) if p.shape[1:] == first[0].shape[1:]]
+    if len(kept) < len(first):
+        _once(notes, "Pictures of several sizes: those of the first one's size are shown, all are measured.")
+    found = {}
+    for name, pictures in outputs.items():
+        if len(pictures) == len(first) and all(pictures[i].shape == first[i].shape for i in kept):
+            found[name] = torch.cat([pictures[i] for i in kept])
+        else:
+            _once(notes, f"{name}: its pictures have other shapes and are not shown.")
+    return found
+
+
+def _once(notes: list[str], note: str) -> None:
+    if note not in notes:
+        notes.append(note)

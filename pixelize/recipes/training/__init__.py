@@ -1,0 +1,1 @@
+"""How recipes train: settings, loop, resuming, several processes, results."""

@@ -1,0 +1,126 @@
+"""What is left at the end: a table of arms with mean and spread over seeds, curves, a page, and the numbers
+as JSON.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pixelize.files import write_text
+from pixelize.pages.figures import Curves, curves_figure, save_png
+from pixelize.recipes.training.run_state import Metrics
+
+
+@dataclass
+class ArmResult:
+    """One arm's runs, a row for each seed. ``facts``: what does not depend on the seed (parameters)."""
+
+    arm: str
+    seeds: list[int] = field(default_factory=list)
+    results: list[Metrics] = field(default_factory=list)
+    histories: list[list[Metrics]] = field(default_factory=list)
+    facts: Metrics = field(default_factory=dict)
+
+    def spread(self, metric: str) -> tuple[float, float]:
+        """Mean and sample standard deviation over seeds (nan for one seed)."""
+        values = [r[metric] for r in self.results]
+        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
+
+
+def write_results(
+    folder: Path,
+    title: str,
+    arms: list[ArmResult],
+    settings: dict[str, Any],
+    pictures: dict[str, Path] | None = None,
+) -> dict[str, Any]:
+    """Prints the table and writes ``results.json``, ``table.md``, ``curves.png`` and ``report.html``. Returns
+    the JSON's data.
+    """
+    columns = list(arms[0].results[0])
+    facts = list(arms[0].facts)
+    rows = [
+        [a.arm, str(len(a.seeds)), *(f"{a.facts[f]:,.0f}" for f in facts), *(_cell(a, m) for m in columns)]
+        for a in arms
+    ]
+    header = ["arm", "seeds", *facts, *columns]
+    across = list(zip(*[header, *rows], strict=True)) if len(header) > len(rows) + 1 else [header, *rows]
+    table = Table(*across[0], title=title)
+    for row in across[1:]:
+        table.add_row(*row)
+    Console().print(table)
+    markdown = "\n".join("| " + " | ".join(r) + " |" for r in [header, ["---"] * len(header), *rows]) + "\n"
+    data = {
+        "title": title,
+        "settings": settings,
+        "arms": {
+            a.arm: {"seeds": a.seeds, "facts": a.facts, "results": a.results, "histories": a.histories}
+            for a in arms
+        },
+    }
+    write_text(folder / "results.json", json.dumps(data, indent=1) + "\n")
+    write_text(folder / "table.md", markdown)
+    save_png(curves_figure(curves(arms)), folder / "curves.png")
+    shown = {"curves": folder / "curves.png", **(pictures or {})}
+    write_text(folder / "report.html", _page(title, header, rows, settings, shown))
+    return data
+
+
+def curves(arms: list[ArmResult]) -> Curves:
+    """Every metric over the steps: its mean over the seeds, a line for each arm."""
+    names = [n for n in arms[0].histories[0][-1] if n not in ("step", "seconds")]
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in names}
+    for arm in arms:
+        for rows in zip(*arm.histories, strict=False):
+            for name in names:
+                mean = statistics.fmean(row[name] for row in rows)
+                found[name].setdefault(arm.arm, []).append((rows[0]["step"], mean))
+    return found
+
+
+def _cell(arm: ArmResult, metric: str) -> str:
+    mean, deviation = arm.spread(metric)
+    return f"{mean:.4g}" + (f" ± {deviation:.2g}" if len(arm.seeds) > 1 else "")
+
+
+def _page(
+    title: str, header: list[str], rows: list[list[str]], settings: dict[str, Any], pictures: dict[str, Path]
+) -> str:
+    def line(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+    def image(name: str, path: Path) -> str:
+        data, name = base64.b64encode(path.read_bytes()).decode(), html.escape(name)
+        return f'<h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{data}">'
+
+    return _TEMPLATE.substitute(
+        title=html.escape(title),
+        table=line(header, "th") + "".join(line(r, "td") for r in rows),
+        images="".join(image(name, path) for name, path in pictures.items()),
+        settings="".join(line([k, str(v)], "td") for k, v in settings.items()),
+    )
+
+
+_TEMPLATE = Template("""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark }
+body { font: 15px system-ui; margin: 2em auto; max-width: 70em; padding: 0 1em }
+table { border-collapse: collapse; display: block; overflow-x: auto }
+td, th { padding: .3em .8em; border-bottom: 1px solid #8884; text-align: right }
+td:first-child, th:first-child { text-align: left }
+img { max-width: 100%; background: #fff }
+</style>
+<h1>$title</h1><table>$table</table>$images<h2>settings</h2><table>$settings</table>
+""")

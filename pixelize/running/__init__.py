@@ -1,0 +1,1 @@
+"""Somebody's model and data: copied, run, read in batches; pictures in outputs."""

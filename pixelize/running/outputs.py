@@ -1,0 +1,47 @@
+"""The tensors in what a model returns, and how far two outputs are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All floating-point tensors in a model's output, in order: through lists, mappings, dataclasses and
+    plain objects.
+    """
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in tensors(v)]
+    if isinstance(value, list | tuple):
+        return [t for v in value for t in tensors(v)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [t for f in fields(value) for t in tensors(getattr(value, f.name))]
+    if hasattr(value, "__dict__") and not isinstance(value, nn.Module):
+        return [t for v in vars(value).values() for t in tensors(v)]
+    return []
+
+
+def relative_error(before: Any, after: Any) -> float:
+    """max |after - before| / max |before| over all floating-point tensors of two outputs; inf where shapes
+    differ.
+    """
+    a, b = tensors(before), tensors(after)
+    if len(a) != len(b) or any(x.shape != y.shape for x, y in zip(a, b, strict=True)):
+        return float("inf")
+    largest = max((float(x.double().abs().nan_to_num(0, 0, 0).max()) for x in a if x.numel()), default=0.0)
+    difference = 0.0
+    for x, y in zip(a, b, strict=True):
+        if x.numel():
+            gap = (x.double() - y.double()).abs()
+            same = (x == y) | (x.isnan() & y.isnan())
+            difference = max(
+                difference,
+                float(torch.where(same, torch.zeros_like(gap), gap).nan_to_num(float("inf")).max()),
+            )
+    return difference / largest if largest > 0 else difference

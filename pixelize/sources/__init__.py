@@ -1,0 +1,1 @@
+"""Models by name, inputs from files, weights from files."""

@@ -1,0 +1,1 @@
+"""Putting a replacement into a model or a graph."""

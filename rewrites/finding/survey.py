@@ -1,0 +1,142 @@
+"""All up-sampling sites of a model, by the best capture that it allows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from pixelize.rewrites.finding.conv_transpose import qualified_names, scan_conv_transpose
+from pixelize.rewrites.finding.functional import scan_functional
+from pixelize.rewrites.graph.flow import Flow, analyse, read_by
+from pixelize.rewrites.idioms import pixel_shuffle, resize, resize_conv
+from pixelize.rewrites.seeing.capture import capture
+from pixelize.rewrites.seeing.other_size import at_another_size
+from pixelize.rewrites.site import Site, Skipped, Survey
+
+VARYING = "the resize has another factor at another input size"
+FUNCTIONAL = "called as a function: make it a module first (pixelize.rewrites.outline)"
+
+Calls = dict[str, list[fx.Node]]
+
+
+def survey(model: nn.Module, example_inputs: Any = None, functional: bool = False) -> Survey:
+    """Finds every up-sampling site of ``model`` and changes nothing.
+
+    ``example_inputs``: a tensor, a tuple of positional or a dict of keyword arguments. ``functional`` is for
+    a caller that makes modules of the functional sites with :func:`pixelize.rewrites.outline` before it swaps
+    any: without it they are listed as skipped.
+    """
+    sites, skipped = scan_conv_transpose(model)
+    seen = capture(model, example_inputs)
+    if seen.graph is None:
+        return Survey(tuple(sites), tuple(skipped), seen.name, seen.notes)
+    notes = list(seen.notes)
+    flow = analyse(seen.graph, model)
+    calls = _calls(flow, model)
+    found, refused, used = _convolutions(flow, model, calls)
+    outlined, opaque = scan_functional(model, flow)
+    bare, left = _resizes(flow, model, calls, used | flow.convolved)
+    found, varying = _unchanging(model, flow, calls, found, example_inputs, notes)
+    if not functional:
+        opaque += [Skipped(s.name, s.kind, s.type, FUNCTIONAL) for s in outlined]
+        outlined = []
+    sites += [*found, *bare, *outlined]
+    order = {path: i for i, path in enumerate(calls)}
+    sites.sort(key=lambda site: min((order[n] for n in site.names if n in order), default=len(order)))
+    return Survey(tuple(sites), (*skipped, *refused, *varying, *left, *opaque), seen.name, tuple(notes))
+
+
+def _calls(flow: Flow, model: nn.Module) -> Calls:
+    """The nodes in which each module convolves or resizes, by its first qualified name, in the order of
+    execution."""
+    first = {name: names[0] for names in qualified_names(model).values() for name in names}
+    calls: Calls = {}
+    for node, op in flow.ops.items():
+        owner = first.get(str(node.meta.get("owner", "")))
+        if op.kind in ("conv", "conv_transpose", "resize") and owner is not None:
+            calls.setdefault(owner, []).append(node)
+    return calls
+
+
+def _convolutions(
+    flow: Flow, model: nn.Module, calls: Calls
+) -> tuple[list[Site], list[Skipped], set[fx.Node]]:
+    """Convolutions that follow a resize or precede a shuffle, those that cannot be converted, and the resizes
+    that any of them reads."""
+    names = qualified_names(model)
+    sites: list[Site] = []
+    skipped: list[Skipped] = []
+    used: set[fx.Node] = set()
+    for path, nodes in calls.items():
+        module = model.get_submodule(path)
+        if not isinstance(module, nn.Conv2d):
+            continue
+        for kind, match in (("resize_conv", resize_conv.match), ("pixel_shuffle", pixel_shuffle.match)):
+            found = match(flow, path, names[id(module)], module, nodes)
+            if found is None:
+                continue
+            if isinstance(found, str):
+                skipped.append(Skipped(path, kind, type(module).__name__, found))
+            else:
+                sites.append(found)
+            used |= {s for n in nodes for s in _sources(flow, n)}
+            break
+    return sites, skipped, used
+
+
+def _sources(flow: Flow, call: fx.Node) -> frozenset[fx.Node]:
+    blocks = flow.blocks.get(read_by(flow, call))
+    return blocks.sources if blocks is not None else frozenset()
+
+
+def _resizes(
+    flow: Flow, model: nn.Module, calls: Calls, used: set[fx.Node]
+) -> tuple[list[Site], list[Skipped]]:
+    """The resizes that no convolution takes up: those that can be converted by themselves, and the others."""
+    names = qualified_names(model)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(()))
+    sites: list[Site] = []
+    skipped: list[Skipped] = []
+    for path, nodes in calls.items():
+        mine = [n for n in nodes if n in flow.resizes and n not in used]
+        if not mine:
+            continue
+        module = model.get_submodule(path)
+        found = (
+            resize.match(flow, path, names[id(module)], module, mine, like) if len(mine) == len(nodes) else ""
+        )
+        if isinstance(found, Site):
+            sites.append(found)
+            continue
+        for node in mine:
+            ends = ", ".join(sorted(set(flow.ends.get(node, ()))))
+            read = "no convolution reads its result" + (f", which goes to {ends}" if ends else "")
+            reason = flow.resizes[node] or read
+            kind = type(module).__name__ if isinstance(module, nn.Upsample) else flow.ops[node].name
+            skipped.append(Skipped(path, "resize", kind, reason))
+    return sites, skipped
+
+
+def _unchanging(
+    model: nn.Module, flow: Flow, calls: Calls, sites: list[Site], example_inputs: Any, notes: list[str]
+) -> tuple[list[Site], list[Skipped]]:
+    """The sites that are the same at another input size, and the others; where the resize's scale is given as
+    a number there is no need to look."""
+    doubtful = [
+        site
+        for site in sites
+        if any(flow.ops[s].args["scale"] is None for n in calls[site.name] for s in _sources(flow, n))
+    ]
+    if not doubtful or example_inputs is None:
+        return sites, []
+    graph = at_another_size(model, example_inputs)
+    if graph is None:
+        notes.append("no other input size runs: resizes to a given size were seen at one size only")
+        return sites, []
+    there = analyse(graph, model)
+    called = _calls(there, model)
+    same = _convolutions(there, model, called)[0]
+    varying = [s for s in doubtful if s.name in called and s not in same]
+    return [s for s in sites if s not in varying], [Skipped(s.name, s.kind, s.type, VARYING) for s in varying]

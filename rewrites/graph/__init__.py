@@ -1,0 +1,1 @@
+"""What the nodes of a captured graph do, and which of its values are enlarged pictures."""

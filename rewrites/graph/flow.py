@@ -1,0 +1,322 @@
+"""Which channels of which tensors a resize has made: the dataflow analysis behind resize-then-convolution.
+
+After a nearest resize by an integer factor (s_h, s_w), every channel is constant over blocks of s_h * s_w
+pixels. Elementwise functions, per-channel affine maps (batch norm) and copies keep that; a concatenation
+keeps it for the channels that had it; whatever mixes pixels ends it. A convolution that reads such channels
+is a transposed convolution of the small image, whatever stood between it and the resize.
+
+After a bilinear resize they are linear in between the small image's pixels: only what acts on a channel as
+one affine map keeps that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from math import gcd
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from pixelize.rewrites.graph.operators import Op, describe, shape_of
+
+Factor = tuple[int, int]
+# channelwise in vocabulary, but not one affine map
+_KINKED = ("prelu", "_prelu_kernel", "PReLU")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The block sizes (vertical, horizontal) of a tensor's channels, (1, 1) for none, and the resizes they
+    come from.
+
+    A single entry stands for any number of channels, all alike. ``margin`` is what padding has put around the
+    blocks since: its mode (``"zeros"``, ``"replicate"`` or ``"reflect"``) and width above and below, left and
+    right. ``mode`` is the resize's, ``"nearest"`` or ``"bilinear"``, where the blocks are not constant.
+    """
+
+    factors: tuple[Factor, ...]
+    sources: frozenset[fx.Node]
+    margin: tuple[str, int, int] | None = None
+    mode: str = "nearest"
+
+    def over(self, channels: int) -> tuple[Factor, ...]:
+        """The factors of each of ``channels`` channels."""
+        return self.factors * channels if len(self.factors) == 1 else self.factors
+
+
+@dataclass
+class Flow:
+    """What the analysis found: the operations, the blocks of each node, and every resize with what became of
+    it."""
+
+    ops: dict[fx.Node, Op]
+    blocks: dict[fx.Node, Blocks] = field(default_factory=dict)
+    resizes: dict[fx.Node, str] = field(default_factory=dict)
+    """Each resize and why its result is no block image, or ``""`` if it is one."""
+    ends: dict[fx.Node, list[str]] = field(default_factory=dict)
+    """For each resize, the operations other than a convolution that mix its pixels."""
+    convolved: set[fx.Node] = field(default_factory=set)
+    """The resizes that a convolution reads."""
+
+
+def analyse(graph: fx.Graph, root: nn.Module) -> Flow:
+    """The block sizes of every value of ``graph``; ``root`` owns the modules that it calls."""
+    flow = Flow({node: describe(node, root) for node in graph.nodes})
+    changed = _changed_through_views(graph)
+    for node, op in flow.ops.items():
+        found = _transfer(node, op, flow) if node not in changed else None
+        if node in changed and op.kind == "resize" and _enlarges(node, op):
+            flow.resizes[node] = "parts of its result are overwritten"
+        if found is not None and any(f != (1, 1) for f in found.factors):
+            flow.blocks[node] = found
+            continue
+        for source in _sources(node, flow):
+            if op.kind == "conv":
+                flow.convolved.add(source)
+            if op.kind not in ("conv", "resize") and node.op != "output":
+                flow.ends.setdefault(source, []).append(op.name)
+    return flow
+
+
+def _changed_through_views(graph: fx.Graph) -> set[fx.Node]:
+    """The values that an operator writes into through a view of them (``u[..., 0] = 1``)."""
+    changed: set[fx.Node] = set()
+    for node in graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+            continue
+        value = node.args[0] if node.args else None
+        while isinstance(value, fx.Node) and isinstance(value.target, torch._ops.OpOverload):
+            source = value.args[0] if value.args else None
+            if not value.target.is_view or not isinstance(source, fx.Node):
+                break
+            value = source
+            changed.add(value)
+    return changed
+
+
+def _sources(node: fx.Node, flow: Flow) -> Iterable[fx.Node]:
+    return {s for n in node.all_input_nodes if n in flow.blocks for s in flow.blocks[n].sources}
+
+
+def _transfer(node: fx.Node, op: Op, flow: Flow) -> Blocks | None:
+    if op.kind == "resize":
+        return _resized(node, op, flow)
+    if op.kind == "alias":
+        return flow.blocks.get(op.args["input"])
+    if op.kind == "channelwise":
+        found = flow.blocks.get(op.args["input"])
+        if found is None or not _movable(found):
+            return None
+        return found if found.mode == "nearest" or op.name not in _KINKED else None
+    if op.kind == "pad":
+        return _padded(op, flow)
+    if op.kind == "item":
+        return flow.blocks.get(op.args["input"]) if op.args["index"] == 0 else None
+    if op.kind == "pointwise":
+        return _pointwise(node, flow)
+    if op.kind == "cat":
+        return _concatenated(op, flow)
+    if op.kind == "slice":
+        return _sliced(op, flow)
+    return None
+
+
+def _resized(node: fx.Node, op: Op, flow: Flow) -> Blocks | None:
+    factor, reason = resize_factor(node, op)
+    before = flow.blocks.get(op.args["input"])
+    mode = "bilinear" if op.args["mode"] == "bilinear" else "nearest"
+    if before is not None and (before.margin is not None or "bilinear" in (mode, before.mode)):
+        before = None
+    if factor == (1, 1):
+        return flow.blocks.get(op.args["input"])
+    if _enlarges(node, op):
+        flow.resizes[node] = reason
+    if factor is None:
+        return None
+    shape = shape_of(node)
+    channels = shape[1] if shape is not None and len(shape) == 4 else 1
+    old = before.over(channels) if before is not None else ((1, 1),) * channels
+    sources = before.sources if before is not None else frozenset()
+    return Blocks(tuple((h * factor[0], w * factor[1]) for h, w in old), sources | {node}, mode=mode)
+
+
+def _enlarges(node: fx.Node, op: Op) -> bool:
+    before, after = shape_of(op.args["input"]), shape_of(node)
+    return before is None or after is None or any(b < a for b, a in zip(before[2:], after[2:], strict=False))
+
+
+def resize_factor(node: fx.Node, op: Op) -> tuple[Factor | None, str]:
+    """The integer factor of a nearest or bilinear resize, or None with the reason why it has none."""
+    mode = op.args["mode"]
+    if not mode.startswith("nearest") and mode != "bilinear":
+        return None, f"{mode} resize: only nearest and bilinear ones are converted"
+    if mode == "bilinear" and op.args["align_corners"]:
+        return None, "bilinear resize with align_corners: its weights change from pixel to pixel"
+    before, after = shape_of(op.args["input"]), shape_of(node)
+    if before is None or after is None:
+        scale = op.args["scale"]
+        if scale is None or any(v is None or v != int(v) for v in scale):
+            return None, "resize to a size that is known only at run time"
+        return (int(scale[0]), int(scale[1])), ""
+    if len(after) != 4:
+        return None, f"resize of a {len(after)}-dimensional tensor"
+    scale = op.args["scale"] or (None, None)
+    if mode == "bilinear":
+        factor = [linear_factor(before[2 + i], after[2 + i], scale[i]) for i in (0, 1)]
+    else:
+        factor = [
+            axis_factor(before[2 + i], after[2 + i], scale[i], exact=mode == "nearest-exact") for i in (0, 1)
+        ]
+    if factor[0] is None or factor[1] is None:
+        return None, f"{mode} resize from {before[2:]} to {after[2:]} is not by an integer factor"
+    return (factor[0], factor[1]), ""
+
+
+def linear_factor(before: int, after: int, scale: float | None) -> int | None:
+    """The s for which output index o of a bilinear resize lies at (o + 1/2) / s - 1/2 along one axis, or
+    None."""
+    if scale is None and before == 1 and after > 1:
+        return None  # the factor would change with the input's size
+    s = round(scale) if scale is not None else after // before
+    return s if s >= 1 and before * s == after and scale in (None, s) else None
+
+
+def axis_factor(before: int, after: int, scale: float | None, exact: bool) -> int | None:
+    """The s for which output index o of a nearest resize reads input o // s along one axis, or None.
+
+    ``nearest`` reads floor(o / scale), ``nearest-exact`` floor((o + 1/2) / scale), scale being the given one
+    or after / before.
+    From a single pixel to many there is none: the factor would change with the input's size.
+    """
+    ratio = scale if scale is not None and scale > 0 else after / before
+    s = round(ratio) if scale is not None else -(-after // before)
+    if s < 1 or (scale is None and before == 1 and after > 1):
+        return None
+    shift = 0.5 if exact else 0.0
+    read = [min(int((o + shift) / ratio + 1e-9), before - 1) for o in range(after)]
+    return (
+        s
+        if all(r == min(o // s, before - 1) for o, r in enumerate(read)) and -(-after // s) == before
+        else None
+    )
+
+
+def _movable(found: Blocks) -> bool:
+    """Whether a function of the values keeps the margin what it is: a zero may become another number."""
+    return found.margin is None or found.margin[0] != "zeros"
+
+
+def _padded(op: Op, flow: Flow) -> Blocks | None:
+    """Symmetric padding: with zeros; with the outermost pixels; or reflected by one pixel, which within a
+    block is the same."""
+    found = flow.blocks.get(op.args["input"])
+    pads, mode = op.args["pads"], op.args["mode"]
+    if found is None or found.margin is not None or not isinstance(pads, list | tuple) or len(pads) != 4:
+        return None
+    left, right, top, bottom = pads
+    if left != right or top != bottom or min(pads) < 0:
+        return None
+    if mode == "constant" and not op.args["value"]:
+        return replace(found, margin=("zeros", top, left))
+    if (
+        mode == "reflect"
+        and found.mode == "nearest"
+        and not all(
+            (top == 0 or (top == 1 and f[0] > 1)) and (left == 0 or (left == 1 and f[1] > 1))
+            for f in found.factors
+        )
+    ):
+        return None
+    return replace(found, margin=(mode, top, left)) if mode in ("reflect", "replicate") else None
+
+
+def _pointwise(node: fx.Node, flow: Flow) -> Blocks | None:
+    """The greatest block size that all operands share; what is constant over the whole picture does not
+    count."""
+    shape = shape_of(node)
+    factors: list[Factor] | None = None
+    sources: frozenset[fx.Node] = frozenset()
+    margin: tuple[str, int, int] | None = None
+    for operand in node.all_input_nodes:
+        found = flow.blocks.get(operand)
+        if found is None:
+            size = shape_of(operand)
+            if size is None or any(d != 1 for d in size[-2:]):
+                return None
+            continue
+        if found.mode != "nearest" or not _movable(found) or (factors is not None and found.margin != margin):
+            return None
+        channels = shape[1] if shape is not None and len(shape) == 4 else 1
+        mine = found.over(channels)
+        sources |= found.sources
+        margin = found.margin
+        factors = list(mine) if factors is None else [
+            (gcd(a[0], b[0]), gcd(a[1], b[1])) for a, b in zip(factors, mine, strict=False)
+        ]  # fmt: skip
+    return Blocks(tuple(factors), sources, margin) if factors is not None else None
+
+
+def _concatenated(op: Op, flow: Flow) -> Blocks | None:
+    if op.args["dim"] not in (1, -3):
+        return None
+    factors: list[Factor] = []
+    sources: frozenset[fx.Node] = frozenset()
+    resized = [flow.blocks[t] for t in op.args["tensors"] if t in flow.blocks]
+    margins = {blocks.margin for blocks in resized}
+    if len(margins) != 1:
+        return None
+    # a convolution is split into one for the resized channels and one for the others: one mode for all
+    mode = "nearest" if any(blocks.mode == "nearest" for blocks in resized) else "bilinear"
+    for tensor in op.args["tensors"]:
+        shape = shape_of(tensor)
+        if shape is None or len(shape) != 4:
+            return None
+        found = flow.blocks.get(tensor)
+        found = None if found is None or found.mode != mode else found
+        factors += found.over(shape[1]) if found is not None else [(1, 1)] * shape[1]
+        sources |= found.sources if found is not None else frozenset()
+    return Blocks(tuple(factors), sources, margins.pop(), mode)
+
+
+def _sliced(op: Op, flow: Flow) -> Blocks | None:
+    found = flow.blocks.get(op.args["input"])
+    shape = shape_of(op.args["input"])
+    if found is None or shape is None:
+        return None
+    start, stop, step = op.args.get("start") or 0, op.args.get("stop"), op.args.get("step") or 1
+    dim = op.args.get("dim", 0) % len(shape)
+    if not all(isinstance(v, int) or v is None for v in (start, stop, step)):
+        return None
+    if dim != 1:
+        whole = start == 0 and step == 1 and (stop is None or stop >= shape[dim])
+        return found if whole or dim == 0 else None
+    return replace(found, factors=found.over(shape[1])[start:stop:step])
+
+
+def read_by(flow: Flow, call: fx.Node) -> fx.Node:
+    """The value that a convolution's module receives: not yet padded, where its ``padding_mode`` makes it do
+    that itself."""
+    value = flow.ops[call].args["input"]
+    op = flow.ops.get(value)
+    if call.op != "call_module" and op is not None and op.kind == "pad" and _owner(value) == _owner(call):
+        return op.args["input"]
+    return value
+
+
+def _owner(node: fx.Node) -> object:
+    return node.meta.get("owner")
+
+
+def uses(flow: Flow, node: fx.Node, through: tuple[str, ...] = ("alias", "pointwise")) -> list[Any]:
+    """The operations that read ``node``, seen through those of the kinds in ``through`` with no other
+    operand."""
+    found: list[Any] = []
+    for user in node.users:
+        op = flow.ops[user]
+        if op.kind in through and len(user.all_input_nodes) == 1:
+            found += uses(flow, user, through)
+        else:
+            found.append((user, op))
+    return found

@@ -1,0 +1,261 @@
+"""Resize, then convolution: a transposed convolution in disguise.
+
+    u = interpolate(x, scale_factor=s, mode="nearest")          y = conv_transpose2d(x, W', stride=s,
+    padding=k-1-p) y = conv2d(cat([u, skip]), W, padding=p)             ==         + conv2d(skip, W_skip,
+    padding=p)
+
+Nearest resize is a transposed convolution with a kernel of s ones, so W' is the full convolution of those
+ones with the flipped W: s+k-1 taps, of which each output phase uses about k/s along each axis. Exact, borders
+included. Where the padding repeats the edge (``replicate``, or ``reflect`` by one pixel, which is the same
+inside a block), x is padded by q = ceil(p/s) such pixels instead and the transposed convolution's padding is
+k-1 + qs-p. A bilinear resize is one too, with a triangle in the place of the ones
+(:mod:`pixelize.rewrites.idioms.bilinear_conv`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import gcd
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from pixelize.rewrites.graph.flow import Blocks, Factor, Flow, read_by
+from pixelize.rewrites.idioms.resize import taps
+from pixelize.rewrites.site import Geometry, Site, TransposedConv
+
+Range = tuple[int, int]
+NO_MIXING = "a 1x1 convolution of a resized picture"
+
+
+def conv_refusal(module: nn.Conv2d) -> str | None:
+    """Why a convolution that reads a resized image cannot become a transposed one, or None if it can."""
+    if type(module).forward is not nn.Conv2d.forward:
+        return f"{type(module).__name__} has a forward of its own, not nn.Conv2d's"
+    if not parametrize.is_parametrized(module) and "weight" not in module._parameters:
+        norms = [h for h in module._forward_pre_hooks.values() if isinstance(h, WeightNorm | SpectralNorm)]
+        if not norms:
+            return "its weight is no parameter, and what computes it is not known"
+    if tuple(module.stride) != (1, 1):
+        return f"the convolution has stride {tuple(module.stride)}"
+    return None
+
+
+def own_padding(module: nn.Conv2d) -> tuple[int, int] | None:
+    """The padding in numbers; None for ``padding="same"`` with an even kernel, which pads one side more."""
+    if module.padding == "valid":
+        return 0, 0
+    if module.padding == "same":
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return (total[0] // 2, total[1] // 2) if total[0] % 2 == total[1] % 2 == 0 else None
+    return int(module.padding[0]), int(module.padding[1])
+
+
+def match(
+    flow: Flow, name: str, names: tuple[str, ...], module: nn.Conv2d, calls: list[fx.Node]
+) -> Site | str | None:
+    """The site that a convolution module is, given all its calls in a graph; a reason if it cannot be one,
+    None if it reads no resize.
+
+    A 1x1 convolution mixes no pixels, makes no pattern and gains nothing: it counts as a bare resize.
+    """
+    seen = [flow.blocks.get(read_by(flow, call)) for call in calls]
+    if not any(seen):
+        return None
+    first = seen[0]
+    if first is None or any(
+        b is None or (b.factors, b.margin, b.mode) != (first.factors, first.margin, first.mode) for b in seen
+    ):
+        return "called in several places, not always after the same resize"
+    refusal = conv_refusal(module)
+    if refusal:
+        return refusal
+    options = plan(module, first)
+    if isinstance(options, str):
+        return options
+    found = geometry(module, options)
+    if isinstance(found, str):
+        return found
+    kind = "resize" if tuple(module.kernel_size) == (1, 1) else "resize_conv"
+    return Site(name, names, kind, type(module).__name__, found, options)  # type: ignore[arg-type]
+
+
+def plan(module: nn.Conv2d, blocks: Blocks) -> dict[str, Any] | str:
+    """What a replacement needs to know beside the module: the factor, the channels that have it, the padding
+    before and its kind."""
+    bilinear = blocks.mode == "bilinear"
+    factor, ranges = common_factor(blocks.over(module.in_channels), bilinear)
+    padding = own_padding(module)
+    if padding is None:
+        return "padding='same' with an even kernel is not symmetric"
+    mode, *margin = blocks.margin or ("zeros", 0, 0)
+    if module.padding_mode != "zeros" and any(padding):
+        inside = bilinear or all(p == 0 or (p == 1 and s > 1) for p, s in zip(padding, factor, strict=True))
+        if module.padding_mode not in ("replicate", "reflect") or (
+            module.padding_mode == "reflect" and not inside
+        ):
+            return f"padding_mode is {module.padding_mode!r}: not what a block image repeats"
+        own = module.padding_mode
+    else:
+        own = "zeros"  # type: ignore[assignment]
+    if any(padding) and any(margin) and own != mode:
+        return f"padded twice, with {mode} and by the convolution with {own}"
+    if any(padding) and any(margin) and own == "reflect" and bilinear:
+        return "padded twice by reflection"
+    return {
+        "factor": list(factor),
+        "ranges": [list(r) for r in ranges],
+        "margin": list(margin),
+        "around": own if any(padding) else mode,
+        **({"mode": blocks.mode} if bilinear else {}),
+    }
+
+
+def geometry(module: nn.Conv2d, options: Mapping[str, Any]) -> Geometry | str:
+    """The canonical transposed convolution of the resized channels, or the reason why there is none."""
+    factor, margin = options["factor"], options["margin"]
+    channels = sum(b - a for a, b in options["ranges"])
+    padding = own_padding(module)
+    assert padding is not None
+    span = [module.dilation[i] * (module.kernel_size[i] - 1) for i in (0, 1)]
+    around = [padding[i] + margin[i] for i in (0, 1)]
+    size = [len(taps(s, is_bilinear(options))) for s in factor]
+    if is_bilinear(options):
+        edge = [edge_of(around[i], factor[i]) for i in (0, 1)]
+        inverse = [(size[i] - factor[i]) // 2 + edge[i] * factor[i] + span[i] - around[i] for i in (0, 1)]
+    elif options["around"] != "zeros":
+        inverse = [span[i] + -around[i] % factor[i] for i in (0, 1)]
+    else:
+        inverse = [span[i] - around[i] for i in (0, 1)]
+    if min(inverse) < 0:
+        return f"the convolution's padding {tuple(around)} is larger than its kernel"
+    if any(module.dilation[i] > max(factor[i], 1) for i in (0, 1)):
+        return f"dilation {tuple(module.dilation)}: the transposed convolution would cost more than it saves"
+    if module.groups > 1 and channels != module.in_channels:
+        return "a grouped convolution over a concatenation"
+    return Geometry(
+        channels,
+        module.out_channels,
+        (span[0] + size[0], span[1] + size[1]),
+        (factor[0], factor[1]),
+        (inverse[0], inverse[1]),
+        (0, 0),
+        module.groups,
+        (1, 1),
+        module.bias is not None,
+    )
+
+
+def is_bilinear(options: Mapping[str, Any]) -> bool:
+    """Whether a site's resize is bilinear."""
+    return options.get("mode") == "bilinear"
+
+
+def edge_of(around: int, factor: int) -> int:
+    """By how many pixels a small picture's edge is repeated so that its bilinear enlargement goes on for
+    ``around`` pixels beyond the border: pixel -m lies at (1/2 - m) / s - 1/2, at least 1."""
+    return max(1, -(-(2 * around - 1 + factor) // (2 * factor)))
+
+
+def common_factor(factors: Sequence[Factor], bilinear: bool = False) -> tuple[Factor, list[Range]]:
+    """The block size that a conversion uses, and the channel ranges that have it.
+
+    The greatest common one of all resized channels; where they share none, or a block is not constant, the
+    most frequent one.
+    """
+    resized = [f for f in factors if f != (1, 1)]
+    shared = (gcd(*(f[0] for f in resized)), gcd(*(f[1] for f in resized)))
+    if shared == (1, 1) or bilinear:
+        shared = max(resized, key=resized.count)
+    taken = [
+        i
+        for i, f in enumerate(factors)
+        if f == shared or (not bilinear and f[0] % shared[0] == 0 and f[1] % shared[1] == 0)
+    ]
+    ranges: list[Range] = []
+    for i in taken:
+        if ranges and ranges[-1][1] == i:
+            ranges[-1] = (ranges[-1][0], i + 1)
+        else:
+            ranges.append((i, i + 1))
+    return shared, ranges
+
+
+def canonical(site: Site, module: nn.Conv2d) -> TransposedConv:
+    """The transposed convolution that the resize and its share of the convolution are together."""
+    weight = take(module.weight.detach(), site.options["ranges"])
+    bias = None if module.bias is None else module.bias.detach().clone()
+    full = merge_taps(
+        weight, module.dilation, site.options["factor"], module.groups, is_bilinear(site.options)
+    )
+    return TransposedConv(site.geometry, full, bias)
+
+
+def merge_taps(
+    weight: Tensor, dilation: Sequence[int], factor: Sequence[int], groups: int, bilinear: bool = False
+) -> Tensor:
+    """Conv2d layout (C_out, C_in/groups, k, k) to ConvTranspose2d layout (C_in, C_out/groups, d(k-1)+s, ..).
+
+    W'[T] = sum of W[t] over the taps t with 0 <= T - d(k-1-t) < s: the flipped, dilated kernel convolved with
+    s ones (or the triangle of a bilinear resize). Summed in float64, in parts that a cache holds.
+    """
+    c_out, c_in, kh, kw = weight.shape
+    rows, columns = _spread((kh, kw), dilation, factor, bilinear)
+    spread = torch.kron(rows, columns).to(weight.device)
+    full = weight.new_empty(groups * c_in, c_out // groups, spread.shape[1])
+    step = max(1, min(c_in, 2**17 // (c_out // groups * kh * kw)))
+    parts, sums = (spread.new_empty(step, c_out // groups, n) for n in spread.shape)
+    for g, block in enumerate(weight.reshape(groups, c_out // groups, c_in, kh * kw)):
+        for start in range(0, c_in, step):
+            n = min(step, c_in - start)
+            part = parts[:n].copy_(block[:, start : start + n].transpose(0, 1))
+            full[g * c_in + start : g * c_in + start + n] = torch.matmul(part, spread, out=sums[:n])
+    return full.view(*full.shape[:2], rows.shape[1], columns.shape[1])
+
+
+def _spread(
+    kernel_size: Sequence[int], dilation: Sequence[int], factor: Sequence[int], bilinear: bool
+) -> list[Tensor]:
+    # for each axis the taps of the transposed convolution, (k, d(k-1)+..), that each tap of the convolution
+    # adds to
+    axes = []
+    for k, d, s in zip(kernel_size, dilation, factor, strict=True):
+        one = torch.tensor(taps(s, bilinear), dtype=torch.float64)
+        matrix = torch.zeros(k, d * (k - 1) + len(one), dtype=torch.float64)
+        for t in range(k):
+            matrix[t, d * (k - 1 - t) : d * (k - 1 - t) + len(one)] = one
+        axes.append(matrix)
+    return axes
+
+
+def split_taps(
+    weight: Tensor,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    factor: Sequence[int],
+    bilinear: bool = False,
+) -> Tensor:
+    """The convolution kernel nearest, in least squares, to what :func:`merge_taps` made of it: its left
+    inverse."""
+    rows, columns = (
+        torch.linalg.pinv(axis.mT).to(weight.device, weight.dtype)
+        for axis in _spread(kernel_size, dilation, factor, bilinear)
+    )
+    flat = rows @ weight @ columns.T
+    c_in, c_out = weight.shape[:2]
+    grouped = flat.reshape(groups, c_in // groups, c_out, *kernel_size).transpose(1, 2)
+    return grouped.reshape(groups * c_out, c_in // groups, *kernel_size)
+
+
+def take(weight: Tensor, ranges: Sequence[Sequence[int]]) -> Tensor:
+    """The input channels of a Conv2d weight that lie in ``ranges``: a view of it where that can be."""
+    if weight.shape[1] < ranges[-1][1]:  # a grouped convolution is taken whole
+        return weight
+    if len(ranges) == 1:
+        return weight[:, slice(*ranges[0])]
+    return torch.cat([weight[:, a:b] for a, b in ranges], 1)

@@ -1,0 +1,1 @@
+"""Seeing what a model computes: captures, each of which gives an fx graph."""

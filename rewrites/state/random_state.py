@@ -1,0 +1,72 @@
+"""The state of random number generators, kept over whatever runs in between."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def keep(devices: Iterable[torch.device]) -> Callable[[], None]:
+    """Reads the state of Python's, numpy's, torch's CPU generator and those of ``devices``; returns what puts
+    it back. No other device is touched, and none is initialised.
+    """
+    undo: list[Callable[[], None]] = []
+
+    def read(get: Callable[[], Any], put: Callable[[Any], Any]) -> None:
+        state = get()
+        undo.append(lambda: put(state))
+
+    read(random.getstate, random.setstate)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        read(numpy.random.get_state, numpy.random.set_state)
+    read(torch.get_rng_state, torch.set_rng_state)
+    for device, module in _accelerators(devices):
+        read(
+            lambda m=module, d=device: m.get_rng_state(d), lambda s, m=module, d=device: m.set_rng_state(s, d)
+        )
+
+    def put_back() -> None:
+        for step in undo:
+            step()
+
+    return put_back
+
+
+def seed(number: int, devices: Iterable[torch.device]) -> None:
+    """Seeds torch's CPU generator and those of ``devices``, and no others (``torch.manual_seed`` seeds every
+    device there is).
+    """
+    state = torch.Generator().manual_seed(number).get_state()
+    torch.set_rng_state(state)
+    for device, module in _accelerators(devices):
+        with torch.device(device):
+            module.set_rng_state(torch.Generator(device).manual_seed(number).get_state(), device)
+
+
+@contextmanager
+def random_state_kept(devices: Iterable[torch.device], number: int | None = None) -> Iterator[None]:
+    """In this, random numbers start from ``number`` (or go on as they were); afterwards all generators are
+    as before.
+    """
+    devices = list(devices)
+    put_back = keep(devices)
+    try:
+        if number is not None:
+            seed(number, devices)
+        yield
+    finally:
+        put_back()
+
+
+def _accelerators(devices: Iterable[torch.device]) -> Iterator[tuple[torch.device, Any]]:
+    for device in devices:
+        if device.type in ("cpu", "meta"):
+            continue
+        module = getattr(torch, device.type, None)
+        if hasattr(module, "get_rng_state") and hasattr(module, "set_rng_state"):
+            yield device, module
