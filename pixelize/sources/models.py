@@ -37,6 +37,7 @@ from torch import nn
 
 from pixelize.conversion.saved import PLAN, load, read_plan
 from pixelize.errors import ArgumentError, LoadError, PixelizeError
+from pixelize.sources.trust import WEIGHTS, check_config, refused_part
 
 _PACKAGES = {  # scheme: (import name, extra)
     "smp": ("segmentation_models_pytorch", "smp"),
@@ -54,8 +55,9 @@ def build_model(name: str, *, source: str | None = None) -> nn.Module:
     """The model that ``name`` stands for, in evaluation mode.
 
     ``source``: for a folder, what its model is built from before the weights are loaded, in place of what the
-    folder itself notes. A folder may have come from a stranger: code that it names (``module:callable``) is
-    run only if ``source`` repeats it.
+    folder itself notes. A folder may have come from a stranger: code that it names (``module:callable``), and
+    options of a library that might run or fetch code (``trust_remote_code=True``), count only if ``source``
+    repeats them.
 
     Raises:
         ArgumentError: nothing has that name, or its options do not fit.
@@ -122,14 +124,34 @@ def _saved(folder: Path, source: str | None) -> nn.Module:
                 f"{folder}: it does not note what its model is built from; give --source, a model's name "
                 "such as smp:Linknet or module.path:callable"
             )
-        if source != "demo" and source.partition(":")[0] not in _PACKAGES:
-            raise LoadError(
-                f"{folder}: its model is built by running {source!r}; if you trust that code, repeat it: "
-                f"--source '{source}'"
-            )
+        source = _checked(folder, source)
     if Path(source).is_dir():
         raise ArgumentError(f"{source}: a source is the name of a model to build, not a folder")
     return load(folder, into=_named(source))
+
+
+def _checked(folder: Path, source: str) -> str:
+    """A source that a folder notes, without what only chooses weights. Raises LoadError if it could run or
+    fetch code.
+    """
+    target, _, query = source.partition("?")
+    scheme, _, name = target.partition(":")
+    if target == "demo":
+        return source
+    if scheme not in _PACKAGES:
+        raise LoadError(
+            f"{folder}: its model is built by running {source!r}; if you trust that code, repeat it: "
+            f"--source '{source}'"
+        )
+    options = _options(source, query)
+    kept = {key: value for key, value in options.items() if key not in WEIGHTS}
+    if part := refused_part(scheme, name, kept):
+        raise LoadError(
+            f"{folder}: its model is built by {source!r}, and {part} might run or fetch code; if you trust "
+            f"it, repeat it: --source '{source}'"
+        )
+    items = (item for item in query.split("&") if item.partition("=")[0] in kept)
+    return "?".join(filter(None, (target, "&".join(items))))
 
 
 def _library_of(folder: Path) -> str | None:
@@ -212,8 +234,14 @@ def _transformers(transformers: Any, name: str, options: dict[str, Any]) -> nn.M
         raise ArgumentError(f"{told}: no config.json in {name}")
 
     def load_named(name: str, **given: Any) -> nn.Module:
+        given = {"trust_remote_code": False, **given}  # unless told, transformers asks on the terminal
+        if not given["trust_remote_code"]:
+            check_config(Path(name, given.get("subfolder") or ""))
         config = transformers.AutoConfig.from_pretrained(name, **given)
-        cls = getattr(transformers, (getattr(config, "architectures", None) or ["AutoModel"])[0])
+        named = (getattr(config, "architectures", None) or ["AutoModel"])[0]
+        cls = getattr(transformers, str(named), None)
+        if cls is None:
+            raise ArgumentError(f"{told}: transformers has no class {named!r}, which its config.json names")
         return cls.from_pretrained(name, **given)
 
     return _pretrained(told, name, load_named, options)
