@@ -36,9 +36,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def noted(folder, source):
-    pixelize.save(
-        pixelize.convert(nn.Sequential(nn.ConvTranspose2d(2, 2, 4, 2, 1))), folder, source=source
-    )
+    pixelize.save(pixelize.convert(nn.Sequential(nn.ConvTranspose2d(2, 2, 4, 2, 1))), folder, source=source)
     return str(folder)
 
 

@@ -16,8 +16,26 @@ LOADED = {"subfolder", "variant"}
 WEIGHTS = {"encoder_weights", "pretrained"}
 """Options that only choose weights, which a saved folder brings itself: left out instead of fetched."""
 _REACHES_OUT = set(
-    "trust remote code custom pretrained weights checkpoint kernels implementation cache proxies url file token "
-    "auth revision hub repo".split()
+    [
+        "trust",
+        "remote",
+        "code",
+        "custom",
+        "pretrained",
+        "weights",
+        "checkpoint",
+        "kernels",
+        "implementation",
+        "cache",
+        "proxies",
+        "url",
+        "file",
+        "token",
+        "auth",
+        "revision",
+        "hub",
+        "repo",
+    ]
 )
 """Words in the names of options that may run or fetch code."""
 _WORD = re.compile(r"[\w.+-]*")
