@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +16,10 @@ LOADED = {"subfolder", "variant"}
 """Options that a noted ``from_pretrained`` may have."""
 WEIGHTS = {"encoder_weights", "pretrained"}
 """Options that only choose weights, which a saved folder brings itself: left out instead of fetched."""
-_REACHES_OUT = set(
-    [
-        "trust",
-        "remote",
-        "code",
-        "custom",
-        "pretrained",
-        "weights",
-        "checkpoint",
-        "kernels",
-        "implementation",
-        "cache",
-        "proxies",
-        "url",
-        "file",
-        "token",
-        "auth",
-        "revision",
-        "hub",
-        "repo",
-    ]
-)
+_REACHES_OUT = frozenset(
+    ("trust", "remote", "code", "custom", "pretrained", "weights", "checkpoint", "kernels", "implementation",
+     "cache", "proxies", "url", "file", "token", "auth", "revision", "hub", "repo")
+)  # fmt: skip
 """Words in the names of options that may run or fetch code."""
 _WORD = re.compile(r"[\w.+-]*")
 
@@ -83,7 +66,5 @@ def check_config(folder: Path) -> None:
             for part in value:
                 look(part)
 
-    try:
+    with suppress(OSError, ValueError, RecursionError):  # transformers itself will say what is wrong
         look(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError, RecursionError):
-        pass  # transformers itself will say what is wrong with it
