@@ -4,7 +4,31 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty file beside ``path`` for the block to fill, which then takes the place of ``path`` in one step.
+
+    Whoever looks sees the old file or the whole new one. The folder is made if need be. If the block raises,
+    or the disk refuses, what was there before stays and nothing else is left behind.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+    os.close(handle)
+    try:
+        yield Path(name)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp's own mode is the owner's alone
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def write_bytes(path: str | os.PathLike[str], contents: bytes) -> Path:
@@ -13,20 +37,9 @@ def write_bytes(path: str | os.PathLike[str], contents: bytes) -> Path:
     Returns ``path``. The folder is made if need be. Raises OSError, leaving no file behind, if the disk
     refuses.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(contents)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp's own mode is the owner's alone
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return target
+    with replacing(path) as file:
+        file.write_bytes(contents)
+    return Path(path)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:

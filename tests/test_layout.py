@@ -23,7 +23,7 @@ ORDER = (
     ("measure", "benchmarking"),
     ("calibration",),
     ("conversion",),
-    ("refit",),
+    ("refit", "checkpoints"),
     ("__init__",),
     ("pages",),
     ("demo",),
