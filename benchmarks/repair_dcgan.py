@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from pixelize.conversion.convert import convert
 from pixelize.measure.checkerboard import checkerboard
-from pixelize.measure.picture_spectrum import power_spectrum
+from pixelize.measure.spectrum import power_spectrum
 from pixelize.refit.repair import repair
 from pixelize.refit.report import repair_report
 

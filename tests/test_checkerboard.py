@@ -16,7 +16,7 @@ from torch import Tensor
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.measure.checkerboard import checkerboard, frequencies, frequency_name, minimum_size
 from pixelize.measure.local_map import checkerboard_map
-from pixelize.measure.picture_spectrum import power_spectrum
+from pixelize.measure.spectrum import power_spectrum
 
 HALVES = [(0.0, 0.5), (0.5, 0.0), (0.5, 0.5)]
 

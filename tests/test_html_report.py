@@ -15,7 +15,7 @@ from pixelize.errors import ArgumentError
 from pixelize.files import write_bytes
 from pixelize.measure.checkerboard import checkerboard
 from pixelize.measure.phase_response import phase_response
-from pixelize.measure.picture_spectrum import power_spectrum
+from pixelize.measure.spectrum import power_spectrum
 from pixelize.pages.figures import comparison_figure, marked, spectrum_image
 from pixelize.pages.findings import measure
 from pixelize.pages.page import render, write_report

@@ -14,9 +14,15 @@ from torch.nn import functional as F
 from pixelize.conversion.convert import convert
 from pixelize.errors import ArgumentError
 from pixelize.layers.pixel_dcl import iPixelDCL2d
-from pixelize.measure.checkerboard import checkerboard
+from pixelize.measure.checkerboard import (
+    artifact_power,
+    checkerboard,
+    frequencies,
+    peak_and_around,
+    window_sizes,
+)
 from pixelize.measure.content import ContentChange, content_change
-from pixelize.measure.spectrum import LOCAL, Spectrum, away, frequencies, window_sizes
+from pixelize.measure.spectrum import away, power_spectrum
 from pixelize.refit.coordinates import WhitenedTaps
 from pixelize.refit.least_change import LeastChange
 from pixelize.refit.prefix_cache import Replay
@@ -110,11 +116,10 @@ def test_the_spectrum_elsewhere_stays() -> None:
     repaired = repair(model, data, layer="3x3", progress=False)
     spectra = []
     for m in (model, repaired):
-        spectrum = Spectrum((16, 16), LOCAL)
         with torch.no_grad():
-            spectrum.add(m(fresh))
-        spectra.append(spectrum.power.log10() * 10)
-    low = (spectra[1] - spectra[0])[1:4, 1:4]
+            windows = m(fresh).unfold(2, 16, 8).unfold(3, 16, 8)
+        spectra.append(power_spectrum(windows.flatten(0, 3)).power)
+    low = (spectra[1] - spectra[0])[9:12, 9:12]  # 1/16 to 3/16 cycles per pixel
     assert low.abs().max() < 0.5
 
 
@@ -203,11 +208,11 @@ def test_powers_are_those_of_the_spectrum(period: int) -> None:
     with torch.no_grad():
         y = model(x)
     found = problem.powers(y)
-    for kind, window in windows.items():
-        spectrum = Spectrum(window, kind)
-        spectrum.add(y)
+    power = artifact_power(y.flatten(0, 1).double(), (period, period))
+    for form, table in power.by_form.items():
         for f in frequencies(period):
-            assert found[kind, f].item() == pytest.approx(spectrum.at(f, period), rel=1e-4)
+            peak = peak_and_around(table / power.planes, f, (period, period), form)[0]
+            assert found[form, f].item() == pytest.approx(peak.item(), rel=1e-4)
 
 
 def test_whitened_coordinates_cost_what_the_layer_makes() -> None:
@@ -262,8 +267,8 @@ def test_a_repair_of_a_converted_model_and_by_converting() -> None:
 
 
 def test_window_sizes_are_whole_periods() -> None:
-    assert window_sizes(65, 50, 4) == {LOCAL: (16, 16), "global": (64, 48)}
-    assert window_sizes(100, 100, 6)[LOCAL] == (24, 24)
+    assert window_sizes(65, 50, 4) == {"windowed": (32, 32), "global": (64, 48)}
+    assert window_sizes(100, 100, 6)["windowed"] == (48, 48)
 
 
 def test_content_change_sees_what_is_no_artifact():

@@ -27,6 +27,7 @@ from pixelize.demo.generator import load_demo_model
 from pixelize.files import write_bytes
 from pixelize.layers.parameter_groups import param_groups
 from pixelize.measure.checkerboard import checkerboard, frequencies, frequency_name
+from pixelize.measure.decibels import psnr
 from pixelize.measure.notch import clean_target
 from pixelize.pages.figures import comparison_figure
 from pixelize.refit.repair import repair
@@ -37,6 +38,8 @@ HELD_OUT = 256
 """Latents that everything is measured on, none of them trained on."""
 BATCH = 16
 RATE = 2e-4
+PEAK = 2.0
+"""The pictures span [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -171,12 +174,8 @@ def _measure(name: str, pictures: Tensor, original: Tensor, wanted: Tensor, seco
     by_form = [
         {frequency_name(f): float(found[form][f]) for f in frequencies(2)} for form in ("global", "windowed")
     ]
-    fidelity = None if pictures is original else _psnr(pictures, original)
-    return Outcome(name, by_form[0], by_form[1], fidelity, _psnr(pictures, wanted), seconds)
-
-
-def _psnr(a: Tensor, b: Tensor) -> float:
-    return float(10 * torch.log10(4 / F.mse_loss(a, b)))  # pictures span [-1, 1]
+    fidelity = None if pictures is original else psnr([original], [pictures], PEAK)
+    return Outcome(name, by_form[0], by_form[1], fidelity, psnr([wanted], [pictures], PEAK), seconds)
 
 
 def _table(outcomes: list[Outcome]) -> Table:

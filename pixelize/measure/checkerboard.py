@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from math import log10
 
 import torch
 from torch import Tensor
@@ -17,8 +16,10 @@ Frequency = tuple[float, float]
 """(vertical, horizontal), in cycles per pixel: (0.0, 0.5) changes sign from column to column."""
 
 _FLOOR = 1e-12  # of the mean square: less than 16-bit pictures hold, more than float32's rounding
-GLOBAL_RING = (3, 4)  # bins away from the peak, where the neighbourhood begins and ends
-WINDOWED_RING = (2, 3)
+GLOBAL, WINDOWED = "global", "windowed"
+"""The two forms of the measure, see :func:`checkerboard`."""
+RING = {GLOBAL: (3, 4), WINDOWED: (2, 3)}
+"""Bins away from a frequency, where the neighbourhood that it is compared with begins and ends."""
 
 
 def checkerboard(images: Images, period: int | tuple[int, int] = 2) -> dict:
@@ -69,12 +70,7 @@ def checkerboard(images: Images, period: int | tuple[int, int] = 2) -> dict:
     True
     """
     periods = as_periods(period)
-    total: ArtifactPower | None = None
-    for planes in image_planes(images, minimum_size(periods)):
-        power = artifact_power(planes, periods)
-        total = power if total is None else total + power
-    assert total is not None  # image_planes yields or raises
-    return decibels(total, periods)
+    return result_of(total_power(images, periods), periods)
 
 
 def as_periods(period: int | tuple[int, int]) -> tuple[int, int]:
@@ -121,6 +117,13 @@ def frequencies(period: int | tuple[int, int] = 2) -> list[Frequency]:
     return kept
 
 
+def window_sizes(height: int, width: int, period: int) -> dict[str, tuple[int, int]]:
+    """By form, the windows for pictures of this size in which the artifact's frequencies fall on bins: the
+    picture cropped to whole periods, and 8 periods (16 pixels at least)."""
+    whole = (height // period * period, width // period * period)
+    return {GLOBAL: whole, WINDOWED: minimum_size((period, period))}
+
+
 def frequency_name(frequency: Frequency) -> str:
     """``"(0,1/2)"`` for ``(0.0, 0.5)``: for tables, tags and file names."""
     return "({},{})".format(*(Fraction(f).limit_denominator(4096) for f in frequency))
@@ -128,7 +131,7 @@ def frequency_name(frequency: Frequency) -> str:
 
 @dataclass(frozen=True)
 class ArtifactPower:
-    """Sums over planes, all that :func:`decibels` needs; they add up over batches and over processes.
+    """Sums over planes, all that :func:`excess` needs; they add up over batches and over processes.
 
     ``whole`` ``(p_h, 9, p_w, 9)`` and ``windowed`` ``(p_h, 7, p_w, 7)``: power at j/p_h + a bins, k/p_w + b
     bins, in the images' units squared (white noise of variance v has power v everywhere). ``mean_square`` and
@@ -139,6 +142,11 @@ class ArtifactPower:
     windowed: Tensor
     mean_square: Tensor
     planes: Tensor
+
+    @property
+    def by_form(self) -> dict[str, Tensor]:
+        """``whole`` and ``windowed`` by the form of the measure that they belong to."""
+        return {GLOBAL: self.whole, WINDOWED: self.windowed}
 
     def __add__(self, other: ArtifactPower) -> ArtifactPower:
         return ArtifactPower(
@@ -154,11 +162,11 @@ def artifact_power(planes: Tensor, periods: tuple[int, int]) -> ArtifactPower:
     size = (planes.shape[-2], planes.shape[-1])
     centred = planes - planes.mean((-2, -1), keepdim=True)
     window = minimum_size(periods)
-    whole = next(strip_powers(centred, periods, size, size, GLOBAL_RING[1]))
+    whole = next(strip_powers(centred, periods, size, size, RING[GLOBAL][1]))
     strips = [
         strip.mean(1)
         for strip in strip_powers(
-            centred, periods, window, (window[0] // 2, window[1] // 2), WINDOWED_RING[1]
+            centred, periods, window, (window[0] // 2, window[1] // 2), RING[WINDOWED][1]
         )
     ]
     return ArtifactPower(
@@ -167,6 +175,16 @@ def artifact_power(planes: Tensor, periods: tuple[int, int]) -> ArtifactPower:
         mean_square=planes.square().mean((-2, -1)).sum(),
         planes=torch.tensor(float(len(planes)), dtype=torch.float64, device=planes.device),
     )
+
+
+def total_power(images: Images, periods: tuple[int, int]) -> ArtifactPower:
+    """:func:`artifact_power` of all ``images``, some at a time. Raises ArgumentError as
+    :func:`checkerboard`."""
+    planes = image_planes(images, minimum_size(periods))
+    total = artifact_power(next(planes), periods)  # image_planes yields or raises
+    for more in planes:
+        total = total + artifact_power(more, periods)
+    return total
 
 
 def strip_powers(
@@ -202,43 +220,53 @@ def _windowed_dft(size: int, period: int, reach: int, like: Tensor) -> Tensor:
     return torch.polar((hann / hann.square().sum().sqrt()).expand_as(turns), -2 * torch.pi * turns)
 
 
-def neighbours(frequency: Frequency, reach: int, ring: tuple[int, int], axes_apart: bool) -> Tensor:
-    """Boolean mask ``(2 reach + 1, 2 reach + 1)`` of the bins that a frequency is compared with.
+def peak_and_around(
+    power: Tensor, frequency: Frequency, periods: tuple[int, int], form: str
+) -> tuple[Tensor, Tensor]:
+    """S(f) and the median of Q(d) over the neighbourhood that ``form`` compares it with.
 
-    ``ring``: first and last distance, max(abs(a), abs(b)). ``axes_apart``: for frequencies (0, v) and (u, 0)
-    only the bins on that axis.
+    ``power``: ``(..., p_h, bins, p_w, bins)``, the power at and around the artifact's frequencies, as
+    :class:`ArtifactPower` has it. Two tensors ``(...)``.
     """
+    at = power[..., round(frequency[0] * periods[0]), :, round(frequency[1] * periods[1]), :]
+    reach = at.shape[-1] // 2
+    opposite = (at * at.flip(-2, -1)).sqrt()
+    mask = _neighbourhood(frequency, reach, form).to(at.device)
+    return at[..., reach, reach], opposite[..., mask].median(-1).values
+
+
+def _neighbourhood(frequency: Frequency, reach: int, form: str) -> Tensor:
+    """Boolean mask ``(2 reach + 1, 2 reach + 1)`` of the bins that a frequency is compared with."""
     offset = torch.arange(-reach, reach + 1)
     vertical, horizontal = torch.meshgrid(offset, offset, indexing="ij")
     distance = torch.maximum(vertical.abs(), horizontal.abs())
-    mask = (distance >= ring[0]) & (distance <= ring[1])
-    if axes_apart and frequency[0] == 0:
-        mask &= vertical == 0
-    elif axes_apart and frequency[1] == 0:
-        mask &= horizontal == 0
+    mask = (distance >= RING[form][0]) & (distance <= RING[form][1])
+    if form == WINDOWED and 0 in frequency:
+        mask &= (vertical if frequency[0] == 0 else horizontal) == 0
     return mask
 
 
-def decibels(power: ArtifactPower, periods: tuple[int, int]) -> dict:
+def excess(power: ArtifactPower, periods: tuple[int, int]) -> dict[tuple[str, Frequency], Tensor]:
+    """The figures of :func:`checkerboard` in dB by form and frequency, 0-dimensional.
+
+    Differentiable in the power at the frequency alone: a picture is not to be mended by raising what lies
+    around it.
+    """
+    mean_square = power.mean_square.detach()
+    # all-zero pictures leave nothing to compare: no pattern, 0 dB
+    floor = torch.where(mean_square > 0, _FLOOR * mean_square, torch.ones_like(mean_square))
+    found = {}
+    for form, table in power.by_form.items():
+        for f in frequencies(periods):
+            peak, around = peak_and_around(table, f, periods, form)
+            found[form, f] = 10 * ((peak + floor) / (around.detach() + floor)).log10()
+    return found
+
+
+def result_of(power: ArtifactPower, periods: tuple[int, int]) -> dict:
     """From sums of power to the dictionary of :func:`checkerboard`."""
-    floor = _FLOOR * float(power.mean_square)
-    result: dict = {}
-    for name, sums, ring, axes_apart in (
-        ("global", power.whole, GLOBAL_RING, False),
-        ("windowed", power.windowed, WINDOWED_RING, True),
-    ):
-        table = sums.cpu()
-        reach = table.shape[1] // 2
-        result[name] = {}
-        for frequency in frequencies(periods):
-            j, k = round(frequency[0] * periods[0]), round(frequency[1] * periods[1])
-            around = table[j, :, k, :]
-            around = (
-                (around * around.flip(0, 1)).sqrt()[neighbours(frequency, reach, ring, axes_apart)].median()
-            )
-            peak = table[j, reach, k, reach]
-            # All-zero pictures leave nothing to compare: no pattern, 0 dB.
-            ratio = (float(peak) + floor) / (float(around) + floor) if floor else 1.0
-            result[name][frequency] = 10 * log10(ratio)
-    result["worst"] = max(result["global"].values())
+    result: dict = {GLOBAL: {}, WINDOWED: {}}
+    for (form, f), level in excess(power, periods).items():
+        result[form][f] = float(level)
+    result["worst"] = max(result[GLOBAL].values())
     return result

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from pixelize.measure.natural import decibels
-from pixelize.measure.spectrum import GLOBAL, Spectrum, away
+from pixelize.measure.decibels import decibels
+from pixelize.measure.spectrum import away, mean_power, ring_numbers
 
 _BINS = 8
 """Frequencies of a ring that must lie away from the artifact's, for the ring to count."""
@@ -38,19 +37,15 @@ def content_change(
         window: (height, width) of the Hann window, the picture's or a little less.
         period: of the artifact, in pixels.
     """
-    old, new, change = (Spectrum(window, GLOBAL) for _ in range(3))
-    for a, b in zip(before, after, strict=True):
-        old.add(a)
-        new.add(b)
-        change.add(b - a)
+    first, last = ([x[..., : window[0], : window[1]] for x in batches] for batches in (before, after))
+    old, new = mean_power(first), mean_power(last)
     far = away(window, period)
-    error = (change.power * far).mean().item()
-    down, across = (torch.fft.fftfreq(size, dtype=torch.float64) for size in window)
-    ring = (torch.hypot(down[:, None], across) * min(window)).round().long()
+    error = (mean_power(b - a for a, b in zip(first, last, strict=True)) * far).mean().item()
+    ring = ring_numbers(window)
     change_of = [0.0]
     for r in range(int(ring.max()) + 1):
         here = far & (ring == r)
         if here.sum() >= _BINS:
-            was, now = (s.power[here].sum().item() for s in (old, new))
+            was, now = (power[here].sum().item() for power in (old, new))
             change_of.append(decibels((now + 1e-30) / (was + 1e-30)))
     return ContentChange(decibels(peak**2 / error) if error else math.inf, max(change_of, key=abs))

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixelize.measure.checkerboard import (
-    WINDOWED_RING,
+    RING,
+    WINDOWED,
     as_periods,
     frequencies,
     minimum_size,
-    neighbours,
+    peak_and_around,
     strip_powers,
 )
 from pixelize.measure.planes import one_batch
@@ -56,18 +57,13 @@ def _map(picture: Tensor, periods: tuple[int, int], window: tuple[int, int]) -> 
     far = [half[a] + -(-(n - 1) // hop[a]) * hop[a] - n for a, n in enumerate((height, width))]
     centred = picture - picture.mean((-2, -1), keepdim=True)
     padded = F.pad(centred, (half[1], far[1], half[0], far[0]), mode="reflect")
-    reach = WINDOWED_RING[1]
-    rows = [strip.mean(0) for strip in strip_powers(padded, periods, window, hop, reach)]
+    rows = [strip.mean(0) for strip in strip_powers(padded, periods, window, hop, RING[WINDOWED][1])]
     power = torch.stack(rows)  # (windows down, windows across, p_h, 7, p_w, 7)
     total = torch.zeros(power.shape[:2], dtype=power.dtype, device=power.device)
     for frequency in frequencies(periods):
-        j, k = round(frequency[0] * periods[0]), round(frequency[1] * periods[1])
-        around = power[:, :, j, :, k, :]
-        mask = neighbours(frequency, reach, WINDOWED_RING, axes_apart=True).to(power.device)
-        texture = (around * around.flip(-2, -1)).sqrt()[:, :, mask].median(-1).values
-        excess = around[:, :, reach, reach] - texture
-        alone = (j, k) == (-j % periods[0], -k % periods[1])
-        total += excess.clamp(min=0) * (1 if alone else 2)
+        peak, texture = peak_and_around(power, frequency, periods, WINDOWED)
+        alone = all(2 * v % 1 == 0 for v in frequency)  # f and -f are the same
+        total += (peak - texture).clamp(min=0) * (1 if alone else 2)
     # Power is per unit of window energy: a wave of amplitude a has a^2 (sum w)^2 / sum w^2.
     coherent = window[0] * window[1] * (2 / 3) ** 2
     amplitude = (total / coherent).sqrt()

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.measure.checkerboard import (
+    GLOBAL,
     ArtifactPower,
     artifact_power,
     as_periods,
-    decibels,
+    excess,
     frequency_name,
     minimum_size,
 )
@@ -82,11 +83,9 @@ class CheckerboardMetric(Metric):
         if not self.planes:
             raise ArgumentError("CheckerboardMetric has seen no images; call update(images) first.")
         power = ArtifactPower(self.whole, self.windowed, self.mean_square, self.planes)
-        result = decibels(power, self.periods)
-        flat = {
-            f"{form} {frequency_name(f)}": value
-            for form in ("global", "windowed")
-            for f, value in result[form].items()
-        }
-        flat["worst"] = result["worst"]
-        return {name: torch.tensor(value, device=self.whole.device) for name, value in flat.items()}
+        levels = excess(power, self.periods)
+        flat = {f"{form} {frequency_name(f)}": level.float() for (form, f), level in levels.items()}
+        flat["worst"] = (
+            torch.stack([level for (form, _), level in levels.items() if form == GLOBAL]).max().float()
+        )
+        return flat

@@ -1,4 +1,4 @@
-"""How far the pictures of a model are over the natural level at each frequency of a checkerboard."""
+"""What is natural at the frequencies of a checkerboard: constants by what they mean, and levels over them."""
 
 from __future__ import annotations
 
@@ -9,49 +9,98 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pixelize.measure.spectrum import GLOBAL, Frequency, Spectrum, around, frequencies
+from pixelize.measure.checkerboard import (
+    GLOBAL,
+    WINDOWED,
+    Frequency,
+    artifact_power,
+    frequencies,
+    peak_and_around,
+    total_power,
+)
+from pixelize.measure.decibels import decibels
+
+Level = tuple[str, Frequency]
+"""Form of the measure and frequency."""
+
+NOTICEABLE = 3.0
+"""Decibels (global form): sets of natural pictures measure less, more is called a checkerboard."""
+PHOTOGRAPHS = {GLOBAL: 0.0, WINDOWED: -4.0}
+"""Decibels that photographs measure with period 2, about, by form, where there are none to measure."""
+ON_AXIS, DIAGONAL = -4.5, -3.2
+"""Decibels (windowed form) of natural pictures at (0,1/2) and (1/2,0), and at (1/2,1/2): real faces."""
+NOTCHED = -4.5
+"""Decibels (windowed form) that a notched target is brought down to at the multiples of 1/2: real faces
+measure between -3.2 and -5.0. At other frequencies natural is about 0."""
 
 
-@dataclass
-class Levels:
-    """Decibels over the natural level, and both powers, by kind of window and frequency."""
+@dataclass(frozen=True)
+class ArtifactLevels:
+    """Of a set of pictures, by form and frequency: the power there, the power that would be natural there,
+    and the ratio of the two in decibels."""
 
-    excess: dict[tuple[str, Frequency], float]
-    power: dict[tuple[str, Frequency], float]
-    natural: dict[tuple[str, Frequency], float]
+    excess: dict[Level, float]
+    power: dict[Level, float]
+    natural: dict[Level, float]
 
-    def cost(self, natural: dict[tuple[str, Frequency], float], spare: float) -> float:
+    def cost(self, natural: dict[Level, float], spare: float) -> float:
         """Sum of what is over ``natural`` by more than ``spare`` dB."""
         return sum(max(0.0, decibels(self.power[c] / natural[c]) - spare) for c in self.power)
 
 
-def decibels(ratio: float) -> float:
-    return 10 * math.log10(max(ratio, 1e-12))
+def artifact_levels(pictures: Iterable[Tensor], period: int) -> ArtifactLevels:
+    """The levels of batches of pictures ``(N, C, H, W)``, and what their own surroundings lead one to expect.
+
+    Raises ArgumentError as :func:`pixelize.checkerboard`.
+    """
+    periods = (period, period)
+    total = total_power(pictures, periods)
+    planes = float(total.planes)
+    least = 1e-12 * float(total.mean_square) / planes or 1.0  # all-zero pictures: level everywhere
+    power, natural = {}, {}
+    for form, table in total.by_form.items():
+        table = table.cpu() / planes + least
+        for f in frequencies(period):
+            peak, around = peak_and_around(table, f, periods, form)
+            power[form, f] = float(peak)
+            natural[form, f] = float(around) if form == GLOBAL else _expected(table, f, period, float(around))
+    return ArtifactLevels({c: decibels(power[c] / natural[c]) for c in power}, power, natural)
 
 
-def measure(pictures: Iterable[Tensor], windows: dict[str, tuple[int, int]], period: int) -> Levels:
-    spectra = {kind: Spectrum(size, kind) for kind, size in windows.items()}
-    for picture in pictures:
-        for spectrum in spectra.values():
-            spectrum.add(picture)
-    wanted = [(kind, f) for kind in windows for f in frequencies(period)]
-    power = {(k, f): spectra[k].at(f, period) for k, f in wanted}
-    natural = {(k, f): spectra[k].natural(f, period) for k, f in wanted}
-    return Levels({c: decibels(power[c] / natural[c]) for c in wanted}, power, natural)
+def _expected(table: Tensor, f: Frequency, period: int, around: float) -> float:
+    """The power that the neighbourhood leads one to expect at ``f`` itself, in the windowed form.
+
+    The spectrum curves within the neighbourhood, and log-power is continued to f as an even function of the
+    distance d: a + b d^2 through d = 2 and d = 3. At (0,1/2) and (1/2,0) natural pictures lie at least
+    :data:`ON_AXIS` under what is around, and so does this; at (1/2,1/2), where the continuation is 1.5 dB too
+    low, just :data:`DIAGONAL`.
+    """
+    half = all(2 * v % 1 == 0 for v in f)
+    known = around * 10 ** ((DIAGONAL if all(f) else ON_AXIS) / 10)
+    if half and all(f):
+        return known
+    log = table[round(f[0] * period), :, round(f[1] * period), :].log()
+    reach = log.shape[-1] // 2
+    levels = []
+    for axis in (0, 1):
+        if f[axis]:
+            line = log[:, reach] if axis == 0 else log[reach]
+            two, three = ((line[reach - d] + line[reach + d]).item() / 2 for d in (2, 3))
+            levels.append(two - 4 * (three - two) / 5)
+    level = math.exp(sum(levels) / len(levels))
+    return min(level, known) if half else level
 
 
-def prominence(pictures: Tensor, window: tuple[int, int], period: int) -> Tensor:
-    """(N, frequencies): each picture's own power at a frequency over that around it, in one window in its
-    corner.
+def prominence(pictures: Tensor, period: int) -> Tensor:
+    """``(N, frequencies)``: each picture's own power at a frequency over that around it (global form).
 
     A generator now and then fails altogether: such a picture can have more of a pattern than all others
     together.
     """
-    (h, w), cut = window, pictures[..., : window[0], : window[1]]
-    hann = torch.hann_window(h)[:, None] * torch.hann_window(w)
-    power = torch.fft.fft2((cut - cut.mean((-2, -1), keepdim=True)) * hann).abs().square().mean(1)
+    periods = (period, period)
     found = []
-    for f in frequencies(period):
-        bin = (f[0] * h // period, f[1] * w // period)
-        found.append(power[:, bin[0], bin[1]] / (around(power, bin, f, GLOBAL) + 1e-30))
-    return torch.stack(found, 1)
+    for picture in pictures:
+        table = artifact_power(picture.double(), periods).whole
+        pairs = [peak_and_around(table, f, periods, GLOBAL) for f in frequencies(period)]
+        found.append(torch.stack([peak / (around + 1e-30) for peak, around in pairs]))
+    return torch.stack(found).float()

@@ -15,12 +15,8 @@ import torch
 from torch import Tensor
 
 from pixelize.errors import ArgumentError
-from pixelize.measure.checkerboard import Frequency, checkerboard, frequencies
-
-NATURAL = -4.5
-"""Windowed measure of natural pictures at the multiples of 1/2, in dB: between -3.2 and -5.0 on real faces.
-At other frequencies it is about 0.
-"""
+from pixelize.measure.checkerboard import GLOBAL, WINDOWED, Frequency, checkerboard, frequencies
+from pixelize.measure.natural import NOTCHED
 
 
 def notch(images: Tensor, period: int = 2, *, depth: Mapping[Frequency, float], sigma: float = 2.0) -> Tensor:
@@ -67,7 +63,7 @@ def clean_target(images: Tensor, period: int = 2) -> Tensor:
     around the frequency (a wide band, by the windowed one). A frequency at which the pictures are natural
     already is left alone.
     """
-    for sigma, form, natural in ((6.0, "global", 0.0), (2.0, "windowed", NATURAL)):
+    for sigma, form, natural in ((6.0, GLOBAL, 0.0), (2.0, WINDOWED, NOTCHED)):
         measured = checkerboard(images, period)[form]
         over = {f: measured[f] - (natural if all(2 * v % 1 == 0 for v in f) else 0.0) for f in measured}
         depth = {f: max(0.0, 1.0 - 10 ** (-v / 20)) for f, v in over.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import log10
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +14,8 @@ from pixelize.errors import ArgumentError
 from pixelize.inheritance.inherit import baked
 from pixelize.layers.pixel_dcl import PixelDCL2d, iPixelDCL2d
 from pixelize.measure.checkerboard import Frequency, frequencies
+from pixelize.measure.decibels import LIMIT, decibels
 from pixelize.rewrites.site import Geometry, TransposedConv, geometry_of
-
-_LIMIT = 1e12  # figures stay within 120 dB of zero, which is beyond float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +182,7 @@ def _response(
 
 
 def _decibels(part: float, mean: float) -> float:
-    """10 log10(part / mean) within 120 dB of zero; a layer without any response is even."""
-    if part <= mean / _LIMIT:
-        return -10 * log10(_LIMIT)
-    return 10 * log10(min(part / mean, _LIMIT)) if mean else 10 * log10(_LIMIT)
+    """A layer without any response is even; one whose mean alone vanishes is as uneven as can be."""
+    if mean:
+        return decibels(part / mean)
+    return LIMIT if part else -LIMIT

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pixelize.files import write_bytes
 from pixelize.measure.checkerboard import frequencies, frequency_name
-from pixelize.measure.picture_spectrum import PictureSpectrum, power_spectrum
+from pixelize.measure.spectrum import PictureSpectrum, power_spectrum
 from pixelize.pages.tiles import Tiles, check_columns, difference_caption, enlarged, tiles
 
 # line colours that read on white and on near-black, also for colour-blind eyes

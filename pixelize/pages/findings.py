@@ -15,15 +15,14 @@ from pixelize.conversion.convert import inspect
 from pixelize.conversion.report import Report, SiteReport
 from pixelize.errors import ArgumentError
 from pixelize.measure.checkerboard import as_periods, checkerboard, frequency_name, minimum_size
+from pixelize.measure.decibels import psnr
+from pixelize.measure.natural import NOTICEABLE
 from pixelize.measure.probes import LayerProbes
 from pixelize.rewrites import survey
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.running.inputs import one_sample, shape_of
 from pixelize.running.outputs import relative_error, tensors
 from pixelize.running.pictures import pictures_of
-
-NATURAL = 3.0
-"""Decibels: sets of natural pictures measure less than this above their surroundings (global form)."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,13 @@ class Findings:
             worst = max(first.levels["global"], key=first.levels["global"].get)
             level = first.levels["global"][worst]
             place = f"{level:.1f} dB at {frequency_name(worst)}"
-            if level >= 2 * NATURAL:
+            if level >= 2 * NOTICEABLE:
                 told.append(f"A clear checkerboard: {place}, where natural pictures measure about 0.")
-            elif level >= NATURAL:
+            elif level >= NOTICEABLE:
                 told.append(f"Some checkerboard: {place}, where natural pictures measure about 0.")
             else:
                 told.append(f"No checkerboard that keeps its place: at most {place}.")
-            if level >= NATURAL and self.source is not None:
+            if level >= NOTICEABLE and self.source is not None:
                 name = self.source.site.name or "the model itself"
                 told.append(f"Its finest pattern can only come from the last up-sampler, {name}.")
         for after in self.variants[1:]:
@@ -283,10 +282,7 @@ def _psnr(before: list[Tensor], after: list[Tensor]) -> float | None:
         or any(a.shape != b.shape for a, b in zip(before, after, strict=True))
     ):
         return None
-    square = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(before, after, strict=True))
-    square /= sum(a.numel() for a in before)
-    span = float(max(p.max() for p in before) - min(p.min() for p in before))
-    return 10 * math.log10(span**2 / square) if square and span else math.inf
+    return psnr(before, after)
 
 
 def _of_one_size(outputs: dict[str, list[Tensor]], notes: list[str]) -> dict[str, Tensor]:

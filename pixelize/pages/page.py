@@ -20,8 +20,9 @@ from pixelize.conversion.report import Report, change
 from pixelize.errors import ArgumentError
 from pixelize.files import write_bytes, write_text
 from pixelize.measure.checkerboard import as_periods, frequencies, frequency_name
+from pixelize.measure.natural import NOTICEABLE
 from pixelize.pages.figures import Curves, comparison_figure, curves_figure, png_bytes, spectrum_figures
-from pixelize.pages.findings import NATURAL, Findings, measure
+from pixelize.pages.findings import Findings, measure
 from pixelize.pages.tiles import Tiles, difference_caption, enlarged, tiles
 from pixelize.running.inputs import default_inputs, shape_of
 
@@ -120,7 +121,7 @@ def render(found: Findings, training: Curves | None = None) -> str:
         inputs=found.inputs,
         period="x".join(str(p) for p in dict.fromkeys(as_periods(found.period))),
         sentences=found.sentences(),
-        verdict="" if worst is None else "bad" if worst >= NATURAL else "good",
+        verdict="" if worst is None else "bad" if worst >= NOTICEABLE else "good",
         levels=_levels(found),
         rows=_tile_rows(shown) if shown else [],
         across=2 * len(found.pictures) + len(found.pictures) - 1 if found.pictures else 1,
@@ -181,7 +182,7 @@ def _levels(found: Findings) -> dict[str, Any] | None:
     rows = []
     for f in frequencies(found.period):
         cells = [
-            {"text": f"{levels[form][f]:.1f}", "strong": form == "global" and levels[form][f] >= NATURAL}
+            {"text": f"{levels[form][f]:.1f}", "strong": form == "global" and levels[form][f] >= NOTICEABLE}
             for _, levels in measured
             for form in ("global", "windowed")
         ]

@@ -11,22 +11,18 @@ import torch
 from torch import Tensor
 
 from pixelize.measure.checkerboard import (
-    GLOBAL_RING,
-    WINDOWED_RING,
     Frequency,
     artifact_power,
     as_periods,
     checkerboard,
+    excess,
     frequencies,
-    neighbours,
 )
+from pixelize.measure.natural import PHOTOGRAPHS
 from pixelize.measure.notch import notch
 
 Level = dict[tuple[str, Frequency], float]
 """dB for ``("global" or "windowed", frequency)``."""
-
-TYPICAL: dict[str, float] = {"global": 0.0, "windowed": -4.0}
-"""What photographs measure, about, where there are none to measure (see :func:`pixelize.checkerboard`)."""
 
 
 @dataclass(frozen=True)
@@ -43,41 +39,18 @@ class ArtifactLoss:
     def __call__(self, pictures: Tensor) -> Tensor:
         """The loss of pictures ``(N, C, H, W)``."""
         loss = pictures.new_zeros((), dtype=torch.float64)
-        for key, level in decibels(pictures, self.period).items():
+        periods = as_periods(self.period)
+        for key, level in excess(artifact_power(pictures.flatten(0, 1).double(), periods), periods).items():
             loss = loss + ((level - self.natural[key]) / 10).square()
         return loss.float()
-
-
-def decibels(pictures: Tensor, period: int = 2) -> dict[tuple[str, Frequency], Tensor]:
-    """The figures of one batch ``(N, C, H, W)`` by form and frequency, as :func:`pixelize.checkerboard` gives
-    them.
-
-    Differentiable in the power at the frequency alone: a picture is not to be mended by raising what lies
-    around it.
-    """
-    periods = as_periods(period)
-    power = artifact_power(pictures.flatten(0, 1).double(), periods)
-    floor = 1e-12 * power.mean_square.detach()
-    found = {}
-    for form, sums, ring, apart in (
-        ("global", power.whole, GLOBAL_RING, False),
-        ("windowed", power.windowed, WINDOWED_RING, True),
-    ):
-        reach = sums.shape[1] // 2
-        for f in frequencies(periods):
-            table = sums[round(f[0] * periods[0]), :, round(f[1] * periods[1]), :]
-            mask = neighbours(f, reach, ring, apart).to(table.device)
-            around = (table * table.flip(0, 1)).sqrt()[mask].median().detach()
-            found[form, f] = 10 * ((table[reach, reach] + floor) / (around + floor)).log10()
-    return found
 
 
 def natural_level(pictures: Tensor | None, period: int = 2) -> Level:
     """The figures of real pictures ``(N, C, H, W)``, or typical ones without them."""
     if pictures is None:
-        return {(form, f): level for form, level in TYPICAL.items() for f in frequencies(period)}
+        return {(form, f): level for form, level in PHOTOGRAPHS.items() for f in frequencies(period)}
     measured = checkerboard(pictures, period)
-    return {(form, f): measured[form][f] for form in TYPICAL for f in frequencies(period)}
+    return {(form, f): measured[form][f] for form in PHOTOGRAPHS for f in frequencies(period)}
 
 
 def without_artifact(pictures: Tensor, period: int = 2) -> Tensor:

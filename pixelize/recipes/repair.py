@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from pixelize.errors import ArgumentError
 from pixelize.measure.checkerboard import checkerboard, frequency_name
+from pixelize.measure.decibels import psnr
 from pixelize.pages.page import write_report
 from pixelize.recipes.artifact_loss import ArtifactLoss, Level, low_pass, natural_level, without_artifact
 from pixelize.recipes.data.pictures import load_pictures
@@ -241,13 +242,9 @@ def judge(pictures: Tensor, original: Tensor, natural: Level, period: int = 2) -
     level = {(form, f): measured[form][f] for form, f in natural}
     named = {f"{form} {frequency_name(f)}": value for (form, f), value in level.items()}
     peak = float(original.max() - original.min())
-
-    def psnr(change: Tensor) -> float:
-        return float(10 * (peak**2 / change.square().mean().clamp(min=1e-12)).log10())
-
-    change = pictures - original
     off = max(abs(level[key] - natural[key]) for key in natural)
-    return {**named, "off natural dB": off, "PSNR": psnr(change), "low-passed PSNR": psnr(low_pass(change))}
+    low = psnr([low_pass(original)], [low_pass(pictures)], peak)
+    return {**named, "off natural dB": off, "PSNR": psnr([original], [pictures]), "low-passed PSNR": low}
 
 
 def pictures_of(model: nn.Module, inputs: Tensor, batch: int = 64) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from pixelize.measure.checkerboard import checkerboard, frequency_name
-from pixelize.measure.picture_spectrum import power_spectrum
+from pixelize.measure.spectrum import power_spectrum
 from pixelize.recipes.training.run_state import Metrics
 
 

@@ -8,7 +8,7 @@ Over the weights of the chosen layers,
     subject to  E |c_j(y')|^2 <= t_j                                 (the power at each artifact frequency j)
 
 where P_f(y) is the picture's Fourier transform and P_f its mean power, c_j a Hann-windowed coefficient
-(:mod:`pixelize.measure.spectrum`), and v weighs frequencies: more where the picture has little power.
+(:func:`pixelize.checkerboard`), and v weighs frequencies: more where the picture has little power.
 What follows a layer (norms, activations, convolutions, further up-samplers, a head) is run as it is, so
 the picture is no linear function of the weights, but nearly: the change is small. For given multipliers
 m_j >= 0
@@ -33,13 +33,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pixelize.measure.spectrum import GLOBAL, LOCAL, Frequency, away
+from pixelize.measure.checkerboard import GLOBAL, WINDOWED, Frequency
+from pixelize.measure.spectrum import away
 from pixelize.refit.coordinates import Coordinates, ScaledParameter, WhitenedTaps, whitenable
 from pixelize.refit.prefix_cache import Replay
 from pixelize.running.pictures import picture_of, run
 
 Constraint = tuple[str, Frequency]
-"""Kind of window and frequency."""
+"""Form of the measure and frequency."""
 
 RIDGE = 0.3
 """Price of the coordinates themselves; 1 is about what the change of the picture costs."""
@@ -70,7 +71,7 @@ class LeastChange:
         model: in evaluation mode; its parameters lose ``requires_grad``, else it is not changed.
         names: of the up-samplers to alter: ``nn.ConvTranspose2d`` or the layers of this package.
         looked: inputs to learn from what the layers read.
-        period, windows: see :mod:`pixelize.measure.spectrum`.
+        period, windows: see :func:`pixelize.measure.checkerboard.window_sizes`.
         value: v(f) by bin of the global window, in its shape.
     """
 
@@ -235,8 +236,8 @@ class LeastChange:
         """v(f), for the share that one frequency has of a window's."""
         kind, f = constraint
         (height, width), (h, w) = self.windows[GLOBAL], self.windows[kind]
-        value = self.value[f[0] * height // self.period, f[1] * width // self.period].item()
-        return value / (h * w) * (_LOCAL if kind == LOCAL else 1.0)
+        value = self.value[round(f[0] * height), round(f[1] * width)].item()
+        return value / (h * w) * (_LOCAL if kind == WINDOWED else 1.0)
 
     def powers(self, y: Tensor) -> dict[Constraint, Tensor]:
         """Mean power of pictures (N, C, H, W) wherever there is a multiplier (white noise of power 1 has
@@ -245,7 +246,7 @@ class LeastChange:
         found: dict[Constraint, Tensor] = {}
         for kind, window in self.windows.items():
             wanted = [c for c, m in self.multipliers.items() if m and c[0] == kind]
-            across, down = (partial(_rows, y.shape[n], window[n], self.period) for n in (-1, -2))
+            across, down = (partial(_rows, y.shape[n], window[n]) for n in (-1, -2))
             parts = {i: y @ across(i).to(y).mT for i in {f[1] for _, f in wanted}}
             for c in wanted:
                 both = down(c[1][0]).to(y) @ parts[c[1][1]]
@@ -255,14 +256,14 @@ class LeastChange:
 
 
 @cache
-def _rows(length: int, size: int, period: int, j: int) -> Tensor:
-    """(2 * windows, length): Hann windows, half overlapping, times cosine, then times sine at j/period."""
+def _rows(length: int, size: int, frequency: float) -> Tensor:
+    """(2 * windows, length): Hann windows, half overlapping, times cosine, then times sine."""
     hann = torch.hann_window(size, dtype=torch.float64)
     starts = range(0, length - size + 1, max(size // 2, 1))
     rows = torch.zeros(len(starts), length, dtype=torch.float64)
     for row, start in zip(rows, starts, strict=True):
         row[start : start + size] = hann / hann.square().sum().sqrt()
-    turn = 2 * math.pi * (torch.arange(length) * j % period).double() / period
+    turn = 2 * math.pi * frequency * torch.arange(length, dtype=torch.float64)
     return torch.cat([rows * turn.cos(), rows * turn.sin()])
 
 

@@ -23,10 +23,12 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pixelize.conversion.convert import convert
 from pixelize.errors import ArgumentError
+from pixelize.measure.checkerboard import GLOBAL, WINDOWED, Frequency, frequency_name, window_sizes
 from pixelize.measure.content import content_change
-from pixelize.measure.natural import Levels, decibels, measure, prominence
+from pixelize.measure.decibels import decibels, psnr
+from pixelize.measure.natural import ArtifactLevels, artifact_levels, prominence
 from pixelize.measure.notch import clean_target, notch
-from pixelize.measure.spectrum import GLOBAL, LOCAL, Frequency, Spectrum, window_sizes
+from pixelize.measure.spectrum import mean_power
 from pixelize.refit.equal_phases import equalised
 from pixelize.refit.least_change import LeastChange
 from pixelize.refit.report import RepairedSite, RepairReport
@@ -60,9 +62,9 @@ _SAFE = 0.98
 _FAILURE = 10.0
 """A picture with more than so many times the usual prominence at a frequency is not counted: the generator
 failed."""
-_AIM = {GLOBAL: 0.1, LOCAL: 0.0}
+_AIM = {GLOBAL: 0.1, WINDOWED: 0.0}
 """Decibels over the natural level that a refit aims at."""
-_FALL = {GLOBAL: 20.0, LOCAL: 2.0}
+_FALL = {GLOBAL: 20.0, WINDOWED: 2.0}
 """Decibels by which the level around a pattern is believed to fall with it: what spreads from the pattern."""
 _FINE = 0.3
 _HOLE = 3.0
@@ -202,15 +204,15 @@ class _Repair:
         return found
 
     def _brings_in(self, name: str, f: Frequency) -> bool:
-        """Whether a layer's phases make a pattern at j/period, i/period out of a constant: a multiple of 1 /
+        """Whether a layer's phases make a pattern at f out of a constant: a multiple of 1 /
         (its stride times the scale of what follows) that is none of 1/scale."""
         stride, scale = self.brought_in[name]
-        turns = [Fraction(j, self.period) * scale for j in f]
+        turns = [Fraction(v).limit_denominator(self.period) * scale for v in f]
         return all((v * s).denominator == 1 for v, s in zip(turns, stride, strict=True)) and any(
             v.denominator != 1 for v in turns
         )
 
-    def _guilty(self, candidates: list[str], before: Levels) -> list[str]:
+    def _guilty(self, candidates: list[str], before: ArtifactLevels) -> list[str]:
         """Those that bring in a frequency that stands out; of several that bring in the same, those without
         whose pattern the cost falls."""
         excess = {f for (kind, f) in before.power if self._excess(before, (kind, f)) > self.spare}
@@ -238,7 +240,7 @@ class _Repair:
         self.held = [chunk for chunk in self.held if samples_of(chunk)]
 
     def _prominence(self, picture: Tensor) -> Tensor:
-        return prominence(picture, window_sizes(*self.size, self.period)[GLOBAL], self.period)
+        return prominence(picture, self.period)
 
     def _sound(self, chunk: Any, own: Tensor) -> Any:
         """The samples of a chunk that did not fail."""
@@ -256,13 +258,13 @@ class _Repair:
             raise ArgumentError(f"the data must give pictures of one size: {self.size} and another were seen")
         return picture
 
-    def _levels(self, pictures: Iterable[Tensor]) -> Levels:
-        return measure(pictures, window_sizes(*self.size, self.period), self.period)
+    def _levels(self, pictures: Iterable[Tensor]) -> ArtifactLevels:
+        return artifact_levels(pictures, self.period)
 
-    def _excess(self, levels: Levels, c: tuple[str, Frequency]) -> float:
+    def _excess(self, levels: ArtifactLevels, c: tuple[str, Frequency]) -> float:
         return decibels(levels.power[c] / self.natural[c])
 
-    def _share(self, name: str, before: Levels) -> float:
+    def _share(self, name: str, before: ArtifactLevels) -> float:
         """Decibels by which the cost falls when this up-sampler's pattern is notched out of its own
         output."""
         layer, stride = self.work.get_submodule(name), self.brought_in[name][0]
@@ -292,15 +294,14 @@ class _Repair:
                 kept = [n for n, c in enumerate(sound) if samples_of(c)]
                 yield [sound[n] for n in kept], [before[n] for n in kept]
 
-    def _refit(self, guilty: list[str], before: Levels, pictures: list[Tensor]) -> Levels:
+    def _refit(self, guilty: list[str], before: ArtifactLevels, pictures: list[Tensor]) -> ArtifactLevels:
         """Round after round, as long as the levels come down; keeps the best round, if there is one."""
         trial = self._trial(guilty)
         enough = -(-_LOOKED // samples_of(self.held[0]))
         window = window_sizes(*self.size, self.period)
-        spectrum = Spectrum(window[GLOBAL], GLOBAL)
-        for picture in pictures:
-            spectrum.add(picture)
-        value = (spectrum.power / spectrum.power.max()).clamp_min(1e-6) ** -_WHITENING
+        height, width = window[GLOBAL]
+        spectrum = mean_power(picture[..., :height, :width] for picture in pictures)
+        value = (spectrum / spectrum.max()).clamp_min(1e-6) ** -_WHITENING
         fit = LeastChange(
             trial, guilty, self.held[:enough], self.period, window, (value / value.mean()).float()
         )
@@ -362,54 +363,51 @@ class _Repair:
             convert(trial, include=guilty, example_inputs=self.held[0], inplace=True)
         return trial.eval()
 
-    def _over(self, levels: Levels, c: tuple[str, Frequency]) -> float:
+    def _over(self, levels: ArtifactLevels, c: tuple[str, Frequency]) -> float:
         """Decibels over the level aimed at: over what was natural before, or over what is now, if that is
         less. (What lies around a pattern is part of it and falls with it; up to ``_FALL`` dB are
         believed.)"""
         natural = max(min(self.natural[c], levels.natural[c]), self.natural[c] * 10 ** (-_FALL[c[0]] / 10))
         return decibels(levels.power[c] / natural) - _AIM[c[0]]
 
-    def _cost(self, levels: Levels, before: Levels) -> float:
+    def _cost(self, levels: ArtifactLevels, before: ArtifactLevels) -> float:
         """Decibels over the levels aimed at, summed, a fraction of one each left out; and those of holes."""
         over = {c: self._over(levels, c) for c in levels.power}
         holes = (min(0.0, self._over(before, c)) - v - _HOLE for c, v in over.items())
         return sum(max(0.0, v - _FINE) for v in over.values()) + sum(max(0.0, v) for v in holes)
 
-    def _worse(self, now: Levels, then: Levels) -> bool:
+    def _worse(self, now: ArtifactLevels, then: ArtifactLevels) -> bool:
         """Whether a frequency stands out more than it did, and not because what is around it fell."""
         return any(
             then.excess[c] > max(self.spare, now.excess[c] + 0.3) and then.power[c] > now.power[c]
             for c in now.power
         )
 
-    def _report(self, before: Levels, after: Levels, first: list[Tensor]) -> RepairReport:
-        error, content = 0.0, None
-        peak = max(p.max().item() for p in first) - min(p.min().item() for p in first)
+    def _report(self, before: ArtifactLevels, after: ArtifactLevels, first: list[Tensor]) -> RepairReport:
+        fidelity, content = math.inf, None
         if any(site.status == "repaired" for site in self.sites):
             if self.work is not self.model:
                 self.work = copy_model(self.model).float()
             last = self._pictures()
-            error = _mean_square(first, last)
+            fidelity = psnr(first, last)
+            peak = max(p.max().item() for p in first) - min(p.min().item() for p in first)
             window = window_sizes(*self.size, self.period)[GLOBAL]
             content = content_change(first, last, peak, window, self.period)
-        psnr = math.inf if error == 0 else 10 * math.log10(peak**2 / error)
         samples = sum(map(samples_of, self.held))
         return RepairReport(
             self.sites,
             self._named(before),
             self._named(after),
-            psnr,
+            fidelity,
             content,
             samples=samples,
             notes=self.notes,
         )
 
-    def _named(self, levels: Levels) -> dict[str, dict[str, float]]:
+    def _named(self, levels: ArtifactLevels) -> dict[str, dict[str, float]]:
         named: dict[str, dict[str, float]] = {}
-        for (kind, (j, i)), power in levels.power.items():
-            named.setdefault(kind, {})[f"{j}/{self.period},{i}/{self.period}"] = decibels(
-                power / self.natural[kind, (j, i)]
-            )
+        for (form, f), power in levels.power.items():
+            named.setdefault(form, {})[frequency_name(f)] = decibels(power / self.natural[form, f])
         return named
 
 

@@ -27,10 +27,10 @@ class RepairedSite:
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What :func:`repair` found and did; excess in dB over the natural level, by kind of window and
-    frequency.
+    """What :func:`repair` found and did; excess in dB over the natural level, by form of the
+    measure ("global", "windowed") and frequency.
 
-    Frequencies are written "j/p,i/p", in cycles per pixel down and across, on held-back data. ``psnr``
+    Frequencies are written "(0,1/2)", in cycles per pixel down and across, on held-back data. ``psnr``
     compares the pictures after with those before (their range as peak), infinite if nothing was changed.
     ``content`` tells what changed away from the artifact's frequencies.
     """
