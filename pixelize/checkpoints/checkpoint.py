@@ -33,8 +33,9 @@ class Checkpoint:
     def write(self, out: Path, values: Mapping[str, Tensor]) -> list[Path]:
         """The file with ``values`` in place of its own tensors; everything else stays as it is.
 
-        Values are rounded to the type that the file holds them in. Raises LoadError for a name or a shape that
-        the file does not have; OSError if the disk refuses, and what was there before is then untouched.
+        Values are rounded to the type that the file holds them in. Raises LoadError for a name or a shape
+        that the file does not have; OSError if the disk refuses, and what was there before is then
+        untouched.
         """
         cast: dict[str, Tensor] = {}
         for name, value in values.items():

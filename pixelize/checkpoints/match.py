@@ -1,4 +1,4 @@
-"""Which tensors of a file a model's parameters are, and what they became: a repair in the file's own terms."""
+"""Which tensors of a file a model's parameters are, and what they became in the file's own terms."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def changed_tensors(
     """What of ``checkpoint``, of which ``before`` was filled, has to change for it to be ``after``'s file.
 
     A parameter is found in the file by the name it is known to have there (``names``), or else by its
-    elements, to the bit, and among several equal tensors by the end of its name. ``used`` are the names of the
-    tensors that ``before`` was filled from, all by default.
+    elements, to the bit, and among several equal tensors by the end of its name. ``used`` are the names of
+    the tensors that ``before`` was filled from, all by default.
 
     Raises:
         PixelizeError: a parameter that changed is none of the file's tensors (computed from several when the
@@ -92,8 +92,8 @@ def _find(key: str, value: Tensor, checkpoint: Checkpoint, pool: list[str]) -> s
     ]
     if not equal:
         raise PixelizeError(
-            f"{checkpoint.path}: {key} is none of its tensors but computed from them when it is read, so that "
-            "what it became cannot be written back"
+            f"{checkpoint.path}: {key} is none of its tensors but computed from them when it is "
+            "read, so that what it became cannot be written back"
         )
     return max(equal, key=lambda name: common_end(name, key))
 

@@ -32,8 +32,8 @@ def write_patch(
 ) -> Path:
     """Writes ``values``, by the names that they have in ``checkpoint``, as a patch.
 
-    ``used``: the names of the model's tensors, all of the file's by default; the patch fits no file that lacks
-    one of them. ``about`` is plain data kept with it. Raises OSError if the disk refuses.
+    ``used``: the names of the model's tensors, all of the file's by default; the patch fits no file that
+    lacks one of them. ``about`` is plain data kept with it. Raises OSError if the disk refuses.
     """
     hashes = {name: hash_of(checkpoint.tensors[name]) for name in used or checkpoint.tensors}
     told = {

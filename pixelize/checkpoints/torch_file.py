@@ -1,8 +1,10 @@
-"""What ``torch.save`` wrote (``.pth``, ``.pt``, ``.ckpt``, ``.bin``): tensors in nested dictionaries and lists.
+"""What ``torch.save`` wrote (``.pth``, ``.pt``, ``.ckpt``, ``.bin``): tensors in nested dictionaries and
+lists.
 
-Nothing but tensors and plain containers is ever unpickled. What is written back has the same containers in the
-same order, with their own attributes (the ``_metadata`` of a state dict, say), the same strides, the same
-tensors shared, in the same format, the old one of before torch 1.6 included. All of it lies on the CPU.
+Nothing but tensors and plain containers is ever unpickled. What is written back has the same containers in
+the same order, with their own attributes (the ``_metadata`` of a state dict, say), the same strides, the
+same tensors shared, in the same format, the old one of before torch 1.6 included. All of it lies on the
+CPU.
 """
 
 from __future__ import annotations
