@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """An empty file beside ``path`` for the block to fill, which then takes the place of ``path`` in one step.
+    """An empty file beside ``path`` for the block to fill, which then takes its place in one step.
 
     Whoever looks sees the old file or the whole new one. The folder is made if need be. If the block raises,
     or the disk refuses, what was there before stays and nothing else is left behind.

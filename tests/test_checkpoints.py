@@ -1,4 +1,4 @@
-"""Files of weights: written back, all but what was replaced is what it was; patches fit their own model alone."""
+"""Files of weights: what is written differs where it was replaced alone; patches fit one model alone."""
 
 from __future__ import annotations
 

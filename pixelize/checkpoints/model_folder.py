@@ -1,4 +1,4 @@
-"""A folder that diffusers or transformers wrote: its weights, in one file or in shards, and all else in it."""
+"""A folder that diffusers or transformers wrote: its weights, in one file or in shards, and the rest."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def read_onnx(path: Path) -> Checkpoint:
     """Raises LoadError if the file is no graph or is damaged; PixelizeError if onnx is not installed."""
     onnx = _package(path)
     graph = _graph(onnx, path)
-    places = {name: proto for name, proto in _tensors(graph.graph)}
+    places = dict(_tensors(graph.graph))
     tensors = {}
     for name, proto in places.items():
         found = _read(onnx, proto, path)

@@ -57,7 +57,7 @@ def read_patch(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
             told = json.loads((file.metadata() or {}).get("pixelize_patch", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise LoadError(f"{path}: not a readable patch ({type(error).__name__})") from error
     if not isinstance(told, dict) or not {"format", "originals", "others"} <= told.keys():

@@ -61,8 +61,9 @@ def _load(path: Path) -> Any:
             told = "a TorchScript archive, which is a program; save its state dict alone"
         elif found := re.search(r"(?:GLOBAL|Unsupported (?:global|class))[: ]+(?:GLOBAL )?([\w.]+)", text):
             told = (
-                f"holds {found[1]}, which is more than tensors and plain containers and is not unpickled; where "
-                "you trust the file, save its state dict alone (torch.save(model.state_dict(), ...))"
+                f"holds {found[1]}, which is more than tensors and plain containers and is not "
+                "unpickled; where you trust the file, save its state dict alone "
+                "(torch.save(model.state_dict(), ...))"
             )
         else:
             told = f"not a readable checkpoint ({type(error).__name__}: {text[:120]})"
