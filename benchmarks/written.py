@@ -1,12 +1,13 @@
-"""What a recipe's run leaves in benchmarks/results: figures, settings without local paths, a table, and each
-arm's difference from the first one.
+"""What a recipe's run leaves in benchmarks/results: figures, settings without local paths, the command, and
+the recipe's tables.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-import statistics
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,18 +18,16 @@ import torch
 from pixelize.recipes.training.settings import Settings
 
 
-def run_and_write(
-    run: Callable[[Any], dict[str, Any]], settings: Settings, out: Path, name: str, metric: str
-) -> None:
+def run_and_write(run: Callable[[Any], dict[str, Any]], settings: Settings, out: Path, name: str) -> None:
     """Runs a recipe with one seed more at a time, and writes ``out/name.json`` and ``.md`` after each."""
     seeds = settings.seeds.split(",")
     for n in range(1, len(seeds) + 1):
         data = run(replace(settings, seeds=",".join(seeds[:n])))
         if data:  # the main process
-            write_run(out, name, data, Path(settings.out), metric)
+            write_run(out, name, data, Path(settings.out))
 
 
-def write_run(out: Path, name: str, data: dict[str, Any], folder: Path, metric: str) -> None:
+def write_run(out: Path, name: str, data: dict[str, Any], folder: Path) -> None:
     """Writes ``out/name.json`` and ``.md`` of what a recipe's ``run`` returned and left in ``folder``."""
     data["settings"]["out"] = ""
     data["settings"]["data"] = Path(data["settings"]["data"]).name
@@ -45,18 +44,10 @@ def write_run(out: Path, name: str, data: dict[str, Any], folder: Path, metric: 
         f"{s['model']}, {s['size']}x{s['size']}, {s['steps']} steps of {s['batch']}{after}, {data['machine']}"
     )
     table = (folder / "table.md").read_text()
-    (out / f"{name}.md").write_text(
-        f"{data['title']}, {told}\n\n{table}\n{differences(data['arms'], metric)}\n"
-    )
+    (out / f"{name}.md").write_text(f"{data['title']}, {told}\n\n    {command()}\n\n{table}")
 
 
-def differences(arms: dict[str, Any], metric: str) -> str:
-    """``metric`` of each arm minus the first arm's, seed by seed: mean and standard deviation."""
-    (first, reference), *others = arms.items()
-    told = []
-    for arm, found in others:
-        pairs = zip(found["results"], reference["results"], strict=True)
-        gains = [one[metric] - other[metric] for one, other in pairs]
-        spread = f" ± {statistics.stdev(gains):.2g}" if len(gains) > 1 else ""
-        told.append(f"`{arm}` {statistics.fmean(gains):+.2g}{spread}")
-    return f"{metric} minus that of `{first}` with the same seed: {', '.join(told)}."
+def command() -> str:
+    """The command line of this process, with the files it names by their names alone."""
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])

@@ -12,7 +12,14 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from pixelize.recipes.data.pictures import Pictures, load_pictures
-from pixelize.recipes.models.arms import ANNEALED, CONVERTED_ARMS, SCRATCH_ARMS, arm_model, split_arms
+from pixelize.recipes.models.arms import (
+    ANNEALED,
+    CONVERTED_ARMS,
+    SCRATCH_ARMS,
+    arm_model,
+    layer_and_width,
+    split_arms,
+)
 from pixelize.recipes.models.dcgan import Critic, Generator
 from pixelize.recipes.recipe_settings import GanSettings
 from pixelize.recipes.sampled import pattern, save_sheet, spectral_distance
@@ -33,8 +40,8 @@ def run(s: GanSettings) -> dict[str, Any]:
     arms = split_arms(s.arms, (*(CONVERTED_ARMS if s.weights else SCRATCH_ARMS), ANNEALED))
     data, held = load_pictures(s.data, s.size, s.channels, limit=s.limit, download=s.download)
 
-    def build(layer: str) -> Generator:
-        return Generator(s.size, s.channels, s.latents, layer, s.width)
+    def build(arm: str) -> Generator:
+        return Generator(s.size, s.channels, s.latents, *layer_and_width(arm, s.width))
 
     base = load_weights(build("dcl-k4"), s.weights) if s.weights else None
     latents = list(torch.randn(256, s.latents, generator=generator(9)).split(64))

@@ -98,7 +98,8 @@ class RepairSettings(Settings):
     )
     arms: str = option(
         "control,ipixeldcl",
-        "control, ipixeldcl, pixeldcl, dcl; with -repaired after it: from what pixelize.repair makes.",
+        "control, adapter, dcl, ipixeldcl, pixeldcl (-masked, -2x2, -dw after it: other dependencies); with "
+        "-repaired after it: from what pixelize.repair makes.",
     )
     include: str = option("*", "Pattern of the names of the up-samplers that are converted.")
     steps: int = option(300, "Optimizer steps.", least=1)

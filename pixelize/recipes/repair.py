@@ -99,8 +99,8 @@ def run(s: RepairSettings) -> dict[str, Any]:
 
     def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
         base = copy.deepcopy(repaired if repaired is not None and arm.endswith(REPAIRED) else teacher)
-        model = convert_arm(arm.removesuffix(REPAIRED), base.cpu().eval(), inputs[0][:2], inputs, s.include)
-        model.requires_grad_(True)
+        base = base.cpu().eval().requires_grad_(True)
+        model = convert_arm(arm.removesuffix(REPAIRED), base, inputs[0][:2], inputs, s.include)
         return model, make_trial(model, s, teacher, data, natural, validation, test, accelerator)
 
     def draw(folder: Path, models: dict[str, nn.Module]) -> dict[str, Path]:

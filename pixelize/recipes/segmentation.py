@@ -4,7 +4,7 @@ model, converted or not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -16,10 +16,20 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from pixelize.errors import ArgumentError
+from pixelize.measure.checkerboard import minimum_size
+from pixelize.recipes.boundary_iou import BoundaryIoU
 from pixelize.recipes.data.segmentation import IGNORE, Pairs, SegmentationData, load_segmentation
-from pixelize.recipes.models.arms import ANNEALED, CONVERTED_ARMS, SCRATCH_ARMS, arm_model, split_arms
+from pixelize.recipes.models.arms import (
+    ANNEALED,
+    CONVERTED_ARMS,
+    SCRATCH_ARMS,
+    arm_model,
+    layer_and_width,
+    split_arms,
+)
 from pixelize.recipes.models.unet import UNet
 from pixelize.recipes.recipe_settings import SegmentationSettings
+from pixelize.recipes.sampled import pattern
 from pixelize.recipes.training.compare import compare, train_base
 from pixelize.recipes.training.loop import Trial
 from pixelize.recipes.training.processes import adam, descend, prepare, share, start
@@ -28,6 +38,9 @@ from pixelize.recipes.weights import load_weights
 from pixelize.sources.models import build_model
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+PATTERN_PICTURES = 64
+"""Test pictures whose logits are measured for a pattern."""
 
 
 def run(s: SegmentationSettings) -> dict[str, Any]:
@@ -50,8 +63,8 @@ def run(s: SegmentationSettings) -> dict[str, Any]:
 
         return train_base(first_model(s, len(data.classes)), s.base_steps, trial, s, seed, accelerator)
 
-    def build(layer: str) -> UNet:
-        return UNet(len(data.classes), layer, s.width)
+    def build(arm: str) -> UNet:
+        return UNet(len(data.classes), *layer_and_width(arm, s.width))
 
     def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
         model = arm_model(arm, build, None if scratch else base(seed), inputs)
@@ -100,8 +113,8 @@ def make_trial(
     scratch: bool,
     anneal: bool = False,
 ) -> Trial:
-    """The trial of one model: cross-entropy (or another loss), mean IoU and pixel accuracy without void
-    pixels.
+    """The trial of one model: cross-entropy (or another loss); mean IoU, mean boundary IoU and pixel accuracy
+    without void pixels; at the end also the pattern in the logits.
     """
     loss_of = make_loss(s.loss, accelerator)
     network = prepare(accelerator, s, model)
@@ -119,7 +132,10 @@ def make_trial(
         data.train,
         update,
         lambda m: measure(m, data.val, s.eval_batch, accelerator, "val "),
-        lambda m: measure(m, data.test, s.eval_batch, accelerator),
+        lambda m: {
+            **measure(m, data.test, s.eval_batch, accelerator),
+            **logits_pattern(m, data.test, s.eval_batch, accelerator),
+        },
         "val mIoU",
         anneal,
     )
@@ -159,20 +175,39 @@ def make_loss(name: str, accelerator: Accelerator) -> Loss:
 def measure(
     model: nn.Module, pairs: Pairs, batch: int, accelerator: Accelerator, prefix: str = ""
 ) -> Metrics:
-    """Mean IoU over the classes that occur and pixel accuracy, without void pixels, over all processes'
-    shares together.
+    """Mean IoU and mean boundary IoU over the classes that occur and pixel accuracy, without void pixels, over
+    all processes' shares together.
     """
     options: dict[str, Any] = {"num_classes": len(pairs.classes), "ignore_index": IGNORE}
     metrics = MetricCollection(
         {
             "mIoU": MulticlassJaccardIndex(**options),
+            "boundary IoU": BoundaryIoU(len(pairs.classes), IGNORE),
             "accuracy": MulticlassAccuracy(average="micro", **options),
         }
     ).to(accelerator.device)
-    own = share(accelerator, len(pairs))
-    for i in range(0, len(own), batch):
-        pictures, masks = zip(*(pairs[j] for j in own[i : i + batch]), strict=True)
+    for logits, masks in logits_of(model, pairs, share(accelerator, len(pairs)), batch, accelerator):
+        metrics.update(logits.argmax(1), masks)
+    return {prefix + name: float(value) for name, value in metrics.compute().items()}
+
+
+def logits_pattern(model: nn.Module, pairs: Pairs, batch: int, accelerator: Accelerator) -> Metrics:
+    """The checkerboard of the logits of the first :data:`PATTERN_PICTURES` pictures, in dB (every process
+    measures the same); nothing where pictures are too small for it.
+    """
+    if pairs.size < min(minimum_size((2, 2))):
+        return {}
+    first = range(min(PATTERN_PICTURES, len(pairs)))
+    found = logits_of(model, pairs, first, batch, accelerator)
+    return pattern(torch.cat([logits.cpu() for logits, _ in found]), "logits ")
+
+
+def logits_of(
+    model: nn.Module, pairs: Pairs, which: range, batch: int, accelerator: Accelerator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits ``(n, classes, H, W)`` in float32 and masks ``(n, H, W)`` of some pairs, ``batch`` at a time."""
+    for i in range(0, len(which), batch):
+        pictures, masks = zip(*(pairs[j] for j in which[i : i + batch]), strict=True)
         with accelerator.autocast():
             logits = model(torch.stack(pictures).to(accelerator.device))
-        metrics.update(logits.float().argmax(1), torch.stack(masks).to(accelerator.device))
-    return {prefix + name: float(value) for name, value in metrics.compute().items()}
+        yield logits.float(), torch.stack(masks).to(accelerator.device)

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from pixelize.recipes.data.pictures import Pictures, load_pictures
-from pixelize.recipes.models.arms import ANNEALED, CONVERTED_ARMS, SCRATCH_ARMS, arm_model, split_arms
+from pixelize.recipes.models.arms import (
+    ANNEALED,
+    CONVERTED_ARMS,
+    SCRATCH_ARMS,
+    arm_model,
+    layer_and_width,
+    split_arms,
+)
 from pixelize.recipes.models.vae import VAE, DiffusersVAE
 from pixelize.recipes.recipe_settings import VaeSettings
 from pixelize.recipes.sampled import pattern, save_sheet
@@ -48,7 +55,10 @@ def run(s: VaeSettings) -> dict[str, Any]:
         start = None if scratch else base(seed)
         inputs = [] if start is None else inputs_of(start, data)
         model = arm_model(
-            arm, lambda layer: VAE(s.size, s.channels, s.latents, layer, s.width), start, inputs
+            arm,
+            lambda arm: VAE(s.size, s.channels, s.latents, *layer_and_width(arm, s.width)),
+            start,
+            inputs,
         )
         return model, make_trial(model, s, seed, data, held, accelerator, scratch, arm == ANNEALED)
 
@@ -108,10 +118,15 @@ def make_trial(
         return {"error": error, "kl": divergence}
 
     def evaluate(judged: nn.Module) -> Metrics:
-        return {f"val {name}": value for name, value in measure(judged, held, accelerator).items()}
+        return {f"val {name}": value for name, value in test(judged).items()}
 
     def test(judged: nn.Module) -> Metrics:
-        return {**measure(judged, held, accelerator), **pattern(sampled(judged, s.samples), "samples ")}
+        few = reconstructed(judged, held.batch(0, s.samples).to(accelerator.device)).cpu()
+        return {
+            **measure(judged, held, accelerator),
+            **pattern(few, "reconstructions "),
+            **pattern(sampled(judged, s.samples), "samples "),
+        }
 
     return Trial({"model": network}, {"adam": optimizer}, data, update, evaluate, test, "val PSNR", anneal)
 

@@ -70,8 +70,12 @@ def prepare(accelerator: Accelerator, s: Settings, model: nn.Module) -> nn.Modul
 def adam(
     accelerator: Accelerator, s: Settings, model: nn.Module, *, scratch: bool = False, **options: Any
 ) -> Any:
-    """AdamW over inherited and new weights, each at its own rate (one rate for all where all are new)."""
-    rate = s.dependency_lr or (s.lr if scratch else None)
+    """AdamW over inherited and new weights, each at its own rate; one rate for all where all are new, or where
+    the new ones are all that is trained.
+    """
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    alone = all("dependency_kernels" in name for name in trained)
+    rate = s.dependency_lr or (s.lr if scratch or alone else None)
     groups = pixelize.param_groups(model, s.lr, rate)
     for group in groups:
         group["highest"] = group["lr"]

@@ -1,5 +1,5 @@
-"""What is left at the end: a table of arms with mean and spread over seeds, curves, a page, and the numbers
-as JSON.
+"""What is left at the end: a table of arms with mean and spread over seeds, a table of each arm's difference
+from the first one, curves, a page, and the numbers as JSON.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from scipy.special import stdtrit
 
 from pixelize.files import write_text
 from pixelize.pages.figures import Curves, curves_figure, save_png
 from pixelize.recipes.training.run_state import Metrics
+
+INTERVALS = "Differences of runs with the same seed: mean and its 95 % confidence interval (Student's)."
 
 
 @dataclass
@@ -33,8 +37,60 @@ class ArmResult:
 
     def spread(self, metric: str) -> tuple[float, float]:
         """Mean and sample standard deviation over seeds (nan for one seed)."""
-        values = [r[metric] for r in self.results]
+        values = list(self.by_seed(metric).values())
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
+
+    def by_seed(self, metric: str) -> dict[int, float]:
+        """The metric of each seed."""
+        return {seed: result[metric] for seed, result in zip(self.seeds, self.results, strict=True)}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of paired differences, the half width of its 95 % confidence interval (nan for one pair) and the
+    number of ``pairs``.
+    """
+
+    mean: float
+    half: float
+    pairs: int
+
+    def __str__(self) -> str:
+        if self.pairs < 2:
+            return f"{self.mean:+.2g}"
+        return f"{self.mean:+.2g} ({self.mean - self.half:+.2g} to {self.mean + self.half:+.2g})"
+
+
+def difference(values: dict[int, float], others: dict[int, float]) -> Difference:
+    """``values`` minus ``others``, paired by seed. The interval is Student's: the spread of the differences
+    over the root of their number, times the quantile for one degree of freedom less.
+
+    >>> print(difference({0: 3.0, 1: 5.0, 2: 4.0}, {0: 2.0, 1: 2.0, 2: 2.0, 7: 9.0}))
+    +2 (-0.48 to +4.5)
+    """
+    gains = [value - others[seed] for seed, value in values.items() if seed in others]
+    n = len(gains)
+    if n < 2:
+        return Difference(gains[0] if gains else math.nan, math.nan, n)
+    half = float(stdtrit(n - 1, 0.975)) * statistics.stdev(gains) / math.sqrt(n)
+    return Difference(statistics.fmean(gains), half, n)
+
+
+def differences(arms: list[ArmResult], metrics: list[str]) -> str:
+    """A Markdown table: each arm's ``metrics`` minus those of the first arm with the same seeds."""
+    first, *others = arms
+    header = [f"minus `{first.arm}`", "pairs", *metrics]
+    rows = []
+    for arm in others:
+        found = [difference(arm.by_seed(m), first.by_seed(m)) for m in metrics]
+        rows.append([arm.arm, str(found[0].pairs), *map(str, found)])
+    return markdown([header, *rows])
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A Markdown table of a header and rows."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def write_results(
@@ -59,7 +115,9 @@ def write_results(
     for row in across[1:]:
         table.add_row(*row)
     Console().print(table)
-    markdown = "\n".join("| " + " | ".join(r) + " |" for r in [header, ["---"] * len(header), *rows]) + "\n"
+    told = markdown([header, *rows])
+    if len(arms) > 1:
+        told += f"\n{INTERVALS}\n\n{differences(arms, columns)}"
     data = {
         "title": title,
         "settings": settings,
@@ -69,7 +127,7 @@ def write_results(
         },
     }
     write_text(folder / "results.json", json.dumps(data, indent=1) + "\n")
-    write_text(folder / "table.md", markdown)
+    write_text(folder / "table.md", told)
     save_png(curves_figure(curves(arms)), folder / "curves.png")
     shown = {"curves": folder / "curves.png", **(pictures or {})}
     write_text(folder / "report.html", _page(title, header, rows, settings, shown))
