@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip("accelerate")
 pytest.importorskip("torchmetrics")
 pytest.importorskip("torchvision")
-stats = pytest.importorskip("scipy.stats")
+pytest.importorskip("scipy")
 
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 import pixelize

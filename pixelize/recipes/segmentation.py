@@ -175,8 +175,8 @@ def make_loss(name: str, accelerator: Accelerator) -> Loss:
 def measure(
     model: nn.Module, pairs: Pairs, batch: int, accelerator: Accelerator, prefix: str = ""
 ) -> Metrics:
-    """Mean IoU and mean boundary IoU over the classes that occur and pixel accuracy, without void pixels, over
-    all processes' shares together.
+    """Mean IoU and mean boundary IoU over the classes that occur and pixel accuracy, without void pixels,
+    over all processes' shares together.
     """
     options: dict[str, Any] = {"num_classes": len(pairs.classes), "ignore_index": IGNORE}
     metrics = MetricCollection(

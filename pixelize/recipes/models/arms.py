@@ -19,8 +19,8 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "-2x2": {"dependency_kernel_size": 2},
     "-dw": {"dependency_groups": -1},
 }
-"""Dependency designs by the ending of an arm's name: dense 3x3, the paper's figure 4 to the letter, dense 2x2,
-depthwise 3x3.
+"""Dependency designs by the ending of an arm's name: dense 3x3, figure 4 of the paper to the letter, dense
+2x2, depthwise 3x3.
 """
 
 _PIXEL = tuple(layer + design for design in DESIGNS for layer in ("ipixeldcl", "pixeldcl"))

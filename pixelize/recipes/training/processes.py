@@ -70,8 +70,8 @@ def prepare(accelerator: Accelerator, s: Settings, model: nn.Module) -> nn.Modul
 def adam(
     accelerator: Accelerator, s: Settings, model: nn.Module, *, scratch: bool = False, **options: Any
 ) -> Any:
-    """AdamW over inherited and new weights, each at its own rate; one rate for all where all are new, or where
-    the new ones are all that is trained.
+    """AdamW over inherited and new weights, each at its own rate; one rate for all where all are new, or
+    where the new ones are all that is trained.
     """
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     alone = all("dependency_kernels" in name for name in trained)
