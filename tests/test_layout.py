@@ -132,7 +132,10 @@ def test_no_module_shadows_a_public_name() -> None:
 
 
 def test_every_package_is_packaged() -> None:
-    import tomllib
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10; pytest brings this one
+        import tomli as tomllib
 
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {name.removesuffix("__init__").rstrip(".") for name in sources() if name.endswith("__init__")}

@@ -668,6 +668,7 @@ def test_a_survey_leaves_counters_and_lazy_modules_alone():
     model = Counting()
     assert survey(model, torch.randn(1, 3, 4, 4)).capture == "record"
     assert model.calls == 0 and model.last is None
+    assert not nn.modules.module._global_buffer_registration_hooks
     lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.ConvTranspose2d(4, 3, 4, 2, 1))
     found = survey(lazy, torch.randn(1, 3, 8, 8))
     assert "lazy" in found.notes[0] and [s.name for s in found.sites] == ["1"]

@@ -95,6 +95,7 @@ _PAD_MODULES = {
     nn.ReflectionPad2d: "reflect",
     nn.ReplicationPad2d: "replicate",
 }
+_UNTAGGED = {"leaky_relu"}  # pointwise, but torch 2.6 does not say so
 _DROPOUTS = {"dropout", "native_dropout", "alpha_dropout", "bernoulli", "rrelu", "rrelu_with_noise"}
 _OPERATORS = {
     "truediv": "div",
@@ -173,6 +174,8 @@ def _name(node: fx.Node) -> str:
 
 
 def _is_pointwise(name: str) -> bool:
+    if name in _UNTAGGED:
+        return True
     packet = getattr(torch.ops.aten, name, None) if name.isidentifier() else None
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         return False

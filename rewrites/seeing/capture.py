@@ -146,7 +146,8 @@ def _recorded_shapes(model: nn.Module, example_inputs: Any) -> fx.Graph:
 
 def _export(model: nn.Module, example_inputs: Any) -> fx.Graph:
     args, kwargs = arguments(example_inputs)
-    program = torch.export.export(model, args, kwargs, strict=False)
+    with _no_new_hooks():
+        program = torch.export.export(model, args, kwargs, strict=False)
     signature = program.graph_signature
     state = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     for node in program.graph.nodes:
@@ -159,6 +160,19 @@ def _export(model: nn.Module, example_inputs: Any) -> fx.Graph:
         if node.op == "placeholder" and node.name in state:
             node.meta["state"] = state[node.name]
     return program.graph
+
+
+@contextmanager
+def _no_new_hooks() -> Iterator[None]:
+    """Takes off what a failed export of torch 2.6 leaves in the process: a hook on assigned buffers, with
+    which the model could not assign its own any more."""
+    hooks = nn.modules.module._global_buffer_registration_hooks
+    before = dict(hooks)
+    try:
+        yield
+    finally:
+        for key in [key for key in hooks if key not in before]:
+            del hooks[key]
 
 
 def _own_graph(model: fx.GraphModule, example_inputs: Any) -> fx.Graph:
