@@ -1,6 +1,6 @@
 """The paper's VAE on 64x64 faces: ConvTranspose2d against iPixelDCL and PixelDCL.
 
-    python benchmarks/vae_faces.py --data faces64.zip                # 300 steps: a quarter of an hour on a CPU
+    python benchmarks/vae_faces.py --data faces64.zip  # 300 steps: a quarter of an hour on a CPU
     python benchmarks/vae_faces.py --data faces64.zip --preset full  # 20,000 steps, 3 seeds: wants a GPU
 
 Writes benchmarks/results/vae_faces_<preset>.json and .md after each seed, and .png, samples of each arm
