@@ -85,8 +85,7 @@ def main() -> None:
         for name in CONTENDERS:
             module = modules[name].to(memory_format=layout)
             row = profile(module, x, runs=20 if channels * size < 4096 else 7)
-            with torch.no_grad():
-                row["multiply_adds"] = multiply_adds(module, x.shape, module(x).shape)
+            row["multiply_adds"] = multiply_adds(module, x)
             row.update(layer=name, channels=channels, size=size, kernel_size=kernel, channels_last=last)
             result["rows"].append(row)
             speed = row["multiply_adds"] / row["seconds"] / 1e9

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pixelize.adapters import call
-from pixelize.inheritance.cost import count_parameters, multiply_adds
+from pixelize.inheritance.cost import count_parameters, measure_multiply_adds
 from pixelize.layers.pixel_dcl import PixelDCL2d, iPixelDCL2d
 from pixelize.running.outputs import tensors
 
@@ -355,20 +355,9 @@ def _training_step(run: nn.Module, inputs: Any, leaves: list[Tensor], directions
 def _work(module: nn.Module, inputs: Any, train: bool) -> tuple[int, int]:
     # multiply-adds (a gradient for the input and one for the weights cost as much as the output), and the
     # bytes that must move
-    total = 0
-
-    def hook(part: nn.Module, args: Any, output: Tensor) -> None:
-        nonlocal total
-        total += multiply_adds(part, args[0].shape, output.shape)
-
-    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
-    handles = [m.register_forward_hook(hook) for m in layers]
-    try:
-        with torch.no_grad():
-            outputs = tensors(call(module, inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad():
+        output, counts = measure_multiply_adds({"": module}, lambda: call(module, inputs))
+    total, outputs = counts[""], tensors(output)
     made = sum(t.nbytes for t in outputs)
     moved = sum(t.nbytes for t in [*tensors(inputs), *module.parameters()]) + made
     return (3 * total, 3 * moved - made) if train else (total, moved)

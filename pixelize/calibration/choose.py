@@ -22,6 +22,7 @@ from pixelize.layers.partial import PartialPixelDCL2d
 from pixelize.layers.pixel_dcl import _PixelDeconvolution2d
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.state.splice import State
+from pixelize.running.batches import rereadable
 
 SMALL_WINDOW = (2, 2)
 """The window that is tried beside the one asked for: with it, a PixelDCL costs less than the transposed
@@ -89,7 +90,7 @@ def choose_designs(
     Returns for each module what was tried. Raises ArgumentError and PixelizeError as
     :func:`pixelize.calibrate`.
     """
-    batches = list(data) if iter(data) is data else data  # type: ignore[arg-type]
+    batches = rereadable(data)
     probe = next(iter(batches), None)
     if probe is None:
         raise ArgumentError("data is empty: layer='auto' needs at least one batch of inputs")
@@ -158,7 +159,7 @@ def _windows(wanted: Design, schedule: str) -> set[tuple[int, int]]:
 def _cost(record: Record, layer: str, design: Design, x: Tensor, y: Tensor) -> int:
     built: nn.Module = object.__new__(nn.Module)
     become(built, _built(record, layer, design))
-    return multiply_adds(inner_layer(built), x[:1].shape, y[:1].shape)
+    return multiply_adds(inner_layer(built), x[:1])
 
 
 def _built(record: Record, layer: str, design: Design) -> State:

@@ -21,6 +21,7 @@ from pixelize.calibration.teacher import KeptPairs, Lockstep
 from pixelize.errors import ArgumentError, PixelizeError, PixelizeWarning
 from pixelize.inheritance.record import refresh
 from pixelize.layers.pixel_dcl import PixelDCL2d
+from pixelize.running.batches import rereadable
 
 
 def fit_model(
@@ -31,7 +32,7 @@ def fit_model(
     """
     if joint_steps < 0:
         raise ArgumentError(f"joint_steps must not be negative: {joint_steps}")
-    batches = list(data) if iter(data) is data else data  # type: ignore[arg-type]
+    batches = rereadable(data)
     probe = next(iter(batches), None)
     if probe is None:
         raise ArgumentError("data is empty: calibration needs at least one batch of inputs")

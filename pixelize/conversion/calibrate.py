@@ -26,8 +26,8 @@ def calibrate(
 
     Args:
         model: a model from :func:`pixelize.convert`, not trained since.
-        data: an iterable of inputs, a tensor, tuple or dict each, on the model's device. A generator is
-            read into memory.
+        data: an iterable of inputs, a tensor, tuple or dict each, on the model's device. Of a generator or
+            stream the first 16,384 samples or 1 GiB are read, and kept in memory.
         joint_steps: batches on which, after its least squares, each layer of which not all phases see the
             input is trained, its kernels together, with errors counted as what they cost in the original
             model's outputs (:func:`pixelize.calibration.joint_fit.fit_jointly`). Worth its time where a

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pixelize.errors import LoadError, PixelizeError
+from pixelize.files import replacing
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -24,16 +25,13 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any
 
     Raises PixelizeError if the disk refuses; the old file is then untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     try:
-        save_file(copies, part, metadata={"state": json.dumps(state)})
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with replacing(path) as part:
+            save_file(copies, part, metadata={"state": json.dumps(state)})
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         kept = "the checkpoint before it is untouched" if path.exists() else "nothing was there before"
         raise PixelizeError(f"{path}: it could not be written ({error}); {kept}") from error
 
