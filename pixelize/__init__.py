@@ -15,6 +15,7 @@ if not (_Path(__file__).parent / "rewrites").is_dir():
 
 from pixelize.adapters import connect as _connect
 from pixelize.calibration.whitened_adam import WhitenedAdam
+from pixelize.conversion.adapter import adapter_state_dict, load_adapter
 from pixelize.conversion.calibrate import calibrate
 from pixelize.conversion.convert import convert, inspect, revert
 from pixelize.conversion.fold import fold
@@ -56,6 +57,7 @@ __all__ = [
     "RepairReport",
     "Report",
     "WhitenedAdam",
+    "adapter_state_dict",
     "calibrate",
     "checkerboard",
     "convert",
@@ -65,6 +67,7 @@ __all__ = [
     "inspect",
     "ipixel_dcl2d",
     "load",
+    "load_adapter",
     "param_groups",
     "pixel_dcl2d",
     "repair",
