@@ -38,9 +38,9 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_adapter(model: nn.Module, adapter: Mapping[str, Tensor] | str | os.PathLike[str]) -> nn.Module:
-    """Gives ``model`` the dependency kernels that :func:`adapter_state_dict` took from one converted alike, or
-    those in a safetensors file of them. Everything else in ``model`` stays; that it is the same as where the
-    kernels come from is not, and cannot be, checked.
+    """Gives ``model`` the dependency kernels that :func:`adapter_state_dict` took from one converted alike,
+    or those in a safetensors file of them. Everything else in ``model`` stays; nothing can check that it is
+    what it was where the kernels were trained.
 
     Returns ``model``.
 
