@@ -31,11 +31,41 @@ from pixelize.errors import (
     PixelizeWarning,
 )
 from pixelize.inheritance.record import converted_modules
-from pixelize.layers.functional import ipixel_dcl2d, pixel_dcl2d
+from pixelize.layers.functional import (
+    ipixel_dcl1d,
+    ipixel_dcl2d,
+    ipixel_dcl3d,
+    pixel_dcl1d,
+    pixel_dcl2d,
+    pixel_dcl3d,
+)
+from pixelize.layers.functional_conv import (
+    ipixel_conv1d,
+    ipixel_conv2d,
+    ipixel_conv3d,
+    pixel_conv1d,
+    pixel_conv2d,
+    pixel_conv3d,
+)
 from pixelize.layers.gate import GateSchedule, set_input_gate
 from pixelize.layers.parameter_groups import param_groups
-from pixelize.layers.partial import PartialPixelDCL2d
-from pixelize.layers.pixel_dcl import PixelDCL2d, iPixelDCL2d
+from pixelize.layers.pixel_conv import (
+    PixelConv1d,
+    PixelConv2d,
+    PixelConv3d,
+    iPixelConv1d,
+    iPixelConv2d,
+    iPixelConv3d,
+)
+from pixelize.layers.pixel_dcl import (
+    PartialPixelDCL2d,
+    PixelDCL1d,
+    PixelDCL2d,
+    PixelDCL3d,
+    iPixelDCL1d,
+    iPixelDCL2d,
+    iPixelDCL3d,
+)
 from pixelize.measure.checkerboard import checkerboard
 from pixelize.refit.repair import repair
 from pixelize.refit.report import RepairReport, repair_report
@@ -51,7 +81,12 @@ __all__ = [
     "LoadError",
     "NothingToConvertError",
     "PartialPixelDCL2d",
+    "PixelConv1d",
+    "PixelConv2d",
+    "PixelConv3d",
+    "PixelDCL1d",
     "PixelDCL2d",
+    "PixelDCL3d",
     "PixelizeError",
     "PixelizeWarning",
     "RepairReport",
@@ -63,13 +98,28 @@ __all__ = [
     "convert",
     "fold",
     "harden",
+    "iPixelConv1d",
+    "iPixelConv2d",
+    "iPixelConv3d",
+    "iPixelDCL1d",
     "iPixelDCL2d",
+    "iPixelDCL3d",
     "inspect",
+    "ipixel_conv1d",
+    "ipixel_conv2d",
+    "ipixel_conv3d",
+    "ipixel_dcl1d",
     "ipixel_dcl2d",
+    "ipixel_dcl3d",
     "load",
     "load_adapter",
     "param_groups",
+    "pixel_conv1d",
+    "pixel_conv2d",
+    "pixel_conv3d",
+    "pixel_dcl1d",
     "pixel_dcl2d",
+    "pixel_dcl3d",
     "repair",
     "repair_report",
     "report",

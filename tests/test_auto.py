@@ -13,7 +13,6 @@ from pixelize.calibration.layer_fit import fit_layer
 from pixelize.conversion.calibrate import calibrate
 from pixelize.inheritance.cost import multiply_adds
 from pixelize.inheritance.inherit import Design, inherit
-from pixelize.layers.partial import PartialPixelDCL2d
 
 GEOMETRIES = [
     {"kernel_size": 4, "stride": 2, "padding": 1},
@@ -40,14 +39,14 @@ def test_with_every_stage_on_the_input_the_layer_is_the_transposed_convolution(a
     layer, error, _ = inherit(original, "pixeldcl", Design((3, 3), 1, schedule, stages), "inherit")
     x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
     assert error < 1e-12
-    assert isinstance(layer, PartialPixelDCL2d)
+    assert isinstance(layer, PixelDCL2d)
     torch.testing.assert_close(layer(x), original(x), rtol=0, atol=1e-12)
     torch.testing.assert_close(layer(x[0]), original(x[0]), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("arguments", GEOMETRIES, ids=str)
 def test_with_no_stage_on_the_input_it_is_pixeldcl(arguments):
-    layer = PartialPixelDCL2d(4, 6, input_stages=0, **arguments)
+    layer = PixelDCL2d(4, 6, input_stages=0, **arguments)
     plain = PixelDCL2d(4, 6, **arguments)
     plain.load_state_dict(layer.state_dict())
     x = torch.randn(2, 4, 5, 6)
@@ -56,7 +55,7 @@ def test_with_no_stage_on_the_input_it_is_pixeldcl(arguments):
 
 def test_with_all_stages_and_dependencies_it_is_ipixeldcl():
     plain = iPixelDCL2d(4, 6, 4, 2, 1, dtype=torch.float64)
-    layer = PartialPixelDCL2d(4, 6, 4, 2, 1, input_stages=2, dtype=torch.float64)
+    layer = PixelDCL2d(4, 6, 4, 2, 1, input_stages=2, dtype=torch.float64)
     first = layer.first_taps()
     with torch.no_grad():
         layer.weight.copy_(plain.weight[:, :, first[0]][:, :, :, first[1]])
@@ -67,7 +66,7 @@ def test_with_all_stages_and_dependencies_it_is_ipixeldcl():
 
 
 def test_gradients_reach_every_parameter():
-    layer = PartialPixelDCL2d(4, 6, 4, 2, 1)
+    layer = PixelDCL2d(4, 6, 4, 2, 1, input_stages=1)
     layer(torch.randn(2, 4, 5, 6)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())
 
@@ -75,11 +74,11 @@ def test_gradients_reach_every_parameter():
 @pytest.mark.parametrize("stages", [-1, 3])
 def test_stages_that_the_schedule_does_not_have_are_refused(stages):
     with pytest.raises(ArgumentError, match="has 2 stages"):
-        PartialPixelDCL2d(4, 6, 4, 2, 1, input_stages=stages)
+        PixelDCL2d(4, 6, 4, 2, 1, input_stages=stages)
 
 
 def test_a_partial_layer_is_recovered_from_its_inputs_and_outputs():
-    teacher, student = (PartialPixelDCL2d(3, 4, 4, 2, 1) for _ in range(2))
+    teacher, student = (PixelDCL2d(3, 4, 4, 2, 1, input_stages=1) for _ in range(2))
     with torch.no_grad():
         for kernel in teacher.dependency_kernels:
             kernel.mul_(0.5)
@@ -149,7 +148,7 @@ def test_what_auto_made_saves_loads_folds_calibrates_and_reverts(tmp_path):
 
 
 def test_partial_layers_are_counted_as_they_are():
-    layer = PartialPixelDCL2d(8, 4, 4, 2, 1, dependency_kernel_size=2)
+    layer = PixelDCL2d(8, 4, 4, 2, 1, dependency_kernel_size=2, input_stages=1)
     # two phases of 2x2 taps on 8 channels; one map and then two from two, 2x2 windows of 4 channels
     assert multiply_adds(layer, torch.zeros(1, 8, 10, 10)) == 100 * (2 * 4 * 8 * 4 + (1 + 4) * 4 * 4 * 4)
 

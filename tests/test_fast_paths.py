@@ -16,7 +16,8 @@ from pixelize import PixelDCL2d, iPixelDCL2d
 from pixelize.algebra.polyphase import axis_phases, phase_weight
 from pixelize.algebra.schedule import make_schedule
 from pixelize.layers import interleave as shuffle
-from pixelize.layers.functional import dependency, first_phase
+from pixelize.layers.dependencies import dependency
+from pixelize.layers.functional import first_phase
 from pixelize.layers.interleave import interleave, split_phases
 
 STRIDES = [(1, 1), (2, 2), (3, 2), (1, 4)]
@@ -154,7 +155,7 @@ DESIGNS = [
 
 @pytest.mark.parametrize("kind", [iPixelDCL2d, PixelDCL2d])
 @pytest.mark.parametrize("design", DESIGNS)
-def test_the_form_in_graphs_is_the_form_in_eager_execution(kind, design, monkeypatch):
+def test_the_formin_graphs_is_the_form_in_eager_execution(kind, design, monkeypatch):
     layer = kind(6, 4, 4, 2, 1, output_padding=1, dtype=torch.float64, **design)
     for last in (False, True):
         x = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
@@ -163,7 +164,7 @@ def test_the_form_in_graphs_is_the_form_in_eager_execution(kind, design, monkeyp
         leaves = [x, *layer.parameters()]
         results = []
         for in_graph in (False, True):
-            monkeypatch.setattr(shuffle, "_in_graph", lambda answer=in_graph: answer)
+            monkeypatch.setattr(shuffle, "in_graph", lambda answer=in_graph: answer)
             y = layer(x)
             assert y.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
             results.append((y, *torch.autograd.grad(y.square().sum(), leaves)))

@@ -141,7 +141,7 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing():
     for steps, start, end in ((0, 0.1, 0.6), (5, 0.6, 0.6), (5, -0.1, 0.5), (5, 0.5, 1.1)):
         with pytest.raises(ArgumentError, match="start"):
             GateSchedule(model, steps, start=start, end=end)
-    with pytest.raises(PixelizeError, match="no iPixelDCL2d"):
+    with pytest.raises(PixelizeError, match="no iPixelDCL"):
         GateSchedule(network(), 5)
     pixelize.set_input_gate(model[0], 0.0)
     with pytest.raises(PixelizeError, match="anneal it to 0 first"):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import pixelize
-from pixelize import ArgumentError, PartialPixelDCL2d, PixelDCL2d
+from pixelize import ArgumentError, PixelDCL2d
 from pixelize.calibration import joint_fit, layer_fit, whitened_adam
 from pixelize.calibration.joint_fit import fit_jointly
 from pixelize.calibration.layer_fit import fit_layer, layer_error
@@ -65,7 +65,7 @@ def test_it_gets_closer_than_least_squares(original, design):
     if design == "depthwise":
         wanted = replace(wanted, groups=plain.out_channels)
     layer, _, _ = inherit(plain, "pixeldcl", wanted, "zero")
-    assert type(layer) is (PartialPixelDCL2d if wanted.input_stages else PixelDCL2d)
+    assert type(layer) is PixelDCL2d and layer.input_stages == wanted.input_stages
     pairs = [(x, plain(x).detach()) for x in mixed(128, 8, seed=1).split(32)]
     before = fit_layer(layer, lambda: pairs)
     bias = layer.bias.clone()
@@ -181,7 +181,7 @@ def test_a_rotation_of_the_outputs_changes_nothing():
 
 
 def test_gradients_and_changes_are_turned_by_adjoint_maps():
-    layer = PartialPixelDCL2d(8, 4, 4, 2, 1, groups=2, dependency_groups=2)
+    layer = PixelDCL2d(8, 4, 4, 2, 1, groups=2, dependency_groups=2, input_stages=1)
     optimizer = WhitenedAdam(layer, [mixed(4, 8, seed=4)])
     for parameter in layer.parameters():
         state = optimizer.state[parameter]

@@ -14,12 +14,11 @@ from pixelize.algebra.schedule import make_schedule
 from pixelize.calibration.layer_fit import fit_layer, layer_error
 from pixelize.calibration.teacher import KeptPairs, Lockstep
 from pixelize.errors import ArgumentError
-from pixelize.inheritance.build import build_layer
+from pixelize.inheritance.build import build_layer, layer_name
 from pixelize.inheritance.cost import multiply_adds
-from pixelize.inheritance.inherit import LAYERS, Design
+from pixelize.inheritance.inherit import Design
 from pixelize.inheritance.record import Record, fingerprint, inner_layer, original, remember
-from pixelize.layers.partial import PartialPixelDCL2d
-from pixelize.layers.pixel_dcl import _PixelDeconvolution2d
+from pixelize.layers.pixel_dcl import PixelDeconvolution
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.state.splice import State
 from pixelize.running.batches import rereadable
@@ -46,8 +45,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """The class of the layer."""
-        kind = PartialPixelDCL2d if self.design.input_stages else LAYERS[self.layer]
-        return kind.__name__
+        return layer_name(self.layer, len(self.design.kernel_size))
 
     def __str__(self) -> str:
         h, w = self.design.kernel_size
@@ -83,7 +81,7 @@ def choose_designs(
     model's output there. The exact design is iPixelDCL with depthwise dependency kernels, which costs
     hardly more than the transposed convolution. Tried before it, cheapest first, are those that cost less:
     PixelDCL, and the designs in which the phases of the first stages see the input too
-    (:class:`pixelize.layers.partial.PartialPixelDCL2d`), each with the model's window and with 2x2, and with
+    (:class:`pixelize.PixelDCL2d`), each with the model's window and with 2x2, and with
     the model's groups and depthwise. Where none will do the site is exact, and its error is that of its
     inputs.
 
@@ -99,7 +97,7 @@ def choose_designs(
     choices = {}
     with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
         for name, times in bar.track(calls.items(), description="choosing"):
-            if isinstance(lockstep.layer(name), _PixelDeconvolution2d):
+            if isinstance(lockstep.layer(name), PixelDeconvolution):
                 choices[name] = _choose(lockstep, name, batches, times, tolerance)
     return choices
 
@@ -114,7 +112,7 @@ def _choose(lockstep: Lockstep, name: str, batches: Iterable[Any], calls: int, t
         become(module, _built(record, layer, design))
         fitted = lockstep.layer(name)
         if layer == "pixeldcl":
-            assert isinstance(fitted, _PixelDeconvolution2d)
+            assert isinstance(fitted, PixelDeconvolution)
             error = fit_layer(fitted, pairs)
         else:
             error = layer_error(fitted, pairs)

@@ -20,7 +20,7 @@ from pixelize.calibration.sensitivity import sensitivities
 from pixelize.calibration.teacher import KeptPairs, Lockstep
 from pixelize.errors import ArgumentError, PixelizeError, PixelizeWarning
 from pixelize.inheritance.record import refresh
-from pixelize.layers.pixel_dcl import PixelDCL2d
+from pixelize.layers.pixel_dcl import PixelDCL
 from pixelize.running.batches import rereadable
 
 
@@ -39,7 +39,7 @@ def fit_model(
     lockstep = Lockstep(model)
     students = lockstep.students()
     if not students:
-        raise PixelizeError(f"this {type(model).__name__} has no PixelDCL2d or iPixelDCL2d to calibrate")
+        raise PixelizeError(f"this {type(model).__name__} has no PixelDCL or iPixelDCL to calibrate")
     calls = lockstep.calls(probe)
     errors: dict[str, float] = {}
     console = Console(stderr=True)
@@ -51,7 +51,7 @@ def fit_model(
                 student, pairs = students[name], KeptPairs(lockstep, name, batches, times)
                 errors[name] = fit_layer(student, pairs)
                 bar.advance(task)
-                if joint_steps and isinstance(student, PixelDCL2d):
+                if joint_steps and isinstance(student, PixelDCL):
                     again = partial(lockstep.pairs, name, batches, times)  # data may be new in each pass
                     with lockstep.teaching():
                         teacher = lockstep.layer(name)

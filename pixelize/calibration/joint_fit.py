@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pixelize.algebra.interpolation import PICTURE_CHANNELS
 from pixelize.calibration.layer_fit import Pairs, fit_stage, layer_error, layer_errors, numbered
 from pixelize.calibration.whitened_adam import WhitenedAdam
-from pixelize.layers.pixel_dcl import PixelDCL2d
+from pixelize.layers.pixel_dcl import PixelDCL
 
 RATE = 3e-4
 """How far a step in one whitened coordinate moves the output, as a share of its root mean square."""
@@ -35,7 +35,7 @@ LOOKED_AT = 4
 
 
 def fit_jointly(
-    layer: PixelDCL2d,
+    layer: PixelDCL,
     pairs: Pairs,
     steps: int,
     costs: Tensor | None = None,
@@ -82,7 +82,7 @@ def fit_jointly(
     return layer_error(layer, pairs)
 
 
-def _weighing(layer: PixelDCL2d, costs: Tensor | None) -> nn.Module:
+def _weighing(layer: PixelDCL, costs: Tensor | None) -> nn.Module:
     """A 1x1 convolution that makes of errors e what has the squared size e^T ``costs`` e."""
     if costs is None:
         return nn.Identity()

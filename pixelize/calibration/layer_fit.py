@@ -22,9 +22,9 @@ from pixelize.algebra.least_squares import NormalEquations
 from pixelize.algebra.polyphase import AxisPhase, Phase, axis_phases, phase_weight
 from pixelize.algebra.schedule import Stage
 from pixelize.inheritance.inherit import effective_weight
-from pixelize.layers.functional import dependency, first_phase, gate_mask
-from pixelize.layers.partial import PartialPixelDCL2d, input_kernels_of
-from pixelize.layers.pixel_dcl import PixelDCL2d, _PixelDeconvolution2d, iPixelDCL2d
+from pixelize.layers.dependencies import dependency
+from pixelize.layers.functional import first_phase, gate_mask
+from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernels_of, iPixelDCL
 
 Read = tuple[int, tuple[int, int]]
 """One thing that a regression reads: which map, and at which low-resolution offset."""
@@ -41,21 +41,21 @@ CHUNK = 2**25
 """Numbers in one block of rows."""
 
 
-def fit_layer(layer: _PixelDeconvolution2d, pairs: Pairs, *, first: bool = True) -> float:
+def fit_layer(layer: PixelDeconvolution, pairs: Pairs, *, first: bool = True) -> float:
     """Fits ``layer`` to ``pairs``, in place, and returns its relative error on the held-back samples (on
     all if there is but one).
 
     ``first``: whether what a PixelDCL sees of the input is fitted too, rather than left as it was
     inherited. The bias stays.
     """
-    if first and isinstance(layer, PixelDCL2d):
+    if first and isinstance(layer, PixelDCL):
         fit_inputs(layer, pairs)
     for number, stage in enumerate(layer.plan.stages):
         fit_stage(layer, number, stage, pairs)
     return layer_error(layer, pairs)
 
 
-def fit_inputs(layer: PixelDCL2d, pairs: Pairs) -> None:
+def fit_inputs(layer: PixelDCL, pairs: Pairs) -> None:
     """Refits a PixelDCL's weight to the teacher's first phase, in place, and likewise every other phase
     that sees the input.
     """
@@ -66,12 +66,11 @@ def fit_inputs(layer: PixelDCL2d, pairs: Pairs) -> None:
         if k is not None
     }
     layer.weight = fitted.get(layer.anchor, layer.weight)
-    if isinstance(layer, PartialPixelDCL2d):
-        for i, phase in enumerate(layer.further_phases()):
-            layer.input_kernels[i] = fitted.get(phase, layer.input_kernels[i])
+    for i, phase in enumerate(layer.further_phases()):
+        layer.input_kernels[i] = fitted.get(phase, layer.input_kernels[i])
 
 
-def _fit_input(layer: PixelDCL2d, phase: Phase, pairs: Pairs) -> Tensor | None:
+def _fit_input(layer: PixelDCL, phase: Phase, pairs: Pairs) -> Tensor | None:
     rows, columns = (_axis(layer, i, phase[i]) for i in (0, 1))
     reads = [(0, (y, x)) for y in rows.offsets for x in columns.offsets]
     equations = None
@@ -87,7 +86,7 @@ def _fit_input(layer: PixelDCL2d, phase: Phase, pairs: Pairs) -> Tensor | None:
 
 
 def fit_stage(
-    layer: _PixelDeconvolution2d,
+    layer: PixelDeconvolution,
     number: int,
     stage: Stage,
     pairs: Pairs,
@@ -121,7 +120,7 @@ def fit_stage(
                 equations.add(block.features, right, held=block.held)
     if equations is None:
         return
-    sees_input = isinstance(layer, iPixelDCL2d) or any(t in input_kernels_of(layer) for t in targets)  # type: ignore[arg-type]
+    sees_input = isinstance(layer, iPixelDCL) or any(t in input_kernels_of(layer) for t in targets)  # type: ignore[arg-type]
     if layer.out_channels > PICTURE_CHANNELS or sees_input or stage.shared:
         solved = equations.solve()
     else:
@@ -168,7 +167,7 @@ def layer_errors(
     return (missed[side] / wanted[side]).sqrt().tolist() if wanted[side] > 0 else [0.0] * len(layers)
 
 
-def phase_maps(layer: _PixelDeconvolution2d, x: Tensor, size: list[int], stages: int) -> dict[Phase, Tensor]:
+def phase_maps(layer: PixelDeconvolution, x: Tensor, size: list[int], stages: int) -> dict[Phase, Tensor]:
     """The layer's phases without bias after its first ``stages`` stages; of the later ones what they see of
     the input, if anything.
     """
@@ -182,16 +181,16 @@ def phase_maps(layer: _PixelDeconvolution2d, x: Tensor, size: list[int], stages:
         return phases
 
 
-def own_phases(layer: _PixelDeconvolution2d, x: Tensor, size: list[int]) -> dict[Phase, Tensor]:
+def own_phases(layer: PixelDeconvolution, x: Tensor, size: list[int]) -> dict[Phase, Tensor]:
     """What each phase sees of the input ``x`` (N, C_in, h, w), for those that see it: (N, C_out,
     ceil(H/s_h), ceil(W/s_w)), (H, W) = ``size``.
     """
     geometry = layer.kernel_size, layer.stride, layer.padding, layer.dilation
     growth = (-(-size[0] // layer.stride[0]) - x.shape[-2], -(-size[1] // layer.stride[1]) - x.shape[-1])
-    if isinstance(layer, PixelDCL2d):
+    if isinstance(layer, PixelDCL):
         kernels = input_kernels_of(layer).items()
         return {a: first_phase(x, taps, *geometry, layer.groups, growth, a) for a, taps in kernels}
-    assert isinstance(layer, iPixelDCL2d)
+    assert isinstance(layer, iPixelDCL)
     weight = effective_weight(layer)
     if layer.input_gate is not None:
         weight = weight * gate_mask(*geometry, layer.anchor, layer.input_gate.to(weight.dtype))
@@ -266,13 +265,13 @@ def numbered(pairs: Pairs) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         seen += len(x)
 
 
-def _phase(layer: _PixelDeconvolution2d, y: Tensor, phase: Phase) -> Tensor:
+def _phase(layer: PixelDeconvolution, y: Tensor, phase: Phase) -> Tensor:
     """One phase of an output, without the bias."""
     part = y[..., phase[0] :: layer.stride[0], phase[1] :: layer.stride[1]]
     return part if layer.bias is None else part - layer.bias.detach()[:, None, None]
 
 
-def _axis(layer: _PixelDeconvolution2d, axis: int, phase: int) -> AxisPhase:
+def _axis(layer: PixelDeconvolution, axis: int, phase: int) -> AxisPhase:
     k, s, p, d = layer.kernel_size[axis], layer.stride[axis], layer.padding[axis], layer.dilation[axis]
     return axis_phases(k, s, p, d)[phase]
 

@@ -16,7 +16,7 @@ from pixelize.adapters import call
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.inheritance.build import build_layer
 from pixelize.inheritance.record import Record, converted_modules, inner_layer, original
-from pixelize.layers.pixel_dcl import _PixelDeconvolution2d
+from pixelize.layers.pixel_dcl import PixelDeconvolution
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.rewrites.state.splice import State
@@ -73,10 +73,10 @@ class Lockstep:
         """The up-sampling layer of a converted module as it is now: itself or the one inside it."""
         return inner_layer(self.modules[name])
 
-    def students(self) -> dict[str, _PixelDeconvolution2d]:
+    def students(self) -> dict[str, PixelDeconvolution]:
         """The pixel deconvolutions by the name of the module that a conversion put there."""
         layers = {name: self.layer(name) for name in self.modules}
-        return {name: layer for name, layer in layers.items() if isinstance(layer, _PixelDeconvolution2d)}
+        return {name: layer for name, layer in layers.items() if isinstance(layer, PixelDeconvolution)}
 
     def calls(self, batch: Any) -> dict[str, int]:
         """How often each converted module is called on ``batch``, in the order of the first calls."""

@@ -29,8 +29,7 @@ from pixelize.algebra.least_squares import inverse_root
 from pixelize.calibration.layer_fit import phase_maps
 from pixelize.calibration.sensitivity import sensitivities
 from pixelize.errors import ArgumentError
-from pixelize.layers.partial import input_kernels_of
-from pixelize.layers.pixel_dcl import PixelDCL2d, _PixelDeconvolution2d
+from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernels_of
 from pixelize.rewrites.state.evaluation import evaluation
 
 RIDGE = 1e-3
@@ -203,13 +202,13 @@ def _look(model: nn.Module, data: list[Any]) -> dict[Tensor, _Features]:
     def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         x = args[0] if args else kwargs["input"]
         x = x if x.dim() == 4 else x[None]
-        if not isinstance(layer, PixelDCL2d):
+        if not isinstance(layer, PixelDCL):
             axis = 0 if isinstance(layer, nn.ConvTranspose2d) else 1
             features(layer.weight, axis).add(x, layer.groups, None, output)
         else:
             for kernel in input_kernels_of(layer).values():
                 features(kernel, 0).add(x, layer.groups, (kernel.shape[2], kernel.shape[3]), output)
-        if isinstance(layer, _PixelDeconvolution2d):
+        if isinstance(layer, PixelDeconvolution):
             _look_at_stages(layer, x, output, features)
 
     kinds = (nn.Conv2d, nn.ConvTranspose2d)
@@ -232,7 +231,7 @@ def _look(model: nn.Module, data: list[Any]) -> dict[Tensor, _Features]:
 
 
 def _look_at_stages(
-    layer: _PixelDeconvolution2d, x: Tensor, output: Tensor, features: Callable[[Tensor, int], _Features]
+    layer: PixelDeconvolution, x: Tensor, output: Tensor, features: Callable[[Tensor, int], _Features]
 ) -> None:
     size, groups = [output.shape[-2], output.shape[-1]], layer.dependency_groups
     for number, (stage, kernel) in enumerate(zip(layer.plan.stages, layer.dependency_kernels, strict=True)):

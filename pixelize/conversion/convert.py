@@ -280,7 +280,8 @@ def _build(
         ) from failure
     remember(new, Record(site, layer, design, origin_of(module), fingerprint(new)))
     row = _row(site, model)
-    row.status, row.layer, row.error, row.note = "converted", layer_name(layer), error, note
+    row.layer = layer_name(layer, len(site.geometry.stride))
+    row.status, row.error, row.note = "converted", error, note
     row.parameters_after = count_parameters(new)
     return new, row
 

@@ -12,14 +12,15 @@ from pixelize.errors import PixelizeError
 from pixelize.inheritance.inherit import baked, effective_weight
 from pixelize.inheritance.record import converted_modules
 from pixelize.layers.functional import gate_mask
-from pixelize.layers.partial import input_kernels_of
-from pixelize.layers.pixel_dcl import PixelDCL2d, _PixelDeconvolution2d, iPixelDCL2d
+from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernels_of, iPixelDCL
 from pixelize.rewrites import become, state_of
 from pixelize.running.models import copy_model
 
+PLAIN = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
 
 def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """Every pixel deconvolution of ``model`` as one plain ``nn.ConvTranspose2d``, for runtimes that know
+    """Every pixel deconvolution of ``model`` as one plain ``nn.ConvTransposeNd``, for runtimes that know
     nothing of this package.
 
     Exact on the interior. A pixel deconvolution counts its phases as zero outside their grid, a transposed
@@ -30,9 +31,9 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     Returns a copy, or ``model`` itself with ``inplace``. Raises PixelizeError if there is nothing to fold.
     """
     target = model if inplace else copy_model(model)
-    layers = [m for m in target.modules() if isinstance(m, _PixelDeconvolution2d)]
+    layers = [m for m in target.modules() if isinstance(m, PixelDeconvolution)]
     if not layers:
-        raise PixelizeError(f"this {type(model).__name__} has no PixelDCL2d or iPixelDCL2d to fold")
+        raise PixelizeError(f"this {type(model).__name__} has no PixelDCL or iPixelDCL to fold")
     folded = [(layer, folded_layer(layer)) for layer in layers]
     for module in converted_modules(target).values():
         del module.__dict__["_pixelize_record"]
@@ -43,12 +44,13 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     return target
 
 
-def folded_layer(layer: _PixelDeconvolution2d) -> nn.ConvTranspose2d:
-    """One layer as a plain ``nn.ConvTranspose2d`` (computed in float64, returned in the layer's dtype)."""
+def folded_layer(layer: PixelDeconvolution) -> nn.Module:
+    """One layer as a plain ``nn.ConvTransposeNd`` (computed in float64, returned in the layer's dtype)."""
     s, op = layer.stride, list(layer.output_padding)
+    axes = range(len(s))
     filters = phase_composites(layer)
-    size, padding = [0, 0], [0, 0]
-    for i in (0, 1):
+    size, padding = [0 for _ in axes], [0 for _ in axes]
+    for i in axes:
         # o = s*j + a reads x[j + q] through tap t = a - s*q + padding
         taps = [
             phase[i] - s[i] * (f.origin[i] + n)
@@ -71,25 +73,18 @@ def folded_layer(layer: _PixelDeconvolution2d) -> nn.ConvTranspose2d:
     groups = gcd(layer.groups, layer.dependency_groups)
     c_in, c_out = layer.in_channels, layer.out_channels
     weight = layer.weight.new_zeros(c_in, c_out // groups, *size, dtype=torch.float64)
-    for (a, b), f in filters.items():
-        kernel = _diagonal_blocks(f.kernel, groups).transpose(1, 2)  # groups, in, out, h, w
+    for phase, f in filters.items():
+        kernel = _diagonal_blocks(f.kernel, groups).transpose(1, 2)  # groups, in, out, *window
         kernel = kernel.reshape(c_in, c_out // groups, *f.kernel.shape[2:])
-        for y in range(kernel.shape[2]):
-            for x in range(kernel.shape[3]):
-                row = a - s[0] * (f.origin[0] + y) + padding[0]
-                column = b - s[1] * (f.origin[1] + x) + padding[1]
-                weight[:, :, row, column] += kernel[:, :, y, x]
-    plain = nn.ConvTranspose2d(
-        c_in,
-        c_out,
-        (size[0], size[1]),
-        s,
-        (padding[0], padding[1]),
-        (op[0], op[1]),
-        groups,
-        layer.bias is not None,
-        device="meta",
-    )
+        # the taps of consecutive inputs lie a stride apart, the last input's first
+        window = []
+        for i in axes:
+            last = phase[i] - s[i] * (f.origin[i] + kernel.shape[2 + i] - 1) + padding[i]
+            window.append(slice(last, last + s[i] * (kernel.shape[2 + i] - 1) + 1, s[i]))
+        weight[(..., *window)] += kernel.flip(*range(2, kernel.dim()))
+    plain = PLAIN[len(s)](
+        c_in, c_out, tuple(size), s, tuple(padding), tuple(op), groups, layer.bias is not None, device="meta"
+    )  # type: ignore[arg-type]
     like = layer.weight
     plain.weight = nn.Parameter(weight.to(like.dtype), requires_grad=like.requires_grad)
     if layer.bias is not None:
@@ -97,24 +92,20 @@ def folded_layer(layer: _PixelDeconvolution2d) -> nn.ConvTranspose2d:
     return plain.train(layer.training)
 
 
-def phase_composites(layer: _PixelDeconvolution2d) -> dict[Phase, PhaseFilter]:
+def phase_composites(layer: PixelDeconvolution) -> dict[Phase, PhaseFilter]:
     """Each phase of a pixel deconvolution as one dense low-resolution filter of the input (float64)."""
     channels = layer.out_channels
     geometry = (layer.stride, layer.padding, layer.dilation)
-    if isinstance(layer, PixelDCL2d):
+    if isinstance(layer, PixelDCL):
         own = {}
         for phase, taps in input_kernels_of(layer).items():
-            rows, columns = (
-                axis_phases(layer.kernel_size[i], layer.stride[i], layer.padding[i], layer.dilation[i])[
-                    phase[i]
-                ].taps
-                for i in (0, 1)
-            )
+            geometry_of_axes = zip(layer.kernel_size, *geometry, phase, strict=True)
+            seen = [sorted(axis_phases(k, s, p, d)[a].taps) for k, s, p, d, a in geometry_of_axes]
             full = taps.new_zeros(*taps.shape[:2], *layer.kernel_size, dtype=torch.float64)
-            full[:, :, torch.tensor(sorted(rows))[:, None], sorted(columns)] = taps.detach().double()
+            full[(..., *torch.meshgrid(*map(torch.tensor, seen), indexing="ij"))] = taps.detach().double()
             own[phase] = phase_filters(full, *geometry, layer.groups)[phase]
     else:
-        assert isinstance(layer, iPixelDCL2d)
+        assert isinstance(layer, iPixelDCL)
         weight = effective_weight(layer).double()
         if layer.input_gate is not None:
             gate = layer.input_gate.double()
@@ -126,15 +117,16 @@ def phase_composites(layer: _PixelDeconvolution2d) -> dict[Phase, PhaseFilter]:
         for target in stage.targets:
             parts = [own[target]] if target in own else []
             parts += [compose(w, start, made[source]) for source, start, w in windows[target] if w.any()]
-            made[target] = (
-                add_filters(parts)
-                if parts
-                else PhaseFilter(made[layer.anchor].kernel[..., :1, :1] * 0, (0, 0))
-            )
+            made[target] = add_filters(parts) if parts else _nothing(made[layer.anchor])
     return made
 
 
+def _nothing(like: PhaseFilter) -> PhaseFilter:
+    n = len(like.origin)
+    return PhaseFilter(like.kernel.new_zeros(*like.kernel.shape[:2], *(1,) * n), (0,) * n)
+
+
 def _diagonal_blocks(kernel: Tensor, groups: int) -> Tensor:
-    c_out, c_in, h, w = kernel.shape
-    blocks = kernel.reshape(groups, c_out // groups, groups, c_in // groups, h, w)
+    c_out, c_in, *window = kernel.shape
+    blocks = kernel.reshape(groups, c_out // groups, groups, c_in // groups, *window)
     return blocks.diagonal(0, 0, 2).movedim(-1, 0)

@@ -9,20 +9,35 @@ from torch import nn
 from pixelize.errors import PixelizeError
 from pixelize.inheritance.inherit import baked, reclass
 from pixelize.layers.gate import gate_of
-from pixelize.layers.pixel_dcl import PixelDCL2d, iPixelDCL2d
+from pixelize.layers.pixel_dcl import (
+    PixelDCL,
+    PixelDCL1d,
+    PixelDCL2d,
+    PixelDCL3d,
+    iPixelDCL,
+    iPixelDCL1d,
+    iPixelDCL2d,
+    iPixelDCL3d,
+)
 from pixelize.rewrites import become, state_of
+
+HARDENED: dict[type[iPixelDCL], type[PixelDCL]] = {
+    iPixelDCL1d: PixelDCL1d,
+    iPixelDCL2d: PixelDCL2d,
+    iPixelDCL3d: PixelDCL3d,
+}
 
 
 def harden(model: nn.Module) -> nn.Module:
-    """Makes every iPixelDCL2d whose gate is 0 the PixelDCL2d that it then is, in place: its input kernels are
+    """Makes every iPixelDCL whose gate is 0 the PixelDCL that it then is, in place: its input kernels are
     dropped.
 
     Returns ``model``. Raises PixelizeError, leaving the model as it was, if a gate is not 0 or there is no
-    iPixelDCL2d.
+    iPixelDCL.
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, iPixelDCL2d)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, iPixelDCL)}
     if not layers:
-        raise PixelizeError(f"this {type(model).__name__} has no iPixelDCL2d to harden")
+        raise PixelizeError(f"this {type(model).__name__} has no iPixelDCL to harden")
     for name, layer in layers.items():
         if gate_of(layer) != 0.0:
             raise PixelizeError(
@@ -35,10 +50,11 @@ def harden(model: nn.Module) -> nn.Module:
     return model
 
 
-def _hardened(layer: iPixelDCL2d) -> PixelDCL2d:
+def _hardened(layer: iPixelDCL) -> PixelDCL:
     plain = baked(layer)
     kernels = plain.dependency_kernels
-    new = reclass(plain, iPixelDCL2d, PixelDCL2d)
+    old = next(kind for kind in HARDENED if isinstance(plain, kind))
+    new = reclass(plain, old, HARDENED[old])
     new.weight = nn.Parameter(plain.weight.detach(), requires_grad=plain.weight.requires_grad)
     new.set_dependencies(layer.dependency_kernel_size, layer.dependency_groups, layer.schedule)
     new.dependency_kernels = kernels

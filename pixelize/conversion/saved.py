@@ -25,7 +25,7 @@ from pixelize.inheritance.cost import count_parameters
 from pixelize.inheritance.inherit import Design
 from pixelize.inheritance.record import Record, converted_modules, fingerprint, remember
 from pixelize.layers.gate import gate_of, set_gate
-from pixelize.layers.pixel_dcl import iPixelDCL2d
+from pixelize.layers.pixel_dcl import iPixelDCL
 from pixelize.rewrites import Geometry, Site, become, geometry_of, outline, state_of
 from pixelize.rewrites.state.splice import State
 
@@ -120,9 +120,7 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
     for name, module in converted_modules(model).items():
         record: Record = module.__dict__["_pixelize_record"]
         gates = {
-            n: gate_of(m)
-            for n, m in module.named_modules()
-            if isinstance(m, iPixelDCL2d) and gate_of(m) != 1.0
+            n: gate_of(m) for n, m in module.named_modules() if isinstance(m, iPixelDCL) and gate_of(m) != 1.0
         }
         site = record.site
         sites.append(
@@ -262,7 +260,7 @@ def _attach_report(model: nn.Module, where: str) -> None:
         g = site.geometry
         rows.append(
             SiteReport(
-                name, site.kind, site.type, "converted", site.names, layer_name(layer),
+                name, site.kind, site.type, "converted", site.names, layer_name(layer, len(g.stride)),
                 in_channels=g.in_channels,
                 out_channels=g.out_channels, kernel_size=g.kernel_size, stride=g.stride,
                 parameters_after=count_parameters(module),

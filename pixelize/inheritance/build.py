@@ -63,6 +63,6 @@ def _plain(form: TransposedConv, module: nn.Module) -> nn.ConvTranspose2d:
     return plain.train(module.training)
 
 
-def layer_name(layer: str) -> str:
-    """The class that a ``layer`` argument stands for."""
-    return LAYERS[layer].__name__ if layer in LAYERS else "ConvTranspose2d"
+def layer_name(layer: str, n: int) -> str:
+    """The class that a ``layer`` argument stands for, in ``n`` dimensions."""
+    return LAYERS[layer][n].__name__ if layer in LAYERS else f"ConvTranspose{n}d"

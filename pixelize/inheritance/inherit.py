@@ -1,8 +1,8 @@
 """Making a pixel deconvolution from a trained ``nn.ConvTranspose2d``: which of its state the new layer takes
 over.
 
-An iPixelDCL2d takes all of it: the same Parameter objects, parametrizations, norm hooks and hooks, with zero
-dependency kernels beside them, so that it computes the same function. A PixelDCL2d takes the taps of the
+An iPixelDCL takes all of it: the same Parameter objects, parametrizations, norm hooks and hooks, with zero
+dependency kernels beside them, so that it computes the same function. A PixelDCL takes the taps of the
 first phase, and its dependency kernels are fitted.
 """
 
@@ -23,12 +23,23 @@ from torch.nn.utils.spectral_norm import (
 from torch.nn.utils.weight_norm import WeightNorm
 
 from pixelize.inheritance.prior_fit import InputPrior, fit_from_prior
-from pixelize.layers.partial import PartialPixelDCL2d
-from pixelize.layers.pixel_dcl import PixelDCL2d, _PixelDeconvolution2d, iPixelDCL2d
+from pixelize.layers.pixel_dcl import (
+    PixelDCL1d,
+    PixelDCL2d,
+    PixelDCL3d,
+    PixelDeconvolution,
+    iPixelDCL1d,
+    iPixelDCL2d,
+    iPixelDCL3d,
+)
 from pixelize.rewrites import TransposedConv, geometry_of
 from pixelize.rewrites.state.evaluation import evaluation
 
-LAYERS: dict[str, type[_PixelDeconvolution2d]] = {"ipixeldcl": iPixelDCL2d, "pixeldcl": PixelDCL2d}
+LAYERS: dict[str, dict[int, type[PixelDeconvolution]]] = {
+    "ipixeldcl": {1: iPixelDCL1d, 2: iPixelDCL2d, 3: iPixelDCL3d},
+    "pixeldcl": {1: PixelDCL1d, 2: PixelDCL2d, 3: PixelDCL3d},
+}
+"""The classes that a ``layer`` argument stands for, by the number of axes."""
 
 _NORM_HOOKS = (WeightNorm, SpectralNorm, SpectralNormStateDictHook, SpectralNormLoadStateDictPreHook)
 
@@ -41,7 +52,7 @@ class Design:
     """The dependency part of a layer: window, groups and schedule, and after how many stages a PixelDCL stops
     seeing the input.
 
-    ``input_stages``: 0 for PixelDCL itself; see :class:`pixelize.layers.partial.PartialPixelDCL2d`.
+    ``input_stages``: 0 for PixelDCL itself; see :class:`pixelize.layers.pixel_dcl.PixelDCL`.
     """
 
     kernel_size: tuple[int, int] = (3, 3)
@@ -52,7 +63,7 @@ class Design:
 
 def inherit(
     module: nn.ConvTranspose2d, layer: str, design: Design, init: str, prior: InputPrior | None = None
-) -> tuple[_PixelDeconvolution2d, float | None, str | None]:
+) -> tuple[PixelDeconvolution, float | None, str | None]:
     """A new layer of the kind ``layer`` that computes what ``module`` does, or comes as close as it can;
     ``module`` is not changed.
 
@@ -65,13 +76,13 @@ def inherit(
     """
     note = None
     if layer == "ipixeldcl" and init != "random":
-        new = _shell(module, iPixelDCL2d)
+        new = _shell(module, LAYERS[layer][len(module.stride)])
         new.set_dependencies(design.kernel_size, design.groups, design.schedule)
         return new, 0.0, None
     plain = baked(module)
     if plain is not module:
         note = "its norm or parametrization was worked into the weight"
-    new = _shell(plain, PartialPixelDCL2d if design.input_stages else LAYERS[layer])
+    new = _shell(plain, LAYERS[layer][len(plain.stride)])
     full = plain.weight
     frozen = not new.weight.requires_grad
     new.weight = nn.Parameter(

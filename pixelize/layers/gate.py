@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from pixelize.errors import ArgumentError, PixelizeError
-from pixelize.layers.pixel_dcl import iPixelDCL2d
+from pixelize.layers.dependency_kernels import InputGated
 
 
-def gate_of(layer: iPixelDCL2d) -> float:
+def gate_of(layer: InputGated) -> float:
     """The layer's input gate, from 0 (PixelDCL) to 1 (iPixelDCL)."""
     return 1.0 if layer.input_gate is None else float(layer.input_gate)
 
 
-def set_gate(layer: iPixelDCL2d, g: float) -> None:
+def set_gate(layer: InputGated, g: float) -> None:
     """Sets one layer's gate. A tensor that is filled in place: a compiled step is not compiled again as ``g``
     moves.
     """
@@ -33,18 +33,18 @@ def set_gate(layer: iPixelDCL2d, g: float) -> None:
 
 
 def set_input_gate(model: nn.Module, g: float) -> nn.Module:
-    """Sets the input gate of every iPixelDCL2d in ``model``, in place: 1 is iPixelDCL (eq. 2), 0 is PixelDCL
+    """Sets the input gate of every iPixelDCL in ``model``, in place: 1 is iPixelDCL (eq. 2), 0 is PixelDCL
     (eq. 3).
 
     Returns ``model``. Raises ArgumentError if ``g`` is outside [0, 1], PixelizeError if there is no
-    iPixelDCL2d.
+    iPixelDCL.
     """
     if not 0.0 <= g <= 1.0:
         raise ArgumentError(f"the input gate is {g}; it must lie between 0 (PixelDCL) and 1 (iPixelDCL)")
-    layers = [m for m in model.modules() if isinstance(m, iPixelDCL2d)]
+    layers = [m for m in model.modules() if isinstance(m, InputGated)]
     if not layers:
         raise PixelizeError(
-            f"this {type(model).__name__} has no iPixelDCL2d; convert it with layer='ipixeldcl' first"
+            f"this {type(model).__name__} has no iPixelDCL; convert it with layer='ipixeldcl' first"
         )
     for layer in layers:
         set_gate(layer, float(g))
@@ -67,7 +67,7 @@ class GateSchedule:
     there: the rest of the training is that of the PixelDCL that the model will be.
 
     Raises ArgumentError unless steps > 0 and 0 <= start < end <= 1, PixelizeError if the model has no
-    iPixelDCL2d.
+    iPixelDCL.
     """
 
     def __init__(self, model: nn.Module, steps: int, *, start: float = 0.1, end: float = 0.6) -> None:

@@ -12,54 +12,58 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pixelize.algebra.polyphase import Phase
+from pixelize.algebra.polyphase import Phase, Size, all_phases, padded
 
-Pair = tuple[int, int]
 Layout = tuple[Phase, ...]
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+"""The memory format in which the channels lie side by side, by the number of axes; a waveform has none."""
 
 
-def split_phases(x: Tensor, stride: Pair) -> dict[Phase, Tensor]:
-    """The phases of ``x`` (..., s_h*h, s_w*w) as views (..., h, w)."""
-    views = _Split.apply(x, stride) if x.requires_grad and not _in_graph() else _split(x, stride)
-    return dict(zip(_all_phases(stride), views, strict=True))
+def split_phases(x: Tensor, stride: Size) -> dict[Phase, Tensor]:
+    """The phases of ``x`` (..., s_1 n_1, .., s_n n_n) as views (..., n_1, .., n_n)."""
+    views = _Split.apply(x, stride) if x.requires_grad and not in_graph() else _split(x, stride)
+    return dict(zip(all_phases(stride), views, strict=True))
 
 
 def interleave(
     phases: Mapping[Phase, Tensor | Sequence[Tensor]],
-    stride: Pair,
+    stride: Size,
     *,
-    size: Pair | None = None,
+    size: Size | None = None,
     bias: Tensor | None = None,
     channels_last: bool | None = None,
 ) -> Tensor:
-    """Periodical shuffling (eq. 1): phases (..., C, h, w) to (..., C, H, W).
+    """Periodical shuffling (eq. 1): phases (..., C, *grid) to (..., C, *size).
 
     Args:
         phases: for each phase its map, or several that are added up.
-        size: (H, W), by default (s_h*h, s_w*w); what lies beyond is dropped.
+        size: that of the output, by default stride times grid; what lies beyond is dropped.
         bias: (C,), added to every phase.
-        channels_last: the memory format of a 4-dimensional output, by default that of the first map.
+        channels_last: the memory format of a batch, by default that of the first map.
     """
     maps = {phase: [f] if isinstance(f, Tensor) else list(f) for phase, f in phases.items()}
     layout = tuple(phase for phase, terms in maps.items() for _ in terms)
     parts = [part for terms in maps.values() for part in terms]
     first = parts[0]
+    n = len(stride)
     if size is None:
-        size = (stride[0] * first.shape[-2], stride[1] * first.shape[-1])
+        size = tuple(s * g for s, g in zip(stride, first.shape[-n:], strict=True))
     if channels_last is None:
-        channels_last = is_channels_last(first)
+        channels_last = is_channels_last(first, n)
     if bias is not None:
         bias = bias.to(first.dtype)
-    run = _interleave if _in_graph() else _written if _is_plain() else _Interleave.apply
+    run = _interleave if in_graph() or _is_batched(parts) else _written if _is_plain() else _Interleave.apply
     return run(stride, size, channels_last, layout, bias, *parts)
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of ``x`` lie side by side; ``x`` may be a strided view."""
-    return x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1 and x.stride(3) != 1
+def is_channels_last(x: Tensor, n: int) -> bool:
+    """Whether the channels of ``x``, a batch of maps with ``n`` axes, lie side by side; it may be a strided
+    view.
+    """
+    batch = n in CHANNELS_LAST and x.dim() == n + 2
+    return batch and x.shape[1] > 1 and x.stride(1) == 1 and x.stride(-1) != 1
 
 
 def add_up(maps: Sequence[Tensor]) -> Tensor:
@@ -70,7 +74,8 @@ def add_up(maps: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _in_graph() -> bool:
+def in_graph() -> bool:
+    """Whether a compiler, an exporter or a tracer looks on: sizes may not be known, nor be asked for."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
@@ -83,56 +88,72 @@ def _is_plain() -> bool:
     )
 
 
-def _all_phases(stride: Pair) -> list[Phase]:
-    return [(a, b) for a in range(stride[0]) for b in range(stride[1])]
+def _is_batched(maps: Sequence[Tensor]) -> bool:
+    # by autograd's own vectorisation (``is_grads_batched``, ``jacobian(vectorize=True)``), which
+    # is older than torch.func's and knows neither ``unflatten`` nor writing into what is not batched
+    return any(torch._C._functorch.is_legacy_batchedtensor(f) for f in maps)
 
 
-def _split(x: Tensor, stride: Pair) -> tuple[Tensor, ...]:
+def _split(x: Tensor, stride: Size) -> tuple[Tensor, ...]:
     # (..., s_h h, s_w w) seen as (..., h, s_h, w, s_w) and taken apart: fewer calls than with slices.
     # In a graph the sizes may not be known.
-    (sh, sw), (height, width) = stride, x.shape[-2:]
-    if _in_graph() or height % sh or width % sw:
-        return tuple(x[..., a::sh, b::sw] for a, b in _all_phases(stride))
-    apart = x.unflatten(-1, (-1, sw)).unflatten(-3, (-1, sh))
-    return tuple(view for rows in apart.unbind(-3) for view in rows.unbind(-1))
+    n = len(stride)
+    whole = not in_graph() and not any(g % s for g, s in zip(x.shape[-n:], stride, strict=True))
+    if not whole or _is_batched([x]):
+        return tuple(x[(..., *(slice(a, None, s) for a, s in zip(p, stride, strict=True)))]
+                     for p in all_phases(stride))  # fmt: skip
+    for axis in range(n):
+        x = x.unflatten(-1 - 2 * axis, (x.shape[-1 - 2 * axis] // stride[-1 - axis], stride[-1 - axis]))
+    views: tuple[Tensor, ...] = (x,)
+    for axis in range(1 - 2 * n, 0, 2):
+        views = tuple(view for v in views for view in v.unbind(axis))
+    return views
 
 
 def _interleave(
-    stride: Pair, size: Pair, channels_last: bool, layout: Layout, bias: Tensor | None, *parts: Tensor
+    stride: Size, size: Size, channels_last: bool, layout: Layout, bias: Tensor | None, *parts: Tensor
 ) -> Tensor:
     terms: dict[Phase, list[Tensor]] = {}
     for phase, part in zip(layout, parts, strict=True):
         terms.setdefault(phase, []).append(part)
-    sums = {phase: add_up(maps) for phase, maps in terms.items()}
-    h, w = parts[0].shape[-2:]
-    rows = [torch.stack([sums[a, b] for b in range(stride[1])], -1) for a in range(stride[0])]
-    y = torch.stack(rows, -3).reshape(*parts[0].shape[:-2], h * stride[0], w * stride[1])
-    y = y[..., : size[0], : size[1]]
+    n = len(stride)
+    stacks = [add_up(terms[phase]) for phase in all_phases(stride)]
+    for axis in range(n):  # the last axis first: its phases lie side by side
+        s = stride[-1 - axis]
+        stacks = [torch.stack(stacks[i : i + s], -1 - 2 * axis) for i in range(0, len(stacks), s)]
+    grid = parts[0].shape[-n:]
+    y = stacks[0].reshape(*parts[0].shape[:-n], *(s * g for s, g in zip(stride, grid, strict=True)))
+    y = y[(..., *map(slice, size))]
     if bias is not None:
-        y = y + bias[..., None, None]
-    return y.contiguous(memory_format=torch.channels_last) if channels_last else y
+        y = y + _column(bias, n)
+    return y.contiguous(memory_format=CHANNELS_LAST[n]) if channels_last else y
 
 
 def _written(
-    stride: Pair, size: Pair, channels_last: bool, layout: Layout, bias: Tensor | None, *parts: Tensor
+    stride: Size, size: Size, channels_last: bool, layout: Layout, bias: Tensor | None, *parts: Tensor
 ) -> Tensor:
-    shape = (*parts[0].shape[:-2], *size)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    n = len(stride)
+    shape = (*parts[0].shape[:-n], *size)
+    memory_format = CHANNELS_LAST[n] if channels_last else torch.contiguous_format
     y = torch.empty(shape, dtype=parts[0].dtype, device=parts[0].device, memory_format=memory_format)
-    places = dict(zip(_all_phases(stride), _split(y, stride), strict=True))
-    column = [] if bias is None else [bias[:, None, None]]
+    places = dict(zip(all_phases(stride), _split(y, stride), strict=True))
+    column = [] if bias is None else [_column(bias, n)]
     for phase in dict.fromkeys(layout):
         place = places[phase]
         terms = [part for at, part in zip(layout, parts, strict=True) if at == phase]
-        h, w = place.shape[-2:]
-        if (h, w) != terms[0].shape[-2:]:
-            terms = [part[..., :h, :w] for part in terms]
+        grid = place.shape[-n:]
+        if grid != terms[0].shape[-n:]:
+            terms = [part[(..., *map(slice, grid))] for part in terms]
         terms += column
         if len(terms) == 1:
             place.copy_(terms[0])
         else:  # the first may be strided, like the place: it is read and the place written once
             torch.add(terms[0], add_up(terms[1:]), out=place)
     return y
+
+
+def _column(bias: Tensor, n: int) -> Tensor:
+    return bias[(..., *(None,) * n)]
 
 
 def _signed(forward: Any) -> Any:
@@ -146,16 +167,16 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     @_signed
-    def forward(x: Tensor, stride: Pair) -> tuple[Tensor, ...]:
+    def forward(x: Tensor, stride: Size) -> tuple[Tensor, ...]:
         return _split(x, stride)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.stride, ctx.channels_last = inputs[1], is_channels_last(inputs[0])
+        ctx.stride, ctx.channels_last = inputs[1], is_channels_last(inputs[0], len(inputs[1]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        phases = dict(zip(_all_phases(ctx.stride), grads, strict=True))
+        phases = dict(zip(all_phases(ctx.stride), grads, strict=True))
         return interleave(phases, ctx.stride, channels_last=ctx.channels_last), None
 
     @staticmethod
@@ -163,7 +184,7 @@ class _Split(torch.autograd.Function):
         return _split(x, ctx.stride)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, stride: Pair) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    def vmap(info: Any, in_dims: Any, x: Tensor, stride: Size) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         views = _Split.apply(x.movedim(in_dims[0], 0), stride)
         return views, (0,) * len(views)
 
@@ -175,26 +196,27 @@ class _Interleave(torch.autograd.Function):
     @staticmethod
     @_signed
     def forward(
-        stride: Pair, size: Pair, channels_last: bool, layout: Layout, bias: Tensor | None, *parts: Tensor
+        stride: Size, size: Size, channels_last: bool, layout: Layout, bias: Tensor | None, *parts: Tensor
     ) -> Tensor:
         return _written(stride, size, channels_last, layout, bias, *parts)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         ctx.arguments = inputs[:4]
-        ctx.grid = inputs[5].shape[-2:]
+        ctx.grid = inputs[5].shape[-len(inputs[0]) :]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         stride, _, _, layout = ctx.arguments
-        h, w = ctx.grid
-        views = dict(zip(_all_phases(stride), _split(g, stride), strict=True))
+        n = len(stride)
+        views = dict(zip(all_phases(stride), _split(g, stride), strict=True))
         grads = {}
         for phase in layout:
             view = views[phase]
-            missing = (h - view.shape[-2], w - view.shape[-1])
-            grads[phase] = F.pad(view, (0, missing[1], 0, missing[0])) if any(missing) else view
-        bias = g.sum([d for d in range(g.dim()) if d != g.dim() - 3]) if ctx.needs_input_grad[4] else None
+            missing = [a - b for a, b in zip(ctx.grid, view.shape[-n:], strict=True)]
+            grads[phase] = padded(view, (0,) * n, missing) if any(missing) else view
+        others = [d for d in range(g.dim()) if d != g.dim() - n - 1]
+        bias = g.sum(others) if ctx.needs_input_grad[4] else None
         return None, None, None, None, bias, *(grads[phase] for phase in layout)
 
     @staticmethod
@@ -203,13 +225,13 @@ class _Interleave(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: Any, stride: Pair, size: Pair, channels_last: bool, layout: Layout, *tensors: Any
+        info: Any, in_dims: Any, stride: Size, size: Size, channels_last: bool, layout: Layout, *tensors: Any
     ) -> tuple[Tensor, int]:
         batched: list[Any] = [
             t if t is None else t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
             for t, d in zip(tensors, in_dims[4:], strict=True)
         ]
         bias, *parts = batched
-        if bias is not None and parts[0].dim() == 5:
+        if bias is not None and parts[0].dim() == len(stride) + 3:
             bias = bias[:, None]
         return _interleave(stride, size, False, layout, bias, *parts), 0

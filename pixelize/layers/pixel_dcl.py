@@ -1,172 +1,100 @@
-"""The layers of Gao et al., *Pixel Deconvolutional Networks*: :class:`iPixelDCL2d` (eq. 2) and
-:class:`PixelDCL2d` (eq. 3).
+"""The layers of Gao et al., *Pixel Deconvolutional Networks*, on transposed convolutions: :class:`iPixelDCL`
+(eq. 2) and :class:`PixelDCL` (eq. 3), for waveforms (1d), pictures (2d) and volumes or films (3d).
 
-Both take the place of ``nn.ConvTranspose2d``: the same constructor arguments, shapes and ``forward(input,
-output_size=None)``.
+They take the place of ``nn.ConvTranspose1d``, ``2d`` and ``3d``: the same constructor arguments, shapes and
+``forward(input, output_size=None)``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
-from pixelize.algebra.polyphase import Phase, anchor_phase, axis_phases
-from pixelize.algebra.schedule import Schedule, make_schedule
+from pixelize.algebra.polyphase import AxisPhase, Phase, Size, anchor_phase, axis_phases, phase_weight
 from pixelize.errors import ArgumentError
-from pixelize.layers.functional import ipixel_dcl2d, pixel_dcl2d
+from pixelize.layers.dependency_kernels import InputGated, PixelDependencies
+from pixelize.layers.functional import ipixel_dcl, pixel_dcl
 
 # symbolic tracing keeps each layer as one node: what is inside depends on sizes, which a trace would freeze
-torch.fx.wrap("ipixel_dcl2d")
-torch.fx.wrap("pixel_dcl2d")
+torch.fx.wrap("ipixel_dcl")
+torch.fx.wrap("pixel_dcl")
 
 
-class _PixelDeconvolution2d(nn.ConvTranspose2d):
-    """What the two layers share: the constructor, the schedule and the dependency kernels."""
-
-    dependency_kernel_size: tuple[int, int]
-    dependency_groups: int
-    schedule: str
-    anchor: Phase  # the first phase
-    plan: Schedule  # the stages in which the others are made
-    dependency_kernels: nn.ParameterList
-    # nn.Module's annotations are variadic tuples; these are pairs
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    output_padding: tuple[int, int]
+class PixelDeconvolution(PixelDependencies, _ConvTransposeNd):
+    """What the layers on transposed convolutions share: the constructor and the size of the output."""
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        output_padding: int | tuple[int, int] = 0,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
         groups: int = 1,
         bias: bool = True,
-        dilation: int | tuple[int, int] = 1,
+        dilation: int | Sequence[int] = 1,
         padding_mode: Literal["zeros"] = "zeros",
         device: Any = None,
         dtype: Any = None,
         *,
-        dependency_kernel_size: int | tuple[int, int] = 3,
+        dependency_kernel_size: int | Sequence[int] = 3,
         dependency_groups: int = 1,
         schedule: str = "paired",
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
             padding_mode, device=device, dtype=dtype,
-        )  # fmt: skip
+        )  # type: ignore[misc, call-arg]  # fmt: skip
         self.set_dependencies(dependency_kernel_size, dependency_groups, schedule)
         self.reset_dependencies()
 
-    def set_dependencies(self, kernel_size: int | tuple[int, int], groups: int, schedule: str) -> None:
-        """Gives the layer zero dependency kernels of that design, beside the weight it has.
+    def period(self) -> Size:
+        """The stride."""
+        return self.stride
 
-        Raises ArgumentError for a design that the layer's channels or stride cannot have.
-        """
-        size = (
-            (kernel_size, kernel_size) if isinstance(kernel_size, int) else (kernel_size[0], kernel_size[1])
-        )
-        if min(size) < 1:
-            raise ArgumentError(f"dependency_kernel_size is {kernel_size}; it must be at least 1")
-        if groups < 1 or self.out_channels % groups:
-            raise ArgumentError(
-                f"dependency_groups is {groups}, which does not divide the {self.out_channels} output "
-                "channels; "
-                "use a divisor of them"
-            )
-        anchor = anchor_phase(self.kernel_size, self.stride, self.padding, self.dilation)
-        plan = make_schedule(schedule, self.stride, size, anchor)
-        self.dependency_kernel_size, self.dependency_groups, self.schedule = size, groups, schedule
-        self.anchor, self.plan = anchor, plan
-        like = raw_weight(self)
-        self.dependency_kernels = nn.ParameterList(
-            nn.Parameter(
-                _zeros(stage.kernel_shape(self.out_channels, groups, size), like),
-                requires_grad=like.requires_grad,
-            )
-            for stage in plan.stages
-        )
+    def first(self) -> Phase:
+        """The first phase that has taps."""
+        return anchor_phase(self.kernel_size, self.stride, self.padding, self.dilation)
 
-    def reset_dependencies(self) -> None:
-        """Draws the dependency kernels as ``nn.Conv2d`` draws its weights (for training from scratch)."""
-        for kernel in self.dependency_kernels:
-            nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
-
-    def _sized(self, input: Tensor, output_size: list[int] | None) -> tuple[int, int]:
-        stride, padding, kernel, dilation = map(
-            list, (self.stride, self.padding, self.kernel_size, self.dilation)
-        )
-        found = self._output_padding(input, output_size, stride, padding, kernel, 2, dilation)
-        return found[0], found[1]
-
-    def extra_repr(self) -> str:
-        """``nn.ConvTranspose2d``'s line and the dependency design."""
-        text = super().extra_repr()
-        text += f", dependency_kernel_size={self.dependency_kernel_size}, schedule={self.schedule}"
-        return text + (f", dependency_groups={self.dependency_groups}" if self.dependency_groups != 1 else "")
+    def _sized(self, input: Tensor, output_size: list[int] | None) -> Size:
+        geometry = (self.stride, self.padding, self.kernel_size)
+        n, dilation = len(self.stride), list(self.dilation)
+        return tuple(self._output_padding(input, output_size, *map(list, geometry), n, dilation))
 
 
-def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Zeros of ``like``'s type, where it is. On a CPU the operating system supplies them as they are first
-    used, which costs a twentieth of writing them, as ``torch.zeros`` does.
-    """
-    if like.device.type != "cpu" or type(like.detach()) is not Tensor:
-        return torch.zeros(shape, device=like.device, dtype=like.dtype)
-    untouched = torch.from_numpy(np.zeros(math.prod(shape) * like.itemsize, np.uint8))
-    return untouched.view(like.dtype).view(shape)
-
-
-def raw_weight(module: nn.ConvTranspose2d) -> Tensor:
-    """The parameter behind ``module.weight``: itself, or what a parametrization or an old norm hook computes
-    it from.
-
-    Reading ``module.weight`` instead would run the parametrization, which for spectral norm in training mode
-    changes its state.
-    """
-    weights = [p for name, p in module.named_parameters() if "weight" in name]
-    return weights[0]
-
-
-class iPixelDCL2d(_PixelDeconvolution2d):
+class iPixelDCL(InputGated, PixelDeconvolution):
     """Input pixel deconvolution (eq. 2): every phase sees the input and the phases made before it.
 
-    ``F_i = conv([F_in, F_1 .. F_{i-1}], k_i)`` for each of the s_h * s_w phases, interleaved into the output;
-    one bias per channel is added at the end. ``weight`` is the input's part in ``nn.ConvTranspose2d``'s own
-    layout, ``dependency_kernels`` the rest: with those at zero the layer *is* ``nn.ConvTranspose2d``.
+    ``F_i = conv([F_in, F_1 .. F_{i-1}], k_i)`` for each phase (s_h * s_w of them in two dimensions),
+    interleaved into the output; one bias per channel is added at the end. ``weight`` is the input's part in
+    ``nn.ConvTransposeNd``'s own layout, ``dependency_kernels`` the rest: with those at zero the layer *is*
+    ``nn.ConvTransposeNd``, except that a NaN or an infinity in the input spreads through them as well (0
+    times infinity is NaN).
 
-    Shapes: input (N, C_in, H, W) or (C_in, H, W), output (N, C_out, H_out, W_out) or (C_out, H_out, W_out),
+    Shapes: input (N, C_in, *size) or (C_in, *size), output (N, C_out, *size) or (C_out, *size),
     ``H_out = (H - 1) stride - 2 padding + dilation (kernel_size - 1) + output_padding + 1``.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
-        padding_mode,
-        device, dtype: as for ``nn.ConvTranspose2d``.
+        padding_mode, device, dtype: as for ``nn.ConvTransposeNd``.
         dependency_kernel_size: the low-resolution window through which one phase reads another.
         dependency_groups: groups of the dependency convolutions; ``out_channels`` makes them depthwise.
-        schedule: ``"paired"``, ``"sequential"`` or ``"masked"``
-        (:func:`pixelize.algebra.schedule.make_schedule`).
+        schedule: ``"paired"``, ``"sequential"``, ``"masked"`` or ``"near"``
+            (:func:`pixelize.algebra.schedule.build_schedule`).
 
-    Raises ArgumentError for dependency arguments that do not fit the channels or the stride.
+    Raises ArgumentError for dependency arguments that do not fit the channels or the stride, and in a call
+    what ``nn.ConvTransposeNd`` raises.
     """
-
-    input_gate: Tensor | None
-
-    def set_dependencies(self, kernel_size: int | tuple[int, int], groups: int, schedule: str) -> None:
-        """See the base class; the input gate starts open."""
-        super().set_dependencies(kernel_size, groups, schedule)
-        self.register_buffer("input_gate", None, persistent=False)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Up-samples ``input``; ``output_size`` settles the size where several are possible, as in torch."""
-        return ipixel_dcl2d(
+        return ipixel_dcl(
             input,
             self.weight,
             list(self.dependency_kernels),
@@ -183,35 +111,79 @@ class iPixelDCL2d(_PixelDeconvolution2d):
         )
 
 
-class PixelDCL2d(_PixelDeconvolution2d):
+class PixelDCL(PixelDeconvolution):
     """Pixel deconvolution (eq. 3): only the first phase sees the input, the others are made from it.
 
     ``F_1 = conv(F_in, k_1)``, ``F_i = conv([F_1 .. F_{i-1}], k_i)``, interleaved; one bias per channel is
-    added at the end. ``weight`` holds the taps of the first phase alone, (C_in, C_out/groups, h, w) with h
-    and w about kernel_size / stride.
+    added at the end. ``weight`` holds the taps of the first phase alone, (C_in, C_out/groups, *taps), about
+    kernel_size / stride along each axis.
 
-    Arguments, shapes and errors are those of :class:`iPixelDCL2d`.
+    Gao et al. remove the input "for some intermediate feature maps"; how many phases can do without it is a
+    question for each layer. With ``input_stages`` the phases of so many stages of the schedule see it too,
+    and ``input_kernels`` holds their taps: with 0 it is PixelDCL (eq. 3), with as many as the schedule has
+    stages iPixelDCL (eq. 2).
+
+    The other arguments, shapes and errors are those of :class:`iPixelDCL`; ArgumentError for
+    ``input_stages`` that the schedule does not have.
     """
 
-    def set_dependencies(self, kernel_size: int | tuple[int, int], groups: int, schedule: str) -> None:
-        """See the base class; the weight is cut down to the taps of the first phase."""
+    input_stages: int
+    input_kernels: nn.ParameterList
+
+    def __init__(self, *args: Any, input_stages: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if input_stages:
+            shape = (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
+            full = self.weight.new_empty(shape, requires_grad=False)
+            nn.init.kaiming_uniform_(full, a=math.sqrt(5))
+            self.set_input_stages(input_stages, full)
+
+    def set_dependencies(self, kernel_size: int | Sequence[int], groups: int, schedule: str) -> None:
+        """See the base class; the weight is cut down to the taps of the first phase, and no other sees the
+        input.
+        """
         super().set_dependencies(kernel_size, groups, schedule)
-        taps = self.first_taps()
-        if self.weight.shape[2:] != (len(taps[0]), len(taps[1])):
-            cut = self.weight.detach()[:, :, taps[0]][:, :, :, taps[1]].contiguous()
+        self.input_stages, self.input_kernels = 0, nn.ParameterList()
+        if self.weight.shape[2:] != tuple(map(len, self.first_taps())):
+            cut = phase_weight(self.weight.detach(), *self._axes(self.anchor)).contiguous()
             self.weight = nn.Parameter(cut, requires_grad=self.weight.requires_grad)
 
-    def first_taps(self) -> tuple[list[int], list[int]]:
-        """The kernel's taps, down and across, that belong to the first phase, ascending."""
-        axes = []
-        for i in (0, 1):
-            phases = axis_phases(self.kernel_size[i], self.stride[i], self.padding[i], self.dilation[i])
-            axes.append(sorted(phases[self.anchor[i]].taps))
-        return axes[0], axes[1]
+    def set_input_stages(self, stages: int, weight: Tensor) -> None:
+        """Lets the phases of the first ``stages`` stages see the input with their taps of ``weight`` (C_in,
+        C_out/groups, *kernel_size).
+        """
+        if not 0 <= stages <= len(self.plan.stages):
+            raise ArgumentError(
+                f"input_stages is {stages}; schedule {self.schedule!r} with stride {self.stride} has "
+                f"{len(self.plan.stages)} stages after the first phase"
+            )
+        self.input_stages = stages
+        self.input_kernels = nn.ParameterList(
+            nn.Parameter(
+                phase_weight(weight.detach(), *self._axes(phase)).contiguous(),
+                requires_grad=self.weight.requires_grad,
+            )
+            for phase in self.further_phases()
+        )
+
+    def further_phases(self) -> list[Phase]:
+        """The phases beyond the first that see the input: those with taps among the targets of the first
+        ``input_stages`` stages.
+        """
+        targets = [t for stage in self.plan.stages[: self.input_stages] for t in stage.targets]
+        return [t for t in targets if all(axis.taps for axis in self._axes(t))]
+
+    def first_taps(self) -> tuple[list[int], ...]:
+        """The kernel's taps, along each axis, that belong to the first phase, ascending."""
+        return tuple(sorted(axis.taps) for axis in self._axes(self.anchor))
+
+    def _axes(self, phase: Phase) -> list[AxisPhase]:
+        geometry = zip(self.kernel_size, self.stride, self.padding, self.dilation, phase, strict=True)
+        return [axis_phases(k, s, p, d)[a] for k, s, p, d, a in geometry]
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Up-samples ``input``; ``output_size`` settles the size where several are possible, as in torch."""
-        return pixel_dcl2d(
+        return pixel_dcl(
             input,
             self.weight,
             list(self.dependency_kernels),
@@ -225,4 +197,47 @@ class PixelDCL2d(_PixelDeconvolution2d):
             dependency_groups=self.dependency_groups,
             dependency_kernel_size=self.dependency_kernel_size,
             schedule=self.schedule,
+            input_kernels=further_kernels(self),
         )
+
+    def extra_repr(self) -> str:
+        """The line of the other layers, and how many stages see the input if any do."""
+        return super().extra_repr() + (f", input_stages={self.input_stages}" if self.input_stages else "")
+
+
+def further_kernels(layer: PixelDCL) -> dict[Phase, Tensor]:
+    """The phases beyond the first that see the input, each with its taps (C_in, C_out/groups, *taps)."""
+    return dict(zip(layer.further_phases(), layer.input_kernels, strict=True)) if layer.input_stages else {}
+
+
+def input_kernels_of(layer: PixelDCL) -> dict[Phase, Tensor]:
+    """The phases of a layer that see the input, the first one first, each with its taps."""
+    return {layer.anchor: layer.weight, **further_kernels(layer)}
+
+
+class iPixelDCL1d(iPixelDCL, nn.ConvTranspose1d):
+    __doc__ = iPixelDCL.__doc__
+
+
+class iPixelDCL2d(iPixelDCL, nn.ConvTranspose2d):
+    __doc__ = iPixelDCL.__doc__
+
+
+class iPixelDCL3d(iPixelDCL, nn.ConvTranspose3d):
+    __doc__ = iPixelDCL.__doc__
+
+
+class PixelDCL1d(PixelDCL, nn.ConvTranspose1d):
+    __doc__ = PixelDCL.__doc__
+
+
+class PixelDCL2d(PixelDCL, nn.ConvTranspose2d):
+    __doc__ = PixelDCL.__doc__
+
+
+class PixelDCL3d(PixelDCL, nn.ConvTranspose3d):
+    __doc__ = PixelDCL.__doc__
+
+
+# its name while phases in between had a class of their own
+PartialPixelDCL2d = PixelDCL2d

@@ -12,7 +12,7 @@ from pixelize.algebra.polyphase import Phase, phase_filters, ungrouped
 from pixelize.algebra.schedule import Stage
 from pixelize.errors import ArgumentError
 from pixelize.inheritance.inherit import baked
-from pixelize.layers.pixel_dcl import PixelDCL2d, iPixelDCL2d
+from pixelize.layers.pixel_dcl import PixelDCL, iPixelDCL
 from pixelize.measure.checkerboard import Frequency, frequencies
 from pixelize.measure.decibels import LIMIT, decibels
 from pixelize.rewrites.site import Geometry, TransposedConv, geometry_of
@@ -105,16 +105,16 @@ def _layer_gains(layer: nn.ConvTranspose2d, geometry: Geometry) -> dict[Phase, T
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in layer.parameters()):
         raise ArgumentError("the layer is lazy and has no weights yet; call the model once.")
     layer = baked(layer)
-    if isinstance(layer, PixelDCL2d):
+    if isinstance(layer, PixelDCL):
         first = _by_output(_float64(layer.weight).sum((2, 3)), geometry.groups)
         phases = [(a, b) for a in range(geometry.stride[0]) for b in range(geometry.stride[1])]
         gains = {phase: first if phase == layer.anchor else torch.zeros_like(first) for phase in phases}
     else:
         gains = _gains(geometry, layer.weight)
-    if isinstance(layer, iPixelDCL2d) and layer.input_gate is not None:
+    if isinstance(layer, iPixelDCL) and layer.input_gate is not None:
         gate = float(layer.input_gate)
         gains = {phase: g if phase == layer.anchor else g * gate for phase, g in gains.items()}
-    if isinstance(layer, iPixelDCL2d | PixelDCL2d):
+    if isinstance(layer, iPixelDCL | PixelDCL):
         for stage, kernel in zip(layer.plan.stages, layer.dependency_kernels, strict=True):
             _add_dependencies(stage, _float64(kernel), gains, layer.dependency_groups)
     return gains
@@ -143,7 +143,7 @@ def _add_dependencies(stage: Stage, kernel: Tensor, gains: dict[Phase, Tensor], 
     for term in stage.terms:
         i = 0 if stage.shared else stage.targets.index(term.target)
         j = 0 if stage.shared else stage.sources.index(term.source)
-        block = blocks[:, i, :, j][..., list(term.rows), :][..., list(term.columns)].sum((-1, -2))
+        block = term.window(blocks[:, i, :, j]).sum((-1, -2))
         made[term.target] = made[term.target] + (
             block @ gains[term.source].reshape(groups, width, -1)
         ).flatten(0, 1)

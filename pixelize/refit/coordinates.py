@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelize.algebra.least_squares import inverse_root
-from pixelize.layers.pixel_dcl import PixelDCL2d
+from pixelize.layers.pixel_dcl import PixelDCL
 
 Offset = tuple[int, int]
 
@@ -49,7 +49,7 @@ def taps_of(layer: nn.ConvTranspose2d) -> list[Tap]:
 
 def whitenable(layer: nn.Module) -> TypeGuard[nn.ConvTranspose2d]:
     """Whether the layer's ``weight`` holds all taps of a transposed convolution, few enough to factor."""
-    if not isinstance(layer, nn.ConvTranspose2d) or isinstance(layer, PixelDCL2d):
+    if not isinstance(layer, nn.ConvTranspose2d) or isinstance(layer, PixelDCL):
         return False
     taps = [tap.phase for tap in taps_of(layer)]
     largest = max(taps.count(phase) for phase in taps)

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pixelize.layers.partial import PartialPixelDCL2d
-from pixelize.layers.pixel_dcl import PixelDCL2d, iPixelDCL2d
+from pixelize.layers.pixel_dcl import PixelDCL, iPixelDCL
 
-_KNOWN = [kind.forward for kind in (nn.ConvTranspose2d, iPixelDCL2d, PixelDCL2d, PartialPixelDCL2d)]
+_KNOWN = [kind.forward for kind in (nn.ConvTranspose2d, iPixelDCL, PixelDCL)]
 
 
 def refittable(layer: nn.ConvTranspose2d) -> str:

@@ -1,0 +1,141 @@
+"""What all the layers share: the direct relations between the phases of an output, in any number of axes.
+
+A layer of Gao et al. splits an output into its phases, adds to each what the schedule's stages make of the
+phases before it, and interleaves them again. What the phases start from, the base, is the layer's own: a
+transposed convolution (:mod:`pixelize.layers.functional`) or a convolution
+(:mod:`pixelize.layers.functional_conv`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pixelize.algebra.polyphase import CONVOLUTIONS, Phase, Size, padded
+from pixelize.algebra.schedule import Schedule, Stage, build_schedule
+from pixelize.errors import ArgumentError
+from pixelize.layers.interleave import CHANNELS_LAST, add_up, is_channels_last
+
+T = TypeVar("T")
+
+
+def dependency(
+    stage: Stage, kernel: Tensor, phases: dict[Phase, Tensor], channels: int, groups: int
+) -> dict[Phase, Tensor]:
+    """What a stage's sources contribute to each of its targets: the direct relations between adjacent pixels.
+
+    ``phases``: the maps made so far, (..., C, *grid) each; outside their grid they count as zero.
+    """
+    parts = _dependency(stage, kernel, phases, channels, groups)
+    return {target: add_up(terms) for target, terms in parts.items()}
+
+
+def make_phases(
+    maps: dict[Phase, list[Tensor]], plan: Schedule, kernels: Sequence[Tensor], channels: int, groups: int
+) -> None:
+    """Adds to ``maps``, for each phase the maps that it is the sum of, what each stage contributes.
+
+    Maps that later stages read are added up; the others are left to the interleaving.
+    """
+    for stage, kernel in zip(plan.stages, kernels, strict=True):
+        sources = {}
+        for source in stage.sources:
+            sources[source] = _source(maps[source], len(source))
+            maps[source] = [sources[source]]
+        for target, parts in _dependency(stage, kernel, sources, channels, groups).items():
+            maps[target] = [*maps.get(target, []), *parts]
+
+
+def _dependency(
+    stage: Stage, kernel: Tensor, phases: dict[Phase, Tensor], channels: int, groups: int
+) -> dict[Phase, list[Tensor]]:
+    # The contributions as lists of maps yet to be added up. Dense kernels: all sources side by side, one
+    # convolution for all targets. The others: a convolution for each window, since their channels would have
+    # to be shuffled otherwise.
+    n = len(stage.targets[0])
+    convolve = CONVOLUTIONS[n]
+    if groups == 1 and not (stage.shared or stage.compact):
+        size = stage.terms[0].size
+        starts = [term.start for term in stage.terms[:: len(stage.targets)]]  # by source
+        half = tuple(k // 2 for k in size)
+        centred = all(k % 2 for k in size)
+        if centred and all(tuple(-a for a in start) == half for start in starts):
+            sources = [phases[source] for source in stage.sources]
+        else:
+            half = (0,) * n
+            sources = [
+                padded(phases[b], [-a for a in start], [k - 1 + a for a, k in zip(start, size, strict=True)])
+                for b, start in zip(stage.sources, starts, strict=True)
+            ]
+        x = sources[0] if len(sources) == 1 else torch.cat(sources, -n - 1)
+        y = convolve(x, kernel, None, 1, half)
+        return {target: [part] for target, part in zip(stage.targets, y.split(channels, -n - 1), strict=True)}
+    parts: dict[Phase, list[Tensor]] = {target: [] for target in stage.targets}
+    for term, taps in zip(stage.terms, stage.taken_apart(kernel, groups), strict=True):
+        # the full convolution reads from 1 - k on
+        lead = [a + k - 1 for a, k in zip(term.start, term.size, strict=True)]
+        tail = [-a for a in term.start]
+        crop = symmetric(lead, tail)
+        padding = tuple(k - 1 - c for k, c in zip(term.size, crop, strict=True))
+        # contiguous: torch's own backward of small convolutions fails for the strides that indexing gives a
+        # channels_last kernel
+        y = convolve(phases[term.source], taps.contiguous(), None, 1, padding, 1, groups)
+        parts[term.target].append(cropped(y, crop, lead, tail))
+    return parts
+
+
+def _source(terms: Sequence[Tensor], n: int) -> Tensor:
+    # several convolutions read it, each of which would copy a strided view
+    total = add_up(terms)
+    last = is_channels_last(total, n)
+    return total.contiguous(memory_format=CHANNELS_LAST[n] if last else torch.contiguous_format)
+
+
+def constant(function: Callable[..., T]) -> Callable[..., T]:
+    """A function of a layer's geometry alone, worked out once for each.
+
+    A compiler does so anyway, looks through a cache, and warns that it does.
+    """
+    kept = lru_cache(maxsize=512)(function)
+
+    @wraps(function)
+    def call(*arguments: Any) -> T:
+        return function(*arguments) if torch.compiler.is_dynamo_compiling() else kept(*arguments)
+
+    return call
+
+
+schedule_of = constant(build_schedule)
+
+
+def symmetric(lead: Sequence[int], tail: Sequence[int]) -> Size:
+    """The part of a crop that both sides of an axis share: a convolution does it by padding less."""
+    return tuple(max(0, min(a, b)) for a, b in zip(lead, tail, strict=True))
+
+
+def cropped(y: Tensor, done: Size, lead: Sequence[int], tail: Sequence[int]) -> Tensor:
+    """Drops ``lead`` positions before and ``tail`` after of each axis, less what is ``done``; negative ones
+    are zeros to be added.
+    """
+    before = [a - c for a, c in zip(lead, done, strict=True)]
+    after = [a - c for a, c in zip(tail, done, strict=True)]
+    if any(m < 0 for m in (*before, *after)):
+        return padded(y, [-m for m in before], [-m for m in after])
+    if not (any(before) or any(after)):
+        return y
+    grid = y.shape[-len(before) :]
+    return y[(..., *(slice(a, m - b) for a, b, m in zip(before, after, grid, strict=True)))]
+
+
+def sizes(value: int | Sequence[int], n: int, name: str) -> Size:
+    """One number for each of ``n`` axes. Raises ArgumentError."""
+    if isinstance(value, int):
+        return (value,) * n
+    found = tuple(value)
+    if len(found) != n:
+        raise ArgumentError(f"{name} is {tuple(value)}; a weight with {n} axes needs {n} numbers, or one")
+    return found

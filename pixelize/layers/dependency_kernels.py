@@ -1,0 +1,111 @@
+"""What the layers are beside their base: the dependency kernels, their design, and the input gate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from pixelize.algebra.polyphase import Phase, Size
+from pixelize.algebra.schedule import Schedule, make_schedule
+from pixelize.errors import ArgumentError
+from pixelize.layers.dependencies import sizes
+
+
+class PixelDependencies(_ConvNd):
+    """The dependency part of a layer whose base is one of torch's convolutions, transposed or not."""
+
+    dependency_kernel_size: Size
+    dependency_groups: int
+    schedule: str
+    anchor: Phase  # the first phase
+    plan: Schedule  # the stages in which the others are made
+    dependency_kernels: nn.ParameterList
+    kernel_size: Size
+    stride: Size
+    padding: Size  # type: ignore[assignment]  # "same" and "valid" are PixelConv's
+    dilation: Size
+    output_padding: Size
+
+    def period(self) -> Size:
+        """How many phases the output has along each axis."""
+        raise NotImplementedError
+
+    def first(self) -> Phase:
+        """The phase that is made first."""
+        raise NotImplementedError
+
+    def set_dependencies(self, kernel_size: int | Sequence[int], groups: int, schedule: str) -> None:
+        """Gives the layer zero dependency kernels of that design, beside the weight it has.
+
+        Raises ArgumentError for a design that the layer's channels or stride cannot have.
+        """
+        size = sizes(kernel_size, len(self.kernel_size), "dependency_kernel_size")
+        if min(size) < 1:
+            raise ArgumentError(f"dependency_kernel_size is {kernel_size}; it must be at least 1")
+        if groups < 1 or self.out_channels % groups:
+            raise ArgumentError(
+                f"dependency_groups is {groups}, which does not divide the {self.out_channels} output "
+                "channels; use a divisor of them"
+            )
+        anchor = self.first()
+        plan = make_schedule(schedule, self.period(), size, anchor)
+        self.dependency_kernel_size, self.dependency_groups, self.schedule = size, groups, schedule
+        self.anchor, self.plan = anchor, plan
+        like = raw_weight(self)
+        self.dependency_kernels = nn.ParameterList(
+            nn.Parameter(
+                _zeros(stage.kernel_shape(self.out_channels, groups, size), like),
+                requires_grad=like.requires_grad,
+            )
+            for stage in plan.stages
+        )
+
+    def reset_dependencies(self) -> None:
+        """Draws the dependency kernels as ``nn.Conv2d`` draws its weights (for training from scratch)."""
+        for kernel in self.dependency_kernels:
+            nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
+
+    def extra_repr(self) -> str:
+        """torch's line and the dependency design."""
+        text = super().extra_repr() + f", dependency_kernel_size={self.dependency_kernel_size}"
+        text += f", schedule={self.schedule}"
+        return text + (f", dependency_groups={self.dependency_groups}" if self.dependency_groups != 1 else "")
+
+
+class InputGated(PixelDependencies):
+    """A layer all of whose phases see the input, those after the first through a gate: 1 (or None) is eq. 2,
+    0 eq. 3.
+    """
+
+    input_gate: Tensor | None
+
+    def set_dependencies(self, kernel_size: int | Sequence[int], groups: int, schedule: str) -> None:
+        """See the base class; the input gate starts open."""
+        super().set_dependencies(kernel_size, groups, schedule)
+        self.register_buffer("input_gate", None, persistent=False)
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros of ``like``'s type, where it is. On a CPU the operating system supplies them as they are first
+    used, which costs a twentieth of writing them, as ``torch.zeros`` does.
+    """
+    if like.device.type != "cpu" or type(like.detach()) is not Tensor:
+        return torch.zeros(shape, device=like.device, dtype=like.dtype)
+    untouched = torch.from_numpy(np.zeros(math.prod(shape) * like.itemsize, np.uint8))
+    return untouched.view(like.dtype).view(shape)
+
+
+def raw_weight(module: nn.Module) -> Tensor:
+    """The parameter behind ``module.weight``: itself, or what a parametrization or an old norm hook computes
+    it from.
+
+    Reading ``module.weight`` instead would run the parametrization, which for spectral norm in training mode
+    changes its state.
+    """
+    weights = [p for name, p in module.named_parameters() if "weight" in name]
+    return weights[0]

@@ -1,0 +1,153 @@
+"""Functional forms of the layers on convolutions, section 2.4 of Gao et al.: :func:`ipixel_conv` and
+:func:`pixel_conv`.
+
+The output of a convolution, of any stride c, is split into the phases of a period s along each axis. Phase a
+of convolution w is itself a convolution, of stride c s, of the shifted input,
+
+    B_a[m] = sum over t of  w[t] x[c (s m + a) - p + d t],
+
+and a pixel convolution adds the direct relations between adjacent output pixels:
+
+    iPixelConv  F_a = B_a + sum over b before a of D_ab * F_b,      output[s m + a] = F_a[m] + bias
+    PixelConv   F_0 = B_0,  F_a = sum over b before a of D_ab * F_b
+
+with the same schedules, dependency kernels D and interleaving as a pixel deconvolution. With all D zero
+iPixelConv is the convolution. The weight tells the number of axes, n = 1, 2 or 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pixelize.algebra.polyphase import CONVOLUTIONS, Phase, Size, padded
+from pixelize.layers.dependencies import make_phases, schedule_of, sizes
+from pixelize.layers.interleave import interleave, is_channels_last, split_phases
+
+Padding = int | Sequence[int] | str
+
+
+def ipixel_conv(
+    input: Tensor,
+    weight: Tensor,
+    dependency_kernels: Sequence[Tensor],
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    period: int | Sequence[int] = 2,
+    dependency_groups: int = 1,
+    dependency_kernel_size: int | Sequence[int] = 3,
+    schedule: str = "paired",
+    input_gate: Tensor | None = None,
+) -> Tensor:
+    """Input pixel convolution: every phase of the output sees the input and the phases made before it.
+
+    Args:
+        input: (N, C_in, *size) or (C_in, *size).
+        weight: (C_out, C_in/groups, *kernel), as for ``torch.nn.functional.conv2d`` and its siblings. With
+            all dependency kernels zero the result is that function's.
+        dependency_kernels: one kernel for each stage of the schedule
+            (:meth:`pixelize.algebra.schedule.Stage.kernel_shape`), over ``period``.
+        bias: (C_out,), added to every phase.
+        padding, padding_mode: as for ``nn.Conv2d``: numbers, ``"same"`` or ``"valid"``; ``"zeros"``,
+            ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        period: into how many phases the output is split along each axis.
+        input_gate: a number as a 0-dimensional tensor that scales the input's part in all phases but the
+            first: 1 (or None) is iPixelConv, 0 is PixelConv.
+
+    Returns:
+        (N, C_out, *size), with the sizes of a convolution.
+    """
+    n = weight.dim() - 2
+    c, d, s = sizes(stride, n, "stride"), sizes(dilation, n, "dilation"), sizes(period, n, "period")
+    x, p = _padded_input(input, tuple(weight.shape[2:]), padding, d, padding_mode)
+    size = _output_size(x, weight, c, p, d)
+    # zeros after the input, so that the output is a whole number of periods
+    missing = [a * (-m % b) for a, m, b in zip(c, size, s, strict=True)]
+    base = CONVOLUTIONS[n](padded(x, (0,) * n, missing), weight, None, c, p, d, groups)
+    maps = {phase: [f] for phase, f in split_phases(base, s).items()}
+    first = (0,) * n
+    if input_gate is not None:
+        gate = input_gate.to(base.dtype)
+        maps = {phase: fs if phase == first else [fs[0] * gate] for phase, fs in maps.items()}
+    return _completed(maps, base, weight, dependency_kernels, bias, s, size, first,
+                      dependency_groups, dependency_kernel_size, schedule)  # fmt: skip
+
+
+def pixel_conv(
+    input: Tensor,
+    weight: Tensor,
+    dependency_kernels: Sequence[Tensor],
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    period: int | Sequence[int] = 2,
+    dependency_groups: int = 1,
+    dependency_kernel_size: int | Sequence[int] = 3,
+    schedule: str = "paired",
+) -> Tensor:
+    """Pixel convolution: only the first phase sees the input, by one convolution of stride ``stride *
+    period``; the others are made from it.
+
+    Arguments and shapes are those of :func:`ipixel_conv`, and it is that function with its gate at 0.
+    """
+    n = weight.dim() - 2
+    c, d, s = sizes(stride, n, "stride"), sizes(dilation, n, "dilation"), sizes(period, n, "period")
+    x, p = _padded_input(input, tuple(weight.shape[2:]), padding, d, padding_mode)
+    size = _output_size(x, weight, c, p, d)
+    steps = tuple(a * b for a, b in zip(c, s, strict=True))
+    base = CONVOLUTIONS[n](x, weight, None, steps, p, d, groups)
+    first = (0,) * n
+    return _completed({first: [base]}, base, weight, dependency_kernels, bias, s, size, first,
+                      dependency_groups, dependency_kernel_size, schedule)  # fmt: skip
+
+
+# the weight tells the number of axes
+ipixel_conv1d = ipixel_conv2d = ipixel_conv3d = ipixel_conv
+pixel_conv1d = pixel_conv2d = pixel_conv3d = pixel_conv
+
+
+def _completed(
+    maps: dict[Phase, list[Tensor]], base: Tensor, weight: Tensor, kernels: Sequence[Tensor],
+    bias: Tensor | None, period: Size, size: Size, first: Phase, groups: int,
+    kernel_size: int | Sequence[int], schedule: str,
+) -> Tensor:  # fmt: skip
+    n = len(period)
+    plan = schedule_of(schedule, period, sizes(kernel_size, n, "dependency_kernel_size"), first)
+    make_phases(maps, plan, kernels, weight.shape[0], groups)
+    return interleave(maps, period, size=size, bias=bias, channels_last=is_channels_last(base, n))
+
+
+def _padded_input(x: Tensor, kernel: Size, padding: Padding, d: Size, mode: str) -> tuple[Tensor, Size]:
+    # the input with all padding on it that a convolution cannot do, and what is left for it
+    n = len(kernel)
+    if padding == "valid":
+        return x, (0,) * n
+    if padding == "same":
+        total = [b * (k - 1) for k, b in zip(kernel, d, strict=True)]
+        before, after = [t // 2 for t in total], [t - t // 2 for t in total]
+    else:
+        before = after = list(sizes(padding, n, "padding"))  # type: ignore[arg-type]
+    if mode == "zeros":
+        if before == after:
+            return x, tuple(before)
+        return padded(x, before, after), (0,) * n
+    if any(before) or any(after):
+        x = F.pad(x, [m for pair in zip(before[::-1], after[::-1], strict=True) for m in pair], mode)
+    return x, (0,) * n
+
+
+def _output_size(x: Tensor, weight: Tensor, c: Size, p: Size, d: Size) -> Size:
+    n = len(c)
+    axes = zip(x.shape[-n:], weight.shape[2:], c, p, d, strict=True)
+    return tuple((m + 2 * e - f * (k - 1) - 1) // b + 1 for m, k, b, e, f in axes)
