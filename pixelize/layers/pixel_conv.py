@@ -1,7 +1,8 @@
 """The layers of section 2.4 of Gao et al., *Pixel Deconvolutional Networks*, on convolutions:
 :class:`iPixelConv` and :class:`PixelConv`, for waveforms (1d), pictures (2d) and volumes or films (3d).
 
-They take the place of ``nn.Conv1d``, ``2d`` and ``3d``: the same constructor arguments, shapes and ``forward``.
+They take the place of ``nn.Conv1d``, ``2d`` and ``3d``: the same constructor arguments, shapes and
+``forward``.
 """
 
 from __future__ import annotations

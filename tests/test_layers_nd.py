@@ -1,0 +1,205 @@
+"""Pixel deconvolutions and pixel convolutions in one, two and three dimensions: against torch's layers,
+against the per-pixel oracle, and in everything else that torch's layers can do.
+
+``PIXELIZE_DRAWN=2000 pytest tests/test_layers_nd.py -k drawn`` draws that many configurations of each kind.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from oracle import conv_extent, output_extent, pixel_convolution, pixel_deconvolution
+from torch import nn
+
+import pixelize
+
+DRAWN = int(os.environ.get("PIXELIZE_DRAWN", "60"))
+drawn = settings(max_examples=DRAWN, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+fewer = settings(drawn, max_examples=max(DRAWN // 3, 1))
+axes = pytest.mark.parametrize("n", [1, 2, 3])
+LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+def kind(name, n):
+    return getattr(nn if name.startswith("Conv") else pixelize, f"{name}{n}d")
+
+
+@st.composite
+def sizes(draw, n, low, high):
+    return tuple(draw(st.integers(low, high)) for _ in range(n))
+
+
+@st.composite
+def designs(draw, n, period):
+    names = ["paired", "sequential", "near"] + (["masked"] if period == (2, 2) else [])
+    name = draw(st.sampled_from(names if np.prod(period) <= 9 else names[:1] + names[2:]))
+    size = 3 if name == "masked" else draw(st.one_of(st.sampled_from([1, 2, 3]), sizes(n, 1, 3)))
+    groups = draw(st.sampled_from([1, 2, 4]))
+    return dict(schedule=name, dependency_kernel_size=size, dependency_groups=groups)
+
+
+@st.composite
+def transposed(draw, n, largest, stride):
+    """Arguments of nn.ConvTransposeNd, many of which it refuses, and an input size."""
+    k, d, p, size = (draw(sizes(n, *limits)) for limits in ((1, largest), (1, 3), (0, 3), (1, 4)))
+    s = draw(sizes(n, 1, stride))
+    beyond = draw(st.sampled_from([0] * 9 + [1]))  # what torch refuses
+    op = tuple(draw(st.integers(0, max(a, b) - 1 + beyond)) for a, b in zip(s, d, strict=True))
+    return dict(kernel_size=k, stride=s, padding=p, output_padding=op, dilation=d,
+                groups=draw(st.sampled_from([1, 2])), bias=draw(st.booleans())), size  # fmt: skip
+
+
+@st.composite
+def convolution(draw, n):
+    """Arguments of nn.ConvNd, many of which it refuses, and an input size."""
+    k, d, p, size = (draw(sizes(n, *limits)) for limits in ((1, 4), (1, 2), (0, 3), (1, 7)))
+    c = draw(sizes(n, 1, 3))
+    padding = draw(st.sampled_from([p, p, "valid", "same"]))
+    return dict(kernel_size=k, stride=(1,) * n if padding == "same" else c, padding=padding, dilation=d,
+                padding_mode=draw(st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"])),
+                groups=draw(st.sampled_from([1, 2])), bias=draw(st.booleans())), size  # fmt: skip
+
+
+def outcome(module, x):
+    try:
+        return module(x)
+    except RuntimeError as error:
+        return str(error)
+
+
+def same_as(original, layer, x, *, words):
+    """With zero dependencies the layer is ``original``: the same numbers, or the same refusal."""
+    layer.load_state_dict(original.state_dict(), strict=False)
+    with torch.no_grad():
+        for kernel in layer.dependency_kernels:
+            kernel.zero_()
+        expected, got = outcome(original, x), outcome(layer, x)
+    if isinstance(expected, str):
+        assert isinstance(got, str) and (got == expected or not words), (expected, got)
+        return
+    assert isinstance(got, torch.Tensor), got
+    assert got.shape == expected.shape
+    assert not got.numel() or (got - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+def inputs(data, channels, size):
+    """Batched, of any number of samples, or not; the channels may lie side by side."""
+    n = len(size)
+    x = torch.randn(data.draw(st.sampled_from([0, 1, 2])), channels, *size, dtype=torch.float64)
+    how = data.draw(st.sampled_from(["batch", "batch", "last", "one"]))
+    if how == "last" and n > 1:
+        return x.contiguous(memory_format=LAST[n])
+    return x[0] if how == "one" and len(x) else x
+
+
+@axes
+@drawn
+@given(st.data())
+def test_drawn_transposed_convolutions(n, data):
+    arguments, size = data.draw(transposed(n, *{1: (16, 16), 2: (5, 4), 3: (4, 3)}[n]))
+    design = data.draw(designs(n, arguments["stride"]))
+    original = kind("ConvTranspose", n)(4, 4, dtype=torch.float64, **arguments)
+    layer = kind("iPixelDCL", n)(4, 4, dtype=torch.float64, **arguments, **design)
+    x = inputs(data, 4, size)
+    same_as(original, layer, x, words=True)
+    # all phases seeing the input, PixelDCL is the same too; seeing it or not, it refuses the same
+    plain = kind("PixelDCL", n)(4, 4, dtype=torch.float64, **arguments, **design)
+    plain.set_input_stages(len(plain.plan.stages), original.weight)
+    assert sum(w.numel() for w in (plain.weight, *plain.input_kernels)) == original.weight.numel()
+    with torch.no_grad():
+        first = np.ix_(*plain.first_taps())
+        plain.weight.copy_(original.weight[(slice(None), slice(None), *map(torch.as_tensor, first))])
+        if original.bias is not None:
+            plain.bias.copy_(original.bias)
+        for kernel in plain.dependency_kernels:
+            kernel.zero_()
+        expected, got = outcome(original, x), outcome(plain, x)
+    if isinstance(expected, str):
+        assert got == expected
+    else:
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+@axes
+@drawn
+@given(st.data())
+def test_drawn_convolutions(n, data):
+    arguments, size = data.draw(convolution(n))
+    period = data.draw(sizes(n, 1, 3))
+    design = data.draw(designs(n, period))
+    original = kind("Conv", n)(4, 4, dtype=torch.float64, **arguments)
+    layer = kind("iPixelConv", n)(4, 4, dtype=torch.float64, **arguments, **design, period=period)
+    same_as(original, layer, inputs(data, 4, size), words=False)
+
+
+@axes
+@fewer
+@given(st.data())
+def test_drawn_pixel_deconvolutions_against_the_oracle(n, data):
+    arguments, size = data.draw(transposed(n, *{1: (9, 8), 2: (4, 3), 3: (3, 2)}[n]))
+    size = size if n < 3 else tuple(min(m, 2) for m in size)
+    k, s, p, d, op = (
+        arguments[a] for a in ("kernel_size", "stride", "padding", "dilation", "output_padding")
+    )
+    assume(all(m >= 1 for m in map(output_extent, size, k, s, p, d, op)))
+    assume(all(e < max(a, b) for e, a, b in zip(op, s, d, strict=True)))
+    design = data.draw(designs(n, s))
+    name = data.draw(st.sampled_from(["PixelDCL", "iPixelDCL"]))
+    layer = kind(name, n)(2, 4, dtype=torch.float64, **arguments, **design)
+    gate = data.draw(st.sampled_from([1.0, 0.25, 0.0])) if name == "iPixelDCL" else 0.0
+    weight = layer.weight.detach().numpy()
+    if name == "PixelDCL":
+        full = np.zeros((*weight.shape[:2], *k))
+        full[np.ix_(range(2), range(weight.shape[1]), *layer.first_taps())] = weight
+        weight = full
+    else:
+        pixelize.set_input_gate(layer, gate)
+    x = torch.randn(2, *size, dtype=torch.float64)
+    expected = pixel_deconvolution(
+        x.numpy(), weight, [f.detach().numpy() for f in layer.dependency_kernels], bias_of(layer), s, p, d,
+        op, layer.groups, layer.dependency_groups, layer.dependency_kernel_size, layer.schedule, layer.anchor,
+        lambda phase: 1.0 if phase == layer.anchor else gate, k,
+    )  # fmt: skip
+    close(layer(x), expected)
+
+
+@axes
+@fewer
+@given(st.data())
+def test_drawn_pixel_convolutions_against_the_oracle(n, data):
+    arguments, size = data.draw(convolution(n))
+    size = tuple(min(m, {1: 7, 2: 5, 3: 3}[n]) for m in size)
+    arguments.update(padding_mode="zeros", stride=arguments["stride"])
+    if isinstance(arguments["padding"], str):
+        arguments["padding"] = (0,) * n
+    k, c, p, d = (arguments[a] for a in ("kernel_size", "stride", "padding", "dilation"))
+    assume(all(m >= 1 for m in map(conv_extent, size, k, c, p, d)))
+    period = data.draw(sizes(n, 1, 3 if n < 3 else 2))
+    design = data.draw(designs(n, period))
+    name = data.draw(st.sampled_from(["PixelConv", "iPixelConv"]))
+    layer = kind(name, n)(2, 4, dtype=torch.float64, **arguments, **design, period=period)
+    gate = data.draw(st.sampled_from([1.0, 0.25, 0.0])) if name == "iPixelConv" else 0.0
+    if name == "iPixelConv":
+        pixelize.set_input_gate(layer, gate)
+    x = torch.randn(2, *size, dtype=torch.float64)
+    expected = pixel_convolution(
+        x.numpy(), layer.weight.detach().numpy(), [f.detach().numpy() for f in layer.dependency_kernels],
+        bias_of(layer), c, p, d, layer.groups, period, layer.dependency_groups, layer.dependency_kernel_size,
+        layer.schedule, gate,
+    )  # fmt: skip
+    close(layer(x), expected)
+
+
+def bias_of(layer):
+    return None if layer.bias is None else layer.bias.detach().numpy()
+
+
+def close(got, expected):
+    got = got.detach().numpy()
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max() <= 1e-12 * max(np.abs(expected).max(), 1.0)
