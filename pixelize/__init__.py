@@ -17,10 +17,12 @@ from pixelize.adapters import connect as _connect
 from pixelize.calibration.whitened_adam import WhitenedAdam
 from pixelize.conversion.adapter import adapter_state_dict, load_adapter
 from pixelize.conversion.calibrate import calibrate
-from pixelize.conversion.convert import convert, inspect, revert
+from pixelize.conversion.convert import convert
 from pixelize.conversion.fold import fold
 from pixelize.conversion.harden import harden
+from pixelize.conversion.inspect import inspect
 from pixelize.conversion.report import Report, report
+from pixelize.conversion.revert import revert
 from pixelize.conversion.saved import load, save
 from pixelize.errors import (
     ArgumentError,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from wrapped import WRAPPERS, Deaf, Decoder, Plain
 
 import pixelize
@@ -309,22 +309,39 @@ def test_a_second_conversion_reports_what_the_first_one_did_too():
     assert len(pixelize.report(pixelize.convert(first)).converted) == 3
 
 
-def test_a_failure_halfway_leaves_the_model_as_it_was(monkeypatch):
-    module = sys.modules["pixelize.convert"]
-    model = Decoder()
-    before = snapshot(model)
-    real, calls = module.become, []
+class FailAt(TorchDispatchMode):
+    """The n-th operator from now on runs out of memory; ``seen`` counts them."""
 
-    def failing(target, state):
-        calls.append(target)
-        if len(calls) == 2:
+    def __init__(self, n):
+        super().__init__()
+        self.n, self.seen = n, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen += 1
+        if self.seen == self.n:
             raise RuntimeError("out of memory")
-        real(target, state)
+        return func(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(module, "become", failing)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        pixelize.convert(model, inplace=True)
-    assert same(before, snapshot(model))
+
+@pytest.mark.parametrize("layer", ["ipixeldcl", "pixeldcl"])
+def test_a_failure_anywhere_leaves_the_model_as_it_was(layer):
+    def convert(model, n):
+        with FailAt(n) as mode:
+            pixelize.convert(model, layer, init="random", inplace=True)
+        return mode.seen
+
+    last = convert(Decoder(WRAPPERS["weight_norm"]), 0)
+    failed = 0
+    for n in (*range(1, last, last // 12), last - 1, last):
+        model = Decoder(WRAPPERS["weight_norm"])
+        before, random = snapshot(model), torch.get_rng_state()
+        try:  # what fails while the model is looked at is seen in another way
+            convert(model, n)
+        except (RuntimeError, pixelize.ConversionError) as error:
+            assert "out of memory" in str(error)
+            assert same(before, snapshot(model)) and torch.equal(random, torch.get_rng_state())
+            failed += 1
+    assert failed > 3
 
 
 def test_param_groups():

@@ -17,7 +17,7 @@ from pixelize.errors import ArgumentError
 from pixelize.inheritance.build import build_layer, layer_name
 from pixelize.inheritance.cost import multiply_adds
 from pixelize.inheritance.inherit import Design
-from pixelize.inheritance.record import Record, fingerprint, inner_layer, original, remember
+from pixelize.inheritance.record import Record, inner_layer, new_record, original, record_of, refresh, remember
 from pixelize.layers.pixel_dcl import PixelDeconvolution
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.state.splice import State
@@ -105,7 +105,7 @@ def choose_designs(
 def _choose(lockstep: Lockstep, name: str, batches: Iterable[Any], calls: int, tolerance: float) -> Choice:
     pairs = KeptPairs(lockstep, name, batches, calls)
     module = lockstep.modules[name]
-    record: Record = module.__dict__["_pixelize_record"]
+    record: Record = record_of(module)  # type: ignore[assignment]
     x, y = next(iter(pairs()))
     tried = []
     for cost, layer, design in _by_cost(record, x, y):
@@ -119,8 +119,7 @@ def _choose(lockstep: Lockstep, name: str, batches: Iterable[Any], calls: int, t
         tried.append(Candidate(layer, design, error, cost))
         if error <= tolerance:
             break
-    remembered: Record = module.__dict__["_pixelize_record"]
-    remember(module, replace(remembered, fingerprint=fingerprint(module)))
+    refresh(module)
     return Choice(tuple(tried))
 
 
@@ -163,5 +162,5 @@ def _cost(record: Record, layer: str, design: Design, x: Tensor, y: Tensor) -> i
 def _built(record: Record, layer: str, design: Design) -> State:
     """The module of a site with zero dependency kernels, as a state to :func:`pixelize.rewrites.become`."""
     new, _, _ = build_layer(record.site, original(record), layer, design, "zero")
-    remember(new, Record(record.site, layer, design, record.origin, ()))
+    remember(new, new_record(record.site, layer, design, record.origin, new))
     return state_of(new)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pixelize.adapters import call
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.inheritance.build import build_layer
-from pixelize.inheritance.record import Record, converted_modules, inner_layer, original
+from pixelize.inheritance.record import Record, converted_modules, inner_layer, original, record_of
 from pixelize.layers.pixel_dcl import PixelDeconvolution
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.state.evaluation import evaluation
@@ -158,7 +158,7 @@ class Lockstep:
 
 
 def _teacher_state(name: str, module: nn.Module) -> State:
-    record: Record = module.__dict__["_pixelize_record"]
+    record: Record = record_of(module)  # type: ignore[assignment]
     if record.origin is None:
         raise PixelizeError(
             f"{name}: its original weights are not at hand (the model was loaded, or hardened); convert the "

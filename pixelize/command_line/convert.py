@@ -25,7 +25,8 @@ from pixelize.command_line.options import (
     read_data,
     read_model,
 )
-from pixelize.conversion.convert import convert, inspect
+from pixelize.conversion.convert import convert
+from pixelize.conversion.inspect import inspect
 from pixelize.conversion.report import report
 from pixelize.conversion.saved import save
 from pixelize.errors import ArgumentError, PixelizeError

@@ -8,7 +8,9 @@ from typing import Any
 from torch import nn
 
 from pixelize.calibration.fit_model import fit_model
-from pixelize.conversion.report import report
+from pixelize.conversion.report import Report
+from pixelize.inheritance.record import kept_report
+from pixelize.running.models import uncompiled
 
 
 def calibrate(
@@ -41,8 +43,7 @@ def calibrate(
         ArgumentError: there is no data, the model cannot be run on it, or ``joint_steps`` is negative.
     """
     errors = fit_model(model, data, joint_steps=joint_steps, progress=progress)
-    inner = getattr(model, "_orig_mod", model)
-    if "_pixelize_report" in inner.__dict__:
-        for row in report(inner).converted:
-            row.error = errors.get(row.name, row.error)
+    found: Report | None = kept_report(uncompiled(model))
+    for row in found.converted if found is not None else ():
+        row.error = errors.get(row.name, row.error)
     return model

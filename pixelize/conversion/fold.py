@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pixelize.algebra.polyphase import Phase, PhaseFilter, add_filters, axis_phases, compose, phase_filters
 from pixelize.errors import PixelizeError
 from pixelize.inheritance.inherit import baked, effective_weight
-from pixelize.inheritance.record import converted_modules
+from pixelize.inheritance.record import forget
 from pixelize.layers.functional import gate_mask
 from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernels_of, iPixelDCL
 from pixelize.rewrites import become, state_of
@@ -35,9 +35,7 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     if not layers:
         raise PixelizeError(f"this {type(model).__name__} has no PixelDCL or iPixelDCL to fold")
     folded = [(layer, folded_layer(layer)) for layer in layers]
-    for module in converted_modules(target).values():
-        del module.__dict__["_pixelize_record"]
-    target.__dict__.pop("_pixelize_report", None)
+    forget(target)
     for layer, plain in folded:
         plain.__dict__.update({key: value for key, value in baked(layer).__dict__.items() if "hooks" in key})
         become(layer, state_of(plain))

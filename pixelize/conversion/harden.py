@@ -8,6 +8,7 @@ from torch import nn
 
 from pixelize.errors import PixelizeError
 from pixelize.inheritance.inherit import baked, reclass
+from pixelize.inheritance.record import record_of, remember
 from pixelize.layers.gate import gate_of
 from pixelize.layers.pixel_dcl import (
     PixelDCL,
@@ -59,7 +60,7 @@ def _hardened(layer: iPixelDCL) -> PixelDCL:
     new.set_dependencies(layer.dependency_kernel_size, layer.dependency_groups, layer.schedule)
     new.dependency_kernels = kernels
     del new._buffers["input_gate"]
-    record = new.__dict__.get("_pixelize_record")
+    record = record_of(new)
     if record is not None:
-        new.__dict__["_pixelize_record"] = replace(record, layer="pixeldcl", origin=None)
+        remember(new, replace(record, layer="pixeldcl", origin=None))
     return new

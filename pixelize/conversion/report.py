@@ -14,6 +14,8 @@ from rich.text import Text
 from torch import nn
 
 from pixelize.errors import PixelizeError
+from pixelize.inheritance.record import kept_report
+from pixelize.running.models import uncompiled
 
 Status = Literal["found", "converted", "skipped"]
 
@@ -164,18 +166,12 @@ class Report:
         return iter(self.sites)
 
 
-def attach(model: nn.Module, report: Report) -> None:
-    """Keeps ``report`` on the model: it is copied with it and takes no part in its state dict."""
-    model.__dict__["_pixelize_report"] = report
-
-
 def report(model: nn.Module) -> Report:
     """What the last conversion (or repair, calibration, load) of ``model`` did.
 
     Raises PixelizeError if nothing of this package ever touched the model.
     """
-    inner = getattr(model, "_orig_mod", model)
-    found = inner.__dict__.get("_pixelize_report")
+    found: Report | None = kept_report(uncompiled(model))
     if found is None:
         raise PixelizeError(
             f"this {type(model).__name__} was not converted: call pixelize.convert(model) first, or "

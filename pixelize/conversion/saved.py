@@ -18,12 +18,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pixelize.conversion.report import Report, SiteReport, attach
+from pixelize.conversion.report import Report, SiteReport
 from pixelize.errors import LoadError, PixelizeError
 from pixelize.inheritance.build import build_layer, layer_name
 from pixelize.inheritance.cost import count_parameters
 from pixelize.inheritance.inherit import Design
-from pixelize.inheritance.record import Record, converted_modules, fingerprint, remember
+from pixelize.inheritance.record import (
+    Record,
+    converted_modules,
+    fingerprint,
+    keep_report,
+    new_record,
+    record_of,
+    remember,
+)
 from pixelize.layers.gate import gate_of, set_gate
 from pixelize.layers.pixel_dcl import iPixelDCL
 from pixelize.rewrites import Geometry, Site, become, geometry_of, outline, state_of
@@ -106,7 +114,7 @@ def load(folder: str | os.PathLike[str], into: nn.Module) -> nn.Module:
         undo()
         raise
     for module in converted_modules(model).values():
-        record: Record = module.__dict__["_pixelize_record"]
+        record: Record = record_of(module)  # type: ignore[assignment]
         remember(module, replace(record, fingerprint=fingerprint(module)))
     _attach_report(model, str(folder))
     return into
@@ -118,7 +126,7 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
     """
     sites = []
     for name, module in converted_modules(model).items():
-        record: Record = module.__dict__["_pixelize_record"]
+        record: Record = record_of(module)  # type: ignore[assignment]
         gates = {
             n: gate_of(m) for n, m in module.named_modules() if isinstance(m, iPixelDCL) and gate_of(m) != 1.0
         }
@@ -222,7 +230,7 @@ def _converted(module: nn.Module, entry: _Entry, where: str) -> nn.Module:
     it.
     """
     site, geometry = entry.site, entry.site.geometry
-    record: Record | None = module.__dict__.get("_pixelize_record")
+    record = record_of(module)
     if record is not None:
         if (record.layer, record.design, record.site.geometry) != (entry.layer, entry.design, geometry):
             raise LoadError(
@@ -243,7 +251,9 @@ def _converted(module: nn.Module, entry: _Entry, where: str) -> nn.Module:
                 f"{where}: {site.name} is a {type(module).__name__} that does not fit the plan ({error})"
             ) from error
         inherits = entry.layer == "ipixeldcl" and site.kind == "conv_transpose"
-        remember(new, Record(site, entry.layer, entry.design, state_of(module) if inherits else None, ()))
+        remember(
+            new, new_record(site, entry.layer, entry.design, state_of(module) if inherits else None, new)
+        )
     for name, gate in entry.gates.items():
         set_gate(new.get_submodule(name), gate)  # type: ignore[arg-type]
     return new
@@ -256,7 +266,8 @@ def _told(g: Geometry) -> str:
 def _attach_report(model: nn.Module, where: str) -> None:
     rows = []
     for name, module in converted_modules(model).items():
-        site, layer = module.__dict__["_pixelize_record"].site, module.__dict__["_pixelize_record"].layer
+        record: Record = record_of(module)  # type: ignore[assignment]
+        site, layer = record.site, record.layer
         g = site.geometry
         rows.append(
             SiteReport(
@@ -267,7 +278,7 @@ def _attach_report(model: nn.Module, where: str) -> None:
             )
         )  # fmt: skip
     report = Report(rows, "a saved plan", [f"loaded from {where}"], parameters_after=count_parameters(model))
-    attach(model, report)
+    keep_report(model, report)
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:

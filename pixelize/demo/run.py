@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor, nn
 
-from pixelize.conversion.convert import convert, inspect
+from pixelize.conversion.convert import convert
+from pixelize.conversion.inspect import inspect
 from pixelize.conversion.report import report
 from pixelize.conversion.saved import save
 from pixelize.demo.generator import load_demo_model

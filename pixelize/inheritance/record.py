@@ -1,18 +1,23 @@
-"""What a converted module remembers: the one place that knows what is kept on a module.
+"""What is kept on a module and on a model: the one place that knows how.
 
-``record_of(module)`` is None for a module that no conversion put there.
+A converted module keeps a :class:`Record`; the model keeps the reports of what was done to it. All of it is
+copied with the model and takes no part in its state dict.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pixelize.inheritance.inherit import Design
 from pixelize.rewrites import Site, state_of
+from pixelize.rewrites.state.modules import modules_of
 from pixelize.rewrites.state.splice import State
+
+_RECORD, _REPORT, _REPAIR = "_pixelize_record", "_pixelize_report", "_pixelize_repair"
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,9 @@ class Record:
     """What a converted module remembers: the site it stands for, its layer and design, and what was there
     before.
 
-    ``origin`` is None where the original weights are not at hand (a loaded model); ``fingerprint`` tells
-    whether the layer was trained.
+    ``origin`` is None where the original weights are not at hand (a loaded model). ``fingerprint`` tells
+    whether the layer was trained. ``inherited`` names the parameters and buffers that are the original's own,
+    the same tensors.
     """
 
     site: Site
@@ -29,16 +35,60 @@ class Record:
     design: Design
     origin: State | None
     fingerprint: tuple[float, ...]
+    inherited: frozenset[str] = frozenset()
+
+
+def new_record(site: Site, layer: str, design: Design, origin: State | None, module: nn.Module) -> Record:
+    """The record of ``module``, which is about to take the place of what ``origin`` describes."""
+    inherited: set[str] = set()
+    if origin is not None:
+        for registry in ("_parameters", "_buffers"):
+            held = origin[1].get(registry, {})
+            mine = module.__dict__[registry]
+            inherited |= {k for k, v in held.items() if v is not None and mine.get(k) is v}
+    return Record(site, layer, design, origin, fingerprint(module), frozenset(inherited))
+
+
+def record_of(module: nn.Module) -> Record | None:
+    """The record of a converted module; None for any other."""
+    return module.__dict__.get(_RECORD)
+
+
+def remember(module: nn.Module, record: Record) -> None:
+    """Keeps ``record`` on a module."""
+    module.__dict__[_RECORD] = record
+
+
+def forget(model: nn.Module) -> None:
+    """Takes every record and the conversion's report off a model: nothing of it is converted from now on."""
+    for module in modules_of(model):
+        for key in (_RECORD, _REPORT):
+            module.__dict__.pop(key, None)
+
+
+def kept_report(model: nn.Module) -> Any:
+    """The report of what the last conversion did to a model, or None."""
+    return model.__dict__.get(_REPORT)
+
+
+def keep_report(model: nn.Module, report: Any) -> None:
+    """Keeps the report of a conversion on a model."""
+    model.__dict__[_REPORT] = report
+
+
+def kept_repair(model: nn.Module) -> Any:
+    """The report of the last repair of a model, or None."""
+    return model.__dict__.get(_REPAIR)
+
+
+def keep_repair(model: nn.Module, report: Any) -> None:
+    """Keeps the report of a repair on a model."""
+    model.__dict__[_REPAIR] = report
 
 
 def converted_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of ``model`` that a conversion put there, by qualified name, shared ones once."""
-    return {name: m for name, m in model.named_modules() if "_pixelize_record" in m.__dict__}
-
-
-def remember(module: nn.Module, record: Record) -> None:
-    """Keeps ``record`` on a module that is about to take another's place."""
-    module.__dict__["_pixelize_record"] = record
+    return {name: m for name, m in model.named_modules() if _RECORD in m.__dict__}
 
 
 def fingerprint(module: nn.Module) -> tuple[float, ...]:
@@ -55,13 +105,17 @@ def fingerprint(module: nn.Module) -> tuple[float, ...]:
 
 
 def origin_of(module: nn.Module) -> State:
+    """What a module is, to be kept in the record of what takes its place."""
     # An old norm's weight has a gradient history, which nothing that keeps it could be copied with; the norm
     # computes it anew.
     kind, state = state_of(module)
     return kind, {k: v.detach() if isinstance(v, Tensor) and not v.is_leaf else v for k, v in state.items()}
 
 
-def same_fingerprint(a: tuple[float, ...], b: tuple[float, ...], tolerance: float) -> bool:
+def unchanged_since(record: Record, module: nn.Module) -> bool:
+    """Whether a module's parameters are, to rounding, those that its record was made with."""
+    precise = all(p.dtype.itemsize >= 4 for p in module.parameters())
+    a, b, tolerance = record.fingerprint, fingerprint(module), 1e-5 if precise else 1e-2
     # a sum and a norm for each parameter: the second sets the scale for both
     return len(a) == len(b) and all(
         abs(a[i] - b[i]) <= tolerance * max(a[i | 1], 1e-12) and abs(a[i] - b[i]) < float("inf")
@@ -86,6 +140,6 @@ def inner_layer(module: nn.Module) -> nn.ConvTranspose2d:
 
 
 def refresh(module: nn.Module) -> None:
-    # what calibration changed is no training: revert still knows the way back
-    record: Record = module.__dict__["_pixelize_record"]
-    module.__dict__["_pixelize_record"] = replace(record, fingerprint=fingerprint(module))
+    """Takes the present parameters for untrained: what a calibration changed, ``revert`` can undo."""
+    record = module.__dict__[_RECORD]
+    module.__dict__[_RECORD] = replace(record, fingerprint=fingerprint(module))

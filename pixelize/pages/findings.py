@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelize.adapters import call
-from pixelize.conversion.convert import inspect
+from pixelize.conversion.inspect import inspect
 from pixelize.conversion.report import Report, SiteReport
 from pixelize.errors import ArgumentError
 from pixelize.measure.checkerboard import as_periods, checkerboard, frequency_name, minimum_size

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pixelize.conversion.report import Report, change
 from pixelize.errors import ArgumentError
 from pixelize.files import write_bytes, write_text
+from pixelize.inheritance.record import kept_report
 from pixelize.measure.checkerboard import as_periods, frequencies, frequency_name
 from pixelize.measure.natural import NOTICEABLE
 from pixelize.pages.figures import Curves, comparison_figure, curves_figure, png_bytes, spectrum_figures
@@ -160,7 +161,7 @@ def _named(
 def _report_of(named: Mapping[str, nn.Module]) -> Report | None:
     """The last variant's conversion report, if any has one."""
     for model in reversed(list(named.values())):
-        found = getattr(model, "_orig_mod", model).__dict__.get("_pixelize_report")
+        found = kept_report(getattr(model, "_orig_mod", model))
         if found is not None:
             return found
     return None

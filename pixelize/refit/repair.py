@@ -23,6 +23,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pixelize.conversion.convert import convert
 from pixelize.errors import ArgumentError
+from pixelize.inheritance.record import keep_repair
 from pixelize.measure.checkerboard import GLOBAL, WINDOWED, Frequency, frequency_name, window_sizes
 from pixelize.measure.content import content_change
 from pixelize.measure.decibels import decibels, psnr
@@ -129,7 +130,7 @@ def repair(
         else:
             found = _Repair(result, Chunks(data), layer, bar).run()
     found.__dict__["seconds"] = time.perf_counter() - started
-    result.__dict__["_pixelize_repair"] = found
+    keep_repair(result, found)
     return result
 
 

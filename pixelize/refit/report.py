@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from pixelize.errors import ArgumentError
+from pixelize.inheritance.record import kept_repair
 from pixelize.measure.content import ContentChange
 
 
@@ -76,6 +77,7 @@ def repair_report(model: nn.Module) -> RepairReport:
     Raises:
         ArgumentError: the model did not come from :func:`repair`.
     """
-    if "_pixelize_repair" not in model.__dict__:
+    found: RepairReport | None = kept_repair(model)
+    if found is None:
         raise ArgumentError(f"this {type(model).__name__} did not come from pixelize.repair")
-    return model.__dict__["_pixelize_repair"]
+    return found

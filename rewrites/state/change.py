@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pixelize.rewrites.state import random_state
 from pixelize.rewrites.state.modules import devices_of, modules_of, tensors_of
 
-_Copied = dict | list | set  # what a module keeps in attributes of these types is copied, one level deep
+_CONTAINERS = (dict, OrderedDict, list, set)  # what attributes of these types hold is noted, one level deep
 
 
 class Change:
@@ -38,7 +40,8 @@ class Change:
 
     def will_write(self, tensor: Tensor) -> None:
         """Keeps the present values of a tensor that is about to be changed in place."""
-        self._values.append((tensor, tensor.detach().clone()))
+        if not is_lazy(tensor) and not tensor.is_meta:
+            self._values.append((tensor, tensor.detach().clone()))
 
     def undo(self) -> None:
         """Makes the model what it was. Can be called again if it was interrupted."""
@@ -54,8 +57,7 @@ class Change:
             tensor.requires_grad_(required)
             tensor.grad = gradient
         for tensor, value in self._values:
-            if tensor.device.type != "meta":
-                tensor.detach().copy_(value)
+            tensor.detach().copy_(value)
         self._random()
 
 
@@ -86,7 +88,7 @@ def change(model: nn.Module, written: Iterable[Tensor] = ()) -> Iterator[Change]
 def _copied(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Each attribute, and what it holds at present where that may change without the attribute changing."""
     return {
-        name: (value, value.copy() if isinstance(value, _Copied) else None)
+        name: (value, value.copy() if type(value) in _CONTAINERS else None)
         for name, value in attributes.items()
     }
 

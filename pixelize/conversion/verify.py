@@ -1,0 +1,175 @@
+"""Checking that a conversion that should change nothing changed nothing, on the inputs at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from pixelize.adapters import call
+from pixelize.errors import ArgumentError, ConversionError
+from pixelize.inheritance.cost import measure_multiply_adds
+from pixelize.rewrites import Site
+from pixelize.rewrites.seeing.other_size import resized_inputs
+from pixelize.rewrites.state.evaluation import evaluation
+from pixelize.rewrites.state.modules import devices_of, modules_of
+from pixelize.running.outputs import relative_error, tensors
+
+ALLOWED = 8.0
+"""A converted model may differ by so many times what its arithmetic's own rounding does to the original."""
+OTHER_SIZES = (33 / 32, 1.5, 0.5)
+"""Input sizes tried beside the one at hand, the first that the original takes: one is no multiple of much."""
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """One run of a model: its inputs, its outputs, the multiply-adds inside each site's module, and how far
+    rounding alone may move the outputs (relative; None where that was not asked for).
+    """
+
+    inputs: Any
+    outputs: Any
+    multiply_adds: dict[str, int]
+    rounding: float | None = None
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether the outputs hold values to compare: on the meta device there are none."""
+        return all(not t.is_meta for t in tensors(self.outputs))
+
+
+def observe(model: nn.Module, inputs: Any, sites: Iterable[Site], rounding: bool = False) -> Observed:
+    """Runs ``model`` on a copy of ``inputs`` in evaluation mode and leaves it as it was.
+
+    ``rounding``: run it again with noise of the size of its arithmetic's rounding on what the sites give.
+    Raises ArgumentError with what the model raised.
+    """
+    sites = list(sites)
+    existing = dict(model.named_modules(remove_duplicate=False))
+    modules = {s.name: existing[s.name] for s in sites if s.name in existing}
+    with _running(model):
+        outputs, counts = measure_multiply_adds(modules, lambda: call(model, _copied(inputs)))
+    moved = None
+    if rounding and all(not t.is_meta for t in tensors(outputs)):
+        noise = max((_arithmetic_error(p) for p in _kinds(model)), default=torch.finfo(torch.float32).eps)
+        owners = [existing[s.options.get("owner", s.name)] for s in sites]
+        with _running(model), _noisy(owners, noise):
+            moved = relative_error(outputs, call(model, _copied(inputs))) + noise
+    return Observed(inputs, outputs, counts, moved)
+
+
+def observe_other_size(model: nn.Module, inputs: Any, sites: Iterable[Site]) -> Observed | None:
+    """:func:`observe` at another input size, where there is one that the model takes."""
+    for ratio in OTHER_SIZES:
+        other = resized_inputs(inputs, ratio)
+        if _shapes(other) == _shapes(inputs):
+            continue
+        try:
+            return observe(model, other, sites, rounding=True)
+        except ArgumentError:  # a size that this model does not take
+            continue
+    return None
+
+
+def check_unchanged(model: nn.Module, before: Observed) -> float | None:
+    """The relative error of ``model`` against what it was observed to give before its conversion; None where
+    there are no numbers.
+
+    Raises ConversionError if it is more than rounding explains.
+    """
+    if not before.has_numbers or before.rounding is None:
+        return None
+    where = f"on inputs of {_shapes(before.inputs)}"
+    try:
+        with _running(model):
+            error = relative_error(before.outputs, call(model, _copied(before.inputs)))
+    except ArgumentError as failure:
+        raise ConversionError(
+            f"the converted model fails {where} where the original does not ({failure}); nothing was "
+            "changed. Please report the model; include or exclude can narrow down the site"
+        ) from failure
+    if not error <= ALLOWED * before.rounding:
+        raise ConversionError(
+            f"the converted model's output differs by {error:.2g} (relative) {where}, more than rounding "
+            f"explains ({ALLOWED * before.rounding:.2g}); nothing was changed. "
+            "Please report the model; include or exclude can narrow down the site"
+        )
+    return error
+
+
+@contextmanager
+def _running(model: nn.Module) -> Iterator[None]:
+    with evaluation(model):
+        try:
+            yield
+        except Exception as error:
+            raise ArgumentError(
+                f"the model could not be run on example_inputs: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _copied(inputs: Any) -> Any:
+    """A model may write to its inputs; the next run is to see the same."""
+    return tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
+
+
+def _shapes(inputs: Any) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = []
+    tree_map(lambda v: found.append(tuple(v.shape)) if isinstance(v, Tensor) else None, inputs)
+    return found
+
+
+def _kinds(model: nn.Module) -> list[tuple[torch.device, torch.dtype]]:
+    """The devices and floating-point types in which a model computes."""
+    kinds = {
+        p.dtype for m in modules_of(model) for p in m._parameters.values() if p is not None and _floats(p)
+    }
+    return [(device, dtype) for device in devices_of(model) if device.type != "meta" for dtype in kinds]
+
+
+def _floats(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype.itemsize > 1
+
+
+def _arithmetic_error(kind: tuple[torch.device, torch.dtype]) -> float:
+    """The relative error of convolutions on a device in a type, as they are now: TF32 and the like included.
+
+    A small convolution is compared with itself in float64 on the CPU.
+    """
+    device, dtype = kind
+    generator = torch.Generator().manual_seed(0)
+    x, w = torch.randn(1, 16, 8, 8, generator=generator), torch.randn(16, 16, 3, 3, generator=generator)
+    x, w = x.to(dtype), w.to(dtype)
+    try:
+        exact = nn.functional.conv2d(x.double(), w.double())
+        found = nn.functional.conv2d(x.to(device), w.to(device)).cpu().double()
+    except RuntimeError:  # a type in which this device has no convolution
+        return torch.finfo(dtype).eps
+    return max(relative_error(exact, found), torch.finfo(dtype).eps)
+
+
+@contextmanager
+def _noisy(modules: Iterable[nn.Module], noise: float) -> Iterator[None]:
+    """What the modules give has noise added, of that size relative to its largest value."""
+
+    def add(module: nn.Module, args: Any, output: Any) -> Any:
+        def one(y: Any) -> Any:
+            if not isinstance(y, Tensor) or not y.is_floating_point() or not y.numel():
+                return y
+            # no random numbers: those of the model stay what they are
+            wave = torch.arange(y.numel(), device=y.device, dtype=torch.float32).mul_(2.4).sin_()
+            return y + (y.abs().amax().nan_to_num(0, 0, 0) * noise * wave.reshape(y.shape)).to(y.dtype)
+
+        return tree_map(one, output)
+
+    handles = [module.register_forward_hook(add) for module in {id(m): m for m in modules}.values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
