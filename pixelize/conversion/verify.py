@@ -155,7 +155,7 @@ def _arithmetic_error(kind: tuple[torch.device, torch.dtype]) -> float:
 
 @contextmanager
 def _noisy(modules: Iterable[nn.Module], noise: float) -> Iterator[None]:
-    """What the modules give has noise added, of that size relative to each value and to their root mean square."""
+    """What the modules give has noise added, relative to each value and to their root mean square."""
 
     def add(module: nn.Module, args: Any, output: Any) -> Any:
         def one(y: Any) -> Any:
