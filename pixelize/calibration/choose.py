@@ -17,7 +17,15 @@ from pixelize.errors import ArgumentError
 from pixelize.inheritance.build import build_layer, layer_name
 from pixelize.inheritance.cost import multiply_adds
 from pixelize.inheritance.inherit import Design
-from pixelize.inheritance.record import Record, inner_layer, new_record, original, record_of, refresh, remember
+from pixelize.inheritance.record import (
+    Record,
+    inner_layer,
+    new_record,
+    original,
+    record_of,
+    refresh,
+    remember,
+)
 from pixelize.layers.pixel_dcl import PixelDeconvolution
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.state.splice import State
