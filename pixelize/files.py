@@ -22,13 +22,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(name)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp's own mode is the owner's alone
+        make_public(Path(name))
         os.replace(name, target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def make_public(path: Path) -> None:
+    """Gives a file the mode that new files have; ``mkstemp`` and safetensors make theirs the owner's alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def write_bytes(path: str | os.PathLike[str], contents: bytes) -> Path:

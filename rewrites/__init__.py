@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pixelize.rewrites.applying.outline import outline
 from pixelize.rewrites.finding.survey import survey
-from pixelize.rewrites.idioms.registry import canonical, replacement
+from pixelize.rewrites.idioms.registry import canonical, check_site, replacement
 from pixelize.rewrites.site import (
     SITE_KINDS,
     Geometry,
@@ -27,6 +27,7 @@ __all__ = [
     "TransposedConv",
     "become",
     "canonical",
+    "check_site",
     "geometry_of",
     "outline",
     "replacement",

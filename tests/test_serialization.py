@@ -184,7 +184,7 @@ def test_saving_replaces_and_a_failed_save_leaves_the_old_one(tmp_path, monkeypa
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sys.modules["pixelize.conversion.saved"], "save_file", full)
+    monkeypatch.setattr(sys.modules["pixelize.conversion.saved_folder"], "save_file", full)
     with pytest.raises(OSError, match="No space"):
         pixelize.save(trained(), folder)
     assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "notes.txt", "pixelize.json"]

@@ -4,42 +4,39 @@ the converted one.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pixelize.algebra.schedule import make_schedule
 from pixelize.conversion.report import Report, SiteReport
+from pixelize.conversion.saved_folder import ATTEMPTS, SavedFiles, Shapes, write
+from pixelize.conversion.saved_plan import SavedPlan, SavedSite, plan_of, to_text
 from pixelize.errors import LoadError, PixelizeError
 from pixelize.inheritance.build import build_layer, layer_name
 from pixelize.inheritance.cost import count_parameters
-from pixelize.inheritance.inherit import Design
+from pixelize.inheritance.inherit import baked
 from pixelize.inheritance.record import (
     Record,
     converted_modules,
-    fingerprint,
     keep_report,
     new_record,
     record_of,
+    refresh,
     remember,
 )
-from pixelize.layers.gate import gate_of, set_gate
+from pixelize.layers.gate import set_gate
 from pixelize.layers.pixel_dcl import iPixelDCL
-from pixelize.rewrites import Geometry, Site, become, geometry_of, outline, state_of
-from pixelize.rewrites.state.splice import State
-
-FORMAT = 1
-WEIGHTS = "model.safetensors"
-PLAN = "pixelize.json"
+from pixelize.rewrites import Geometry, become, check_site, geometry_of, outline, state_of
+from pixelize.rewrites.state.change import change
+from pixelize.rewrites.state.modules import modules_of, tensors_of
+from pixelize.running.models import check_model, uncompiled
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str], *, source: str | None = None) -> Path:
@@ -49,190 +46,125 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, source: str | None
     ``source`` is noted in the latter: the name by which the command line builds the model anew, such as
     ``smp:Linknet``.
 
-    The folder is made if need be; files in it are replaced atomically, and other files are left alone.
-    Returns the folder.
+    The folder is made if need be; the two files are replaced as one, whatever happens to this process: it
+    loads as the old or as the new model. Other files are left alone. Returns the folder.
 
     Raises PixelizeError if the model was not converted, or has state that is no tensor; OSError if the disk
-    refuses.
+    refuses, and the folder is then as it was.
     """
-    model = getattr(model, "_orig_mod", model)
+    check_model(model)
+    model = uncompiled(model)
     plan = plan_of(model)
     if not plan["sites"]:
         raise PixelizeError(
             f"this {type(model).__name__} has no converted layers to save; convert it first, or save its "
             "state_dict"
         )
-    tensors, aliases = _unique_tensors(model)
-    plan["aliases"] = aliases
+    tensors, plan["aliases"] = _unique_tensors(model)
     if source is not None:
         plan["source"] = source
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
-        weights = Path(staging) / WEIGHTS
-        save_file(tensors, weights, metadata={"format": "pt"})
-        plan["sha256"] = _sha256(weights)
-        text = json.dumps(plan, indent=1) + "\n"
-        (Path(staging) / PLAN).write_text(text)
-        folder.mkdir(exist_ok=True)
-        # a crash between the two leaves weights that do not match the plan's checksum, which `load` refuses
-        os.replace(weights, folder / WEIGHTS)
-        os.replace(Path(staging) / PLAN, folder / PLAN)
-    return folder
+    write(Path(folder), tensors, lambda checksum: to_text({**plan, "sha256": checksum}))
+    return Path(folder)
 
 
 def load(folder: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     """Makes ``into``, a freshly built model of the saved one's architecture, the converted and trained model,
     in place.
 
-    Nothing is unpickled. Returns ``into``.
+    Nothing is unpickled, and nothing is taken from the plan that the model and the weights do not bear out.
+    Returns ``into``.
 
     Raises LoadError if the folder is missing a file, is damaged, or belongs to another model; ``into`` is
     then as it was.
     """
-    folder = Path(folder)
-    plan = read_plan(folder)
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise LoadError(f"{folder}: {WEIGHTS} is missing; pixelize.save writes it beside {PLAN}")
-    if _sha256(weights) != plan["sha256"]:
-        raise LoadError(
-            f"{folder}: {WEIGHTS} is not the file that {PLAN} was written with (damaged, or an interrupted "
-            "save); save again"
+    check_model(into)
+    model = uncompiled(into)
+    for _ in range(ATTEMPTS):
+        with SavedFiles(Path(folder)) as files:
+            try:
+                with change(model) as transaction:
+                    _load(model, files, transaction.will_write)
+                    return into
+            except Exception:
+                if files.is_current():
+                    raise
+    raise LoadError(f"{folder}: it is being saved all the time")
+
+
+def _load(model: nn.Module, files: SavedFiles, will_write: Callable[[Tensor], None]) -> None:
+    where, plan, shapes = str(files.folder), files.plan, files.shapes()
+    own = set(map(id, tensors_of(model)))
+    undo_outline = _outline(model, plan, where)
+    try:
+        _apply(model, plan, shapes, where)
+        _check_fit(
+            model, {**shapes, **{alias: shapes[name] for alias, name in _aliases(plan, shapes, where)}}, where
         )
-    try:
-        tensors = load_file(weights)
-    except (SafetensorError, OSError) as error:
-        raise LoadError(f"{weights}: not a readable safetensors file ({error})") from error
-    for alias, name in plan["aliases"].items():
-        tensors[alias] = tensors[name]
-    model = getattr(into, "_orig_mod", into)
-    undo = apply_plan(model, plan, str(folder))
-    try:
-        _fill(model, tensors, str(folder))
+        tensors = files.tensors()
+        tensors.update({alias: tensors[name] for alias, name in plan.aliases.items()})
+        for tensor in tensors_of(model):
+            if id(tensor) in own:
+                will_write(tensor)
+        model.load_state_dict(tensors, assign=any(t.is_meta for t in model.state_dict().values()))
+        for module in converted_modules(model).values():
+            refresh(module)
+        _attach_report(model, where)
     except BaseException:
-        undo()
+        undo_outline()
         raise
-    for module in converted_modules(model).values():
-        record: Record = record_of(module)  # type: ignore[assignment]
-        remember(module, replace(record, fingerprint=fingerprint(module)))
-    _attach_report(model, str(folder))
-    return into
 
 
-def plan_of(model: nn.Module) -> dict[str, Any]:
-    """What was converted in ``model``, as plain data: enough to convert a fresh copy of it the same way,
-    without its weights.
-    """
-    sites = []
-    for name, module in converted_modules(model).items():
-        record: Record = record_of(module)  # type: ignore[assignment]
-        gates = {
-            n: gate_of(m) for n, m in module.named_modules() if isinstance(m, iPixelDCL) and gate_of(m) != 1.0
-        }
-        site = record.site
-        sites.append(
-            {
-                "name": name,
-                "names": list(site.names),
-                "kind": site.kind,
-                "type": site.type,
-                "geometry": asdict(site.geometry),
-                "options": dict(site.options),
-                "layer": record.layer,
-                "design": asdict(record.design),
-                "gates": gates,
-            }
+def _outline(model: nn.Module, plan: SavedPlan, where: str) -> Callable[[], None]:
+    """Makes functional sites modules. Returns what undoes it."""
+    if len(plan.sites) > sum(1 for _ in modules_of(model)) + sum(1 for _ in tensors_of(model)):
+        raise LoadError(
+            f"{where}: it lists {len(plan.sites)} modules, which this {type(model).__name__} does not have"
         )
-    return {"format": FORMAT, "model": type(model).__name__, "sites": sites}
-
-
-def read_plan(folder: Path) -> dict[str, Any]:
-    """The checked contents of ``pixelize.json``. Raises LoadError."""
-    path = folder / PLAN
-    if not path.is_file():
-        raise LoadError(f"{folder}: no {PLAN} there; is it a folder that pixelize.save wrote?")
-    try:
-        plan = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise LoadError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(plan, dict) or not {"format", "sites", "sha256", "aliases"} <= plan.keys():
-        raise LoadError(f"{path}: not a plan that pixelize.save wrote")
-    if plan["format"] != FORMAT:
-        raise LoadError(f"{path}: format {plan['format']!r}; this version of pixelize reads format {FORMAT}")
-    return plan
-
-
-def apply_plan(model: nn.Module, plan: dict[str, Any], where: str) -> Callable[[], None]:
-    """Gives ``model`` the layers of a plan, with its own weights still in them.
-
-    Returns a function that undoes it. Raises LoadError; ``model`` is then as it was.
-    """
-    entries = [_parsed(entry, where) for entry in plan["sites"]]
     present = converted_modules(model)
     try:
-        unoutline = outline(model, [e.site for e in entries if e.site.name not in present])
+        return outline(model, [s.site for s in plan.sites if s.site.name not in present])
     except ValueError as error:
         raise LoadError(f"{where}: it does not fit this {type(model).__name__} ({error})") from error
-    undo: list[tuple[nn.Module, State]] = []
-
-    def undo_all() -> None:
-        for module, state in undo:
-            become(module, state)
-        unoutline()
-
-    try:
-        made = []
-        for entry in entries:
-            try:
-                module = model.get_submodule(entry.site.name)
-            except AttributeError:
-                raise LoadError(
-                    f"{where}: it was saved from a {plan.get('model')} with a module {entry.site.name!r}, "
-                    "which this "
-                    f"{type(model).__name__} does not have"
-                ) from None
-            made.append((module, state_of(_converted(module, entry, where))))
-        undo = [(module, state_of(module)) for module, _ in made]
-        for module, state in made:
-            become(module, state)
-    except BaseException:
-        undo_all()
-        raise
-    return undo_all
 
 
-@dataclass(frozen=True)
-class _Entry:
-    site: Site
-    layer: str
-    design: Design
-    gates: dict[str, float]
+def _apply(model: nn.Module, plan: SavedPlan, shapes: Shapes, where: str) -> None:
+    """Gives ``model`` the layers of a plan, with its own weights still in them."""
+    like = next((t for t in tensors_of(model) if t.is_floating_point()), torch.zeros(()))
+    modules = [_module(model, saved, plan, where) for saved in plan.sites]
+    if len({id(module) for module in modules}) != len(modules):
+        raise LoadError(f"{where}: a module is listed twice")
+    made = [
+        state_of(_converted(module, saved, shapes, like, where))
+        for module, saved in zip(modules, plan.sites, strict=True)
+    ]
+    for module, state in zip(modules, made, strict=True):
+        become(module, state)
 
 
-def _parsed(entry: dict[str, Any], where: str) -> _Entry:
-    try:
-        geometry = Geometry(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in entry["geometry"].items()}  # type: ignore[arg-type]
-        )
-        site = Site(
-            entry["name"], tuple(entry["names"]), entry["kind"], entry["type"], geometry, entry["options"]
-        )
-        d = entry["design"]
-        design = Design(tuple(d["kernel_size"]), d["groups"], d["schedule"], d["input_stages"])
-        return _Entry(site, entry["layer"], design, dict(entry["gates"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LoadError(f"{where}: {PLAN} is damaged ({type(error).__name__}: {error})") from error
+def _module(model: nn.Module, saved: SavedSite, plan: SavedPlan, where: str) -> nn.Module:
+    """The module of ``model`` that a site names."""
+    site = saved.site
+    for name in (site.name, *site.names):
+        try:
+            found = model.get_submodule(name)
+        except AttributeError:
+            raise LoadError(
+                f"{where}: it was saved from a {plan.model} with a module {name!r}, which this "
+                f"{type(model).__name__} does not have"
+            ) from None
+        if found is not model.get_submodule(site.name):
+            raise LoadError(f"{where}: {site.name} and {name} are one module there, and two here")
+    return model.get_submodule(site.name)
 
 
-def _converted(module: nn.Module, entry: _Entry, where: str) -> nn.Module:
-    """What ``module`` becomes: the entry's layer with the module's own weights in it, where it has any for
+def _converted(module: nn.Module, saved: SavedSite, shapes: Shapes, like: Tensor, where: str) -> nn.Module:
+    """What ``module`` becomes: the layer of a plan with the module's own weights in it, where it has any for
     it.
     """
-    site, geometry = entry.site, entry.site.geometry
+    site, geometry = saved.site, saved.site.geometry
     record = record_of(module)
     if record is not None:
-        if (record.layer, record.design, record.site.geometry) != (entry.layer, entry.design, geometry):
+        if (record.layer, record.design, record.site.geometry) != (saved.layer, saved.design, geometry):
             raise LoadError(
                 f"{where}: {site.name} is converted already, into another layer; load into a freshly built "
                 "model"
@@ -244,19 +176,56 @@ def _converted(module: nn.Module, entry: _Entry, where: str) -> nn.Module:
                 f"{where}: {site.name} is {_told(geometry_of(module))} here, and {_told(geometry)} in the "
                 "saved model"
             )
+        source = module
+        if f"{site.name}.weight" in shapes and isinstance(module, nn.ConvTranspose2d):
+            source = baked(module)  # a norm that the saved layer did not keep
         try:
-            new, _, _ = build_layer(site, module, entry.layer, entry.design, "zero")
+            check_site(site, source)
+            _check_size(saved, shapes)
+            if site.kind == "resize":  # it has no weights of its own to tell where the model lies
+                there = {"device": str(like.device), "dtype": str(like.dtype).removeprefix("torch.")}
+                site = replace(site, options={**site.options, **there})
+            new, _, _ = build_layer(site, source, saved.layer, saved.design, "zero")
         except Exception as error:
             raise LoadError(
                 f"{where}: {site.name} is a {type(module).__name__} that does not fit the plan ({error})"
             ) from error
-        inherits = entry.layer == "ipixeldcl" and site.kind == "conv_transpose"
-        remember(
-            new, new_record(site, entry.layer, entry.design, state_of(module) if inherits else None, new)
-        )
-    for name, gate in entry.gates.items():
-        set_gate(new.get_submodule(name), gate)  # type: ignore[arg-type]
+        inherits = saved.layer == "ipixeldcl" and site.kind == "conv_transpose" and source is module
+        origin = state_of(module) if inherits else None
+        remember(new, new_record(site, saved.layer, saved.design, origin, new))
+    for name, gate in saved.gates.items():
+        layer = dict(new.named_modules()).get(name)
+        if not isinstance(layer, iPixelDCL):
+            raise LoadError(f"{where}: {site.name} has no gate named {name!r}")
+        set_gate(layer, gate)
     return new
+
+
+def _check_size(saved: SavedSite, shapes: Shapes) -> None:
+    """Raises ValueError unless the weights file holds the kernels that a design asks for: nothing is made
+    larger than what it will be filled with.
+    """
+    g, design = saved.site.geometry, saved.design
+    prefix = f"{saved.site.name}." if saved.site.name else ""
+    held = {name: shape for name, (shape, _) in shapes.items() if name.startswith(prefix)}
+    room = sum(map(prod, held.values()))
+    if g.in_channels * g.out_channels // g.groups > room:
+        raise ValueError(f"its weights are too few for {g.in_channels} to {g.out_channels} channels")
+    if saved.layer == "dcl":
+        return
+    phases, taps = prod(g.stride), prod(design.kernel_size)
+    work = phases**2 if design.schedule in ("sequential", "near") else phases
+    if max(work, taps) > max(room, 2**16):
+        raise ValueError(f"its weights are too few for {phases} phases and dependency kernels of {taps} taps")
+    groups = g.out_channels if design.groups == -1 else design.groups
+    stages = make_schedule(design.schedule, g.stride, design.kernel_size).stages
+    for number, stage in enumerate(stages):
+        wanted = stage.kernel_shape(g.out_channels, groups, design.kernel_size)
+        ends = f"dependency_kernels.{number}"
+        if not any(shape == wanted for name, shape in held.items() if name.endswith(ends)):
+            raise ValueError(f"there is no {ends} of shape {wanted} among its weights")
+    if design.input_stages > len(stages):
+        raise ValueError(f"input_stages is {design.input_stages} of {len(stages)} stages")
 
 
 def _told(g: Geometry) -> str:
@@ -281,21 +250,29 @@ def _attach_report(model: nn.Module, where: str) -> None:
     keep_report(model, report)
 
 
-def _fill(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+def _aliases(plan: SavedPlan, shapes: Shapes, where: str) -> list[tuple[str, str]]:
+    for alias, name in plan.aliases.items():
+        if alias in shapes or name not in shapes:
+            raise LoadError(f"{where}: the alias {alias!r} of {name!r} does not fit the weights file")
+    return list(plan.aliases.items())
+
+
+def _check_fit(model: nn.Module, shapes: Shapes, where: str) -> None:
+    """Raises LoadError unless a weights file holds exactly the tensors of ``model``."""
     expected = model.state_dict()
-    missing = sorted(expected.keys() - tensors.keys())
-    surplus = sorted(tensors.keys() - expected.keys())
-    shaped = [k for k in expected.keys() & tensors.keys() if expected[k].shape != tensors[k].shape]
-    if missing or surplus or shaped:
-        told = [f"{len(missing)} missing, such as {missing[0]}"] if missing else []
-        told += [f"{len(surplus)} not in this model, such as {surplus[0]}"] if surplus else []
-        told += [
-            f"{k} is {tuple(tensors[k].shape)} there and {tuple(expected[k].shape)} here"
-            for k in sorted(shaped)[:1]
-        ]
-        raise LoadError(f"{where}: its weights do not fit this {type(model).__name__}: {'; '.join(told)}")
-    meta = any(t.device.type == "meta" for t in expected.values())
-    model.load_state_dict(tensors, assign=meta)
+    missing = sorted(expected.keys() - shapes.keys())
+    surplus = sorted(shapes.keys() - expected.keys())
+    told = [f"{len(missing)} missing, such as {missing[0]}"] if missing else []
+    told += [f"{len(surplus)} not in this model, such as {surplus[0]}"] if surplus else []
+    for name in sorted(expected.keys() & shapes.keys()):
+        shape, kind = shapes[name]
+        here = expected[name]
+        if not isinstance(here, Tensor) or shape != here.shape:
+            told.append(f"{name} is {shape} there and {tuple(getattr(here, 'shape', ()))} here")
+        elif kind.startswith(("F", "BF")) != here.is_floating_point():
+            told.append(f"{name} is {kind} there and {here.dtype} here")
+    if told:
+        raise LoadError(f"{where}: its weights do not fit this {type(model).__name__}: {'; '.join(told[:3])}")
 
 
 def _unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -322,11 +299,3 @@ def _unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]
             kept[name] = value.clone(memory_format=torch.contiguous_format)
         pointers.add(kept[name].untyped_storage().data_ptr())
     return kept, aliases
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

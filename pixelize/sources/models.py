@@ -35,7 +35,9 @@ from urllib.parse import urlsplit
 
 from torch import nn
 
-from pixelize.conversion.saved import PLAN, load, read_plan
+from pixelize.conversion.saved import load
+from pixelize.conversion.saved_folder import read_plan
+from pixelize.conversion.saved_plan import PLAN
 from pixelize.errors import ArgumentError, LoadError, PixelizeError
 from pixelize.sources.trust import WEIGHTS, check_config, refused_part
 
@@ -117,7 +119,7 @@ def _saved(folder: Path, source: str | None) -> nn.Module:
         raise LoadError(f"{folder}: a folder without {PLAN}{hint}")
     if source is None:
         library = _library_of(folder)
-        noted = read_plan(folder).get("source")
+        noted = read_plan(folder).source
         source = noted or (f"{library}:{folder}" if library in ("diffusers", "transformers") else None)
         if not isinstance(source, str):
             raise LoadError(

@@ -128,6 +128,14 @@ def geometry(module: nn.Conv2d, r: int) -> Geometry | str:
     )
 
 
+def are_options(options: Mapping[str, Any], module: nn.Conv2d) -> bool:
+    """Whether ``options`` are some that :func:`match` makes for ``module``."""
+    if options.keys() != {"factor", "order"} or type(options["factor"]) is not int or options["factor"] < 2:
+        return False
+    order = options["order"]
+    return order is None or sorted(order) == list(range(module.out_channels))
+
+
 def canonical(site: Site, module: nn.Conv2d) -> TransposedConv:
     """The transposed convolution that convolution and shuffle are together: W'[r(k-1-t) + a] = W[t] of phase
     a.

@@ -79,6 +79,21 @@ def geometry(channels: int, options: Mapping[str, Any]) -> Geometry:
     )
 
 
+def is_factor(value: Any) -> bool:
+    """Whether a site's option is a factor along each axis."""
+    return isinstance(value, list) and len(value) == 2 and all(type(v) is int and v >= 1 for v in value)
+
+
+def are_options(options: Mapping[str, Any]) -> bool:
+    """Whether ``options`` are some that :func:`match` makes."""
+    return (
+        options.keys() == {"factor", "mode", "dtype", "device"}
+        and is_factor(options["factor"])
+        and options["mode"] in ("nearest", "nearest-exact", "bilinear")
+        and isinstance(getattr(torch, str(options["dtype"]), None), torch.dtype)
+    )
+
+
 def taps(s: int, bilinear: bool) -> list[float]:
     """What one input pixel gives to the output pixels around it, along one axis."""
     if not bilinear:

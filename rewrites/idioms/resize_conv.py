@@ -25,7 +25,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from pixelize.rewrites.graph.flow import Blocks, Factor, Flow, read_by
-from pixelize.rewrites.idioms.resize import taps
+from pixelize.rewrites.idioms.resize import is_factor, taps
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
 
 Range = tuple[int, int]
@@ -147,6 +147,30 @@ def geometry(module: nn.Conv2d, options: Mapping[str, Any]) -> Geometry | str:
         module.groups,
         (1, 1),
         module.bias is not None,
+    )
+
+
+def are_options(options: Mapping[str, Any], module: nn.Conv2d) -> bool:
+    """Whether ``options`` are some that :func:`plan` makes for ``module``."""
+    if options.keys() - {"mode"} != {"factor", "ranges", "margin", "around"} or not is_factor(
+        options["factor"]
+    ):
+        return False
+    if (
+        options["around"] not in ("zeros", "replicate", "reflect")
+        or options.get("mode", "bilinear") != "bilinear"
+    ):
+        return False
+    edges = [edge for r in options["ranges"] for edge in r]
+    return (
+        own_padding(module) is not None
+        and conv_refusal(module) is None
+        and is_factor([n + 1 for n in options["margin"]])
+        and all(len(r) == 2 and r[0] < r[1] for r in options["ranges"])
+        and edges == sorted(edges)
+        and len(edges) > 0
+        and edges[0] >= 0
+        and edges[-1] <= module.in_channels
     )
 
 
