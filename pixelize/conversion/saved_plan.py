@@ -143,7 +143,8 @@ Shape = Callable[[Any], bool] | list[Any] | dict[Any, Any]
 def _problem(value: Any, shape: Shape, name: str) -> str | None:
     """What is wrong with ``value``; None if it has the given shape.
 
-    A shape is a predicate, ``[shape]`` (a list), ``{str: shape}`` (any names) or a dictionary of shapes by name, of which names ending in ``?`` may be missing.
+    A shape is a predicate, ``[shape]`` (a list), ``{str: shape}`` (any names), or a dictionary of shapes by
+    name, of which names ending in ``?`` may be missing.
     """
     if isinstance(shape, list):
         if not isinstance(value, list):
