@@ -30,7 +30,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def make_public(path: Path) -> None:
-    """Gives a file the mode that new files have; ``mkstemp`` and safetensors make theirs the owner's alone."""
+    """Gives a file the mode of a new one; ``mkstemp`` and safetensors make theirs the owner's alone."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
