@@ -52,8 +52,8 @@ def seconds_per_step(settings: RepairSettings, arms: list[str], rounds: int = 8)
     batch = torch.stack([data[i] for i in range(settings.batch)])
     steps = {}
     for arm in arms:
-        model = convert_arm(arm, copy.deepcopy(teacher), include=settings.include)
-        model.requires_grad_(True)
+        base = copy.deepcopy(teacher).requires_grad_(True)
+        model = convert_arm(arm, base, include=settings.include)
         steps[arm] = repair.make_trial(
             model, settings, teacher, data, natural_level(None), (batch, batch), (batch, batch), accelerator
         ).update
