@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="instead of the preset's")
     parser.add_argument("--batch", type=int, help="instead of the preset's")
     parser.add_argument("--seeds", help="instead of the preset's")
+    parser.add_argument("--workers", type=int, help="instead of the preset's")
     parser.add_argument("--precision", help="instead of the preset's")
     parser.add_argument("--limit", type=int, help="of each set only so many pictures")
     parser.add_argument("--cpu", action="store_true", default=None, help="stay on the CPU")
@@ -111,7 +112,7 @@ def main() -> None:
     args = parser.parse_args()
 
     preset = dict(PRESETS[args.preset])
-    own = ("size", "width", "steps", "batch", "seeds", "precision", "limit", "cpu")
+    own = ("size", "width", "steps", "batch", "seeds", "workers", "precision", "limit", "cpu")
     preset |= {name: getattr(args, name) for name in own if getattr(args, name) is not None}
     if args.what == "widths":
         return widths(preset["width"], preset["size"])

@@ -142,7 +142,7 @@ def main() -> None:
                 noted_so = {k: v for k, v in data["settings"].items() if k.startswith(kind + ": ")}
                 if noted_so:
                     found[kind] = {k.removeprefix(kind + ": "): v for k, v in noted_so.items()}
-            here["parameters"] = done["facts"]["parameters"]
+            here |= done["facts"]
             here["results"][seed] = done["results"][0]
             write(args.out, args.name, found)
 

@@ -75,6 +75,8 @@ def _converted(model: nn.Module, x: Tensor) -> Built:
         "original": model,
         "one ConvTranspose2d each": None,
         "iPixelDCL": pixelize.convert(model, "ipixeldcl", **given),
+        "iPixelDCL masked": pixelize.convert(model, "ipixeldcl", schedule="masked", **given),
+        "iPixelDCL 2x2": pixelize.convert(model, "ipixeldcl", dependency_kernel_size=2, **given),
         "PixelDCL": pixelize.convert(model, "pixeldcl", init="random", **given),
         "PixelDCL 2x2": pixelize.convert(model, "pixeldcl", init="random", dependency_kernel_size=2, **given),
         "iPixelDCL depthwise": pixelize.convert(model, "ipixeldcl", dependency_groups=-1, **given),
@@ -89,8 +91,16 @@ def _converted(model: nn.Module, x: Tensor) -> Built:
     return {name: module for name, module in modules.items() if module is not None}, x
 
 
+def generator() -> Built:
+    """The package's own face generator."""
+    from pixelize.demo.generator import LATENT_CHANNELS, load_demo_model
+
+    return _converted(load_demo_model(), torch.randn(16, LATENT_CHANNELS))
+
+
 MODELS: dict[str, Callable[[], Built]] = {
     "unet": unet,
+    "generator": generator,
     "linknet": linknet,
     "smp-unet": smp_unet,
     "autoencoder": autoencoder,

@@ -40,9 +40,8 @@ def write_run(out: Path, name: str, data: dict[str, Any], folder: Path) -> None:
     (out / f"{name}.json").write_text(json.dumps(data) + "\n")
     s = data["settings"]
     after = f" after {s['base_steps']} of the base" if s.get("base_steps") else ""
-    told = (
-        f"{s['model']}, {s['size']}x{s['size']}, {s['steps']} steps of {s['batch']}{after}, {data['machine']}"
-    )
+    model = s.get("model", "dcgan")
+    told = f"{model}, {s['size']}x{s['size']}, {s['steps']} steps of {s['batch']}{after}, {data['machine']}"
     table = (folder / "table.md").read_text()
     (out / f"{name}.md").write_text(f"{data['title']}, {told}\n\n    {command()}\n\n{table}")
 

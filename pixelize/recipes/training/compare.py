@@ -82,6 +82,7 @@ def compare(
                 if accelerator.is_main_process and converted_modules(model):
                     pixelize.save(model, folder / "model")
                 result.facts["parameters"] = sum(p.numel() for p in model.parameters())
+                result.facts["trained"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
                 result.seeds.append(seed)
                 result.results.append({**(at.result or {}), "train minutes": at.seconds / 60})
                 result.histories.append(at.history)

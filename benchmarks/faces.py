@@ -1,10 +1,11 @@
-"""The paper's VAE on 64x64 faces: ConvTranspose2d against iPixelDCL and PixelDCL.
+"""The paper's VAE, or a DCGAN, on 64x64 faces: the pattern of each up-sampler as training goes on.
 
-    python benchmarks/vae_faces.py --data faces64.zip  # 300 steps: a quarter of an hour on a CPU
-    python benchmarks/vae_faces.py --data faces64.zip --preset full  # 20,000 steps, 3 seeds: wants a GPU
+    python benchmarks/faces.py vae --data faces64.zip                  # 300 steps: minutes on a CPU
+    python benchmarks/faces.py vae --data faces64.zip --preset medium  # 32 channels, longer: CPU hours
+    python benchmarks/faces.py gan --data faces64.zip --preset full    # 20,000 steps, 3 seeds: wants a GPU
 
-Writes benchmarks/results/vae_faces_<preset>.json and .md after each seed, and .png, samples of each arm
-as in the paper's figure 7; the run's folder has sheets with pictures and their reconstructions, too.
+Writes benchmarks/results/<vae|gan>_faces_<preset>.json and .md after each seed, and .png, samples of each arm
+as in the paper's figure 7; the run's folder has the VAE's sheets with pictures and reconstructions, too.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from written import run_and_write
 
-from pixelize.recipes import vae
-from pixelize.recipes.recipe_settings import VaeSettings
+from pixelize.recipes import gan, vae
+from pixelize.recipes.recipe_settings import GanSettings, VaeSettings
 
+RECIPES = {"vae": (vae.run, VaeSettings), "gan": (gan.run, GanSettings)}
+CPU = {"cpu": True, "threads": 1, "save_every": 25}
 PRESETS: dict[str, dict] = {
     "full": {
         "steps": 20_000,
@@ -28,6 +31,15 @@ PRESETS: dict[str, dict] = {
         "seeds": "0,1,2",
         "workers": 8,
     },
+    "medium": {
+        "steps": 1500,
+        "batch": 32,
+        "width": 32,
+        "latents": 64,
+        "eval_every": 150,
+        "seeds": "0,1,2",
+        **CPU,
+    },
     "small": {
         "steps": 300,
         "batch": 32,
@@ -35,16 +47,15 @@ PRESETS: dict[str, dict] = {
         "latents": 64,
         "eval_every": 100,
         "seeds": "0,1",
-        "cpu": True,
-        "threads": 1,
-        "save_every": 25,
         "limit": 4000,
+        **CPU,
     },
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A VAE on faces with different up-samplers.")
+    parser = argparse.ArgumentParser(description="A VAE or a GAN on faces with different up-samplers.")
+    parser.add_argument("what", choices=RECIPES)
     parser.add_argument("--data", required=True, help="faces, a folder or zip")
     parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--preset", choices=PRESETS, default="small")
@@ -52,6 +63,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="instead of the preset's")
     parser.add_argument("--width", type=int, help="instead of the preset's")
     parser.add_argument("--seeds", help="instead of the preset's")
+    parser.add_argument("--workers", type=int, help="instead of the preset's")
     parser.add_argument("--precision", help="no or bf16")
     parser.add_argument("--limit", type=int, help="only so many pictures")
     parser.add_argument("--cpu", action="store_true", default=None, help="stay on the CPU")
@@ -59,12 +71,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
 
-    name = f"vae_faces_{args.preset}"
-    own = ("steps", "width", "seeds", "precision", "limit", "cpu")
+    name = f"{args.what}_faces_{args.preset}"
+    own = ("steps", "width", "seeds", "workers", "precision", "limit", "cpu")
     preset = PRESETS[args.preset] | {k: getattr(args, k) for k in own if getattr(args, k) is not None}
+    run, settings = RECIPES[args.what]
     folder = args.work / name
-    settings = VaeSettings(data=args.data, channels=args.channels, arms=args.arms, out=str(folder), **preset)
-    run_and_write(vae.run, settings, args.out, name)
+    given = {"data": args.data, "channels": args.channels, "arms": args.arms, "out": str(folder)}
+    run_and_write(run, settings(**given, **preset), args.out, name)
     draw_samples(folder, args.arms.split(","), args.out / f"{name}.png")
 
 
