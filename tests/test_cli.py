@@ -100,8 +100,7 @@ def test_report_measures_and_writes(run):
     with torch.no_grad():
         pictures = build_model("nets.py:Net")(torch.from_numpy(np.load("x.npy")).float())
     assert told["variants"][0]["checkerboard"]["worst"] == pytest.approx(checkerboard(pictures)["worst"])
-    assert [v["name"] for v in told["variants"]] == ["before", "converted"]
-    assert told["variants"][1]["error"] < 1e-5 and told["source"] == "1"
+    assert [v["name"] for v in told["variants"]] == ["before", "repaired"] and told["source"] == "1"
     assert told["files"] == ["deep/r.html", "deep/r.png"]
     assert "data:image/png" in Path("deep/r.html").read_text()
 
@@ -199,7 +198,7 @@ def test_wrong_usage(run, arguments):
     assert code == 2 and out == "" and "Usage" in err
 
 
-@pytest.mark.parametrize("command", ["inspect", "convert", "report", "demo", "bench"])
+@pytest.mark.parametrize("command", ["repair", "apply", "inspect", "convert", "report", "demo", "bench"])
 def test_help_teaches_by_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0 and f"pixelize {command} " in out.replace("Usage: pixelize", "")
@@ -208,8 +207,8 @@ def test_help_teaches_by_example(run, command):
 
 def test_general_help_and_version(run):
     code, out, _ = run("--help")
-    assert code == 0 and "Exit codes" in out and "pixelize demo" in out
-    for command in ("demo", "inspect", "convert", "finetune", "report", "bench"):
+    assert code == 0 and "Exit codes" in out and "pixelize repair" in out
+    for command in ("repair", "apply", "demo", "inspect", "convert", "finetune", "report", "bench"):
         assert command in out
     assert run("--version") == (0, "pixelize 0.1.0\n", "")
 

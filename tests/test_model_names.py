@@ -16,6 +16,7 @@ from pixelize.errors import ArgumentError, LoadError, PixelizeError
 from pixelize.running.inputs import default_inputs
 from pixelize.sources.inputs import parse_size, read_inputs
 from pixelize.sources.models import build_model, has_weights, portable_source
+from pixelize.sources.preparation import SIGNED, Preparation
 from pixelize.sources.weights import load_weights
 
 CODE = """
@@ -202,9 +203,14 @@ def test_pictures_of_a_folder_in_batches_of_one_size(tmp_path):
     assert [tuple(x.shape) for x in found] == [(2, 3, 20, 30), (1, 3, 16, 30)]
     torch.testing.assert_close(found[0][0], first / 255)
     torch.testing.assert_close(
-        read_inputs([str(tmp_path / "a.png")], scale="signed")[0][0], first / 127.5 - 1
+        read_inputs([str(tmp_path / "a.png")], preparation=Preparation(*SIGNED))[0][0], first / 127.5 - 1
     )
-    assert read_inputs([str(tmp_path)], channels=1, size=(8, 12))[0].shape == (3, 1, 8, 12)
+    assert read_inputs([str(tmp_path)], preparation=Preparation(channels=1), size=(8, 12))[0].shape == (
+        3,
+        1,
+        8,
+        12,
+    )
     assert sum(len(x) for x in read_inputs([str(tmp_path)], count=2)) == 2
 
 

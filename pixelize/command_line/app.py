@@ -1,4 +1,4 @@
-"""The command line: ``pixelize demo | inspect | convert | finetune | report | bench``."""
+"""The command line: ``pixelize repair | apply | report | inspect | convert | finetune | bench | demo``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import typer
 from pixelize import __version__
 from pixelize.command_line.bench import bench_command
 from pixelize.command_line.convert import convert_command, inspect_command
-from pixelize.command_line.options import EXIT_CODES, print_error
+from pixelize.command_line.options import EXIT_CODES, SETTINGS, print_error
+from pixelize.command_line.repair import apply_command, repair_command
 from pixelize.command_line.report import report_command
 from pixelize.errors import PixelizeError, PixelizeWarning
 
@@ -25,28 +26,35 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help=f"""Take the checkerboard out of trained PyTorch models.
 
-**Start with** `pixelize demo`, then try your own model:
+**Start with** the file that you have, or with `pixelize repair demo --out repaired.safetensors`:
+
+- `pixelize repair model.pth --data photos/ --out repaired.pth` takes the pattern out and gives the file back
+
+- `pixelize report model.pth --data photos/` measures the pattern and shows it on a page
 
 - `pixelize inspect smp:Linknet` finds the layers that up-sample
 
-- `pixelize report my_models.py:generator` measures the checkerboard and shows it
+- `pixelize convert smp:Linknet --out converted/` makes them pixel deconvolutions, to train on
 
-- `pixelize convert smp:Linknet --out converted/` makes them pixel deconvolutions
+**MODEL** is a file: `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin` (its architecture found by spandrel, or
+given with `--arch`), or `.onnx`; a folder of diffusers, transformers or `pixelize.save`; or a name: `demo`;
+`smp:Unet?encoder_name=resnet18`; `timm:NAME`; `torchvision:NAME`; `diffusers:FOLDER_OR_ID`;
+`transformers:FOLDER_OR_ID`; `package.module:callable?key=value`; `file.py:callable`.
 
-- `pixelize finetune repair --help` trains them
-
-**MODEL** is `demo`; `smp:Unet?encoder_name=resnet18`; `timm:NAME`; `diffusers:FOLDER_OR_ID`;
-`transformers:FOLDER_OR_ID`; `package.module:callable?key=value`; `file.py:callable`; or a folder that
-`pixelize convert` or `pixelize.save` wrote.
-
-**INPUT** is a picture, a folder of pictures, an `.npy` file, or a shape such as `1x3x64x64`.
+**DATA** is a picture, a folder or `.zip` of pictures, an `.npy` or `.npz` file, or a shape such as
+`1x3x64x64`.
 
 {EXIT_CODES}""",
 )
-app.command("inspect")(inspect_command)
-app.command("convert")(convert_command)
-app.command("report")(report_command)
-app.command("bench")(bench_command)
+for _name, _command in {
+    "repair": repair_command,
+    "apply": apply_command,
+    "report": report_command,
+    "inspect": inspect_command,
+    "convert": convert_command,
+    "bench": bench_command,
+}.items():
+    app.command(_name, context_settings=SETTINGS)(_command)
 
 
 def main() -> None:

@@ -14,17 +14,18 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from pixelize.adapters import call
 from pixelize.benchmarking.timing import Case, compare_modules, describe_machine, measure_ceilings, run_bench
 from pixelize.command_line.options import (
+    Arch,
     AsJson,
+    Data,
     Device,
-    InputNames,
     Scale,
     Seed,
     Size,
     Source,
     Weights,
+    check_runs,
     print_json,
     print_rich,
     progress,
@@ -34,7 +35,6 @@ from pixelize.command_line.options import (
 from pixelize.conversion.convert import convert
 from pixelize.errors import ArgumentError, NothingToConvertError
 from pixelize.inheritance.record import converted_modules
-from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.running.inputs import one_sample, shape_of
 
 LAYERS = ("ipixeldcl", "pixeldcl", "dcl")
@@ -62,11 +62,12 @@ def bench_command(
     batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Of the CPU; with 1 the thread's own time counts.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.0, help="To repeat everything for.")] = 5.0,
-    input: InputNames = None,
+    data: Data = None,
     size: Size = "",
-    scale: Scale = "unit",
+    scale: Scale = "auto",
     seed: Seed = 0,
     weights: Weights = "",
+    arch: Arch = "",
     source: Source = "",
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -77,7 +78,7 @@ def bench_command(
 
     - `pixelize bench --channels 64 --pixels 16 --train`
 
-    - `pixelize bench smp:Linknet --input 1x3x256x256 --layer ipixeldcl --layer dcl`
+    - `pixelize bench smp:Linknet --data 1x3x256x256 --layer ipixeldcl --layer dcl`
 
     - `pixelize bench smp:Unet --dependency-groups -1 --train --channels-last`
     """
@@ -94,8 +95,9 @@ def bench_command(
         told = f"{batch}x{2 * channels}x{pixels}x{pixels}"
     else:
         with progress("building the model") as tell:
-            built = read_model(model, source, weights, device)
-            example = read_data(built, input, size, scale, batch, seed, device)[0][0]
+            opened = read_model(model, source, weights, device, arch)
+            built = opened.model
+            example = read_data(opened, data, size, scale, batch, seed, device)[0][0]
             tell("converting")
             design: dict[str, Any] = dict(
                 dependency_groups=dependency_groups, dependency_kernel_size=dependency_kernel_size,
@@ -138,15 +140,7 @@ def _variants(
     """The model as it came and converted; without ``strict``, ``"dcl"`` may find nothing."""
     if converted_modules(built):
         raise ArgumentError("the model is converted already; bench converts one that is not")
-    with evaluation(built):
-        try:
-            call(built, example)
-        except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            raise ArgumentError(
-                f"the model could not be run on an input of shape {shape_of(example)}: "
-                f"{type(error).__name__}: {text}"
-            ) from error
+    check_runs(built, example)
     models = {"as it came": built}
     for layer in layers:
         init = "random" if layer == "pixeldcl" else "inherit"  # a fit would not change its speed

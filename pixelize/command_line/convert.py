@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from pixelize.command_line.options import (
+    Arch,
     AsJson,
     Count,
+    Data,
     Device,
-    InputNames,
     ModelName,
     Scale,
     Seed,
@@ -37,11 +38,12 @@ from pixelize.sources.models import portable_source
 
 def inspect_command(
     model: ModelName,
-    input: InputNames = None,
+    data: Data = None,
     size: Size = "",
-    scale: Scale = "unit",
+    scale: Scale = "auto",
     seed: Seed = 0,
     weights: Weights = "",
+    arch: Arch = "",
     source: Source = "",
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -52,18 +54,19 @@ def inspect_command(
 
     - `pixelize inspect smp:Linknet`
 
-    - `pixelize inspect "smp:Unet?encoder_name=resnet18&classes=3" --input 1x3x256x256`
+    - `pixelize inspect "smp:Unet?encoder_name=resnet18&classes=3" --data 1x3x256x256`
 
     - `pixelize inspect diffusers:AutoencoderKL --json`
     """
     with progress("building the model") as tell:
-        built = read_model(model, source, weights, device)
+        opened = read_model(model, source, weights, device, arch)
+        built = opened.model
         tell("looking for up-samplers")
         example = None
         try:
-            example = one_sample(read_data(built, input, size, scale, 1, seed, device)[0][0])
+            example = one_sample(read_data(opened, data, size, scale, 1, seed, device)[0][0])
         except ArgumentError:
-            if input:
+            if data:
                 raise
         found = report(built) if converted_modules(built) else inspect(built, example)
     if as_json:
@@ -81,10 +84,7 @@ def convert_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the converted model to.")],
     layer: Annotated[str, typer.Option(help="ipixeldcl (exact), pixeldcl, auto or dcl.")] = "ipixeldcl",
     init: Annotated[str, typer.Option(help="inherit, calibrate (needs --data) or random.")] = "inherit",
-    data: Annotated[
-        list[str] | None,
-        typer.Option(metavar="INPUT", help="Inputs to fit on, for calibrate and auto; may be repeated."),
-    ] = None,
+    data: Data = None,
     tolerance: Annotated[float, typer.Option(help="For auto: relative error allowed at each site.")] = 0.01,
     include: Annotated[list[str] | None, typer.Option(help="Only sites of this name, or pattern.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No sites of this name, or pattern.")] = None,
@@ -96,12 +96,12 @@ def convert_command(
     ] = 1,
     dependency_kernel_size: Annotated[int, typer.Option(min=1, help="Side of the dependency kernels.")] = 3,
     schedule: Annotated[str, typer.Option(help="paired, sequential or masked.")] = "paired",
-    input: InputNames = None,
     size: Size = "",
-    scale: Scale = "unit",
+    scale: Scale = "auto",
     count: Count = 256,
     seed: Seed = 0,
     weights: Weights = "",
+    arch: Arch = "",
     source: Source = "",
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -119,14 +119,17 @@ def convert_command(
     if out.exists() and not out.is_dir():
         raise ArgumentError(f"{out}: a file; --out names a folder")
     with progress("building the model") as tell:
-        built = read_model(model, source, weights, device)
+        opened = read_model(model, source, weights, device, arch)
+        built = opened.model
         if converted_modules(built):
             raise PixelizeError(f"{model}: converted already; see it with pixelize inspect {model}")
-        examples, _ = read_data(built, input, size, scale, 1, seed, device)
-        samples = read_data(built, data, size, scale, count, seed, device)[0] if data else None
+        fitted = init == "calibrate" or layer == "auto"
+        samples, _ = read_data(opened, data, size, scale, count if fitted else 1, seed, device)
+        if fitted and not data:
+            print_error("note: no --data: fitted on what was drawn; real inputs are better")
         tell("converting")
         converted = convert(
-            built, layer, init=init, data=samples, example_inputs=one_sample(examples[0]),
+            built, layer, init=init, data=samples if fitted else None, example_inputs=one_sample(samples[0]),
             include=include or "*", exclude=exclude or (), sites=tuple(sites.split(",")), inplace=True,
             tolerance=tolerance,
             dependency_groups=dependency_groups, dependency_kernel_size=dependency_kernel_size,

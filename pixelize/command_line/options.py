@@ -1,4 +1,4 @@
-"""What the commands share: their options, how they read models and inputs, how they print."""
+"""What the commands share: their options, how they read models and data, how they print."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -14,33 +15,52 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from pixelize.errors import ArgumentError
-from pixelize.running.inputs import default_inputs, picture_channels
-from pixelize.sources.inputs import parse_size, read_inputs, source_words
-from pixelize.sources.models import build_model
-from pixelize.sources.weights import load_weights
+from pixelize.rewrites.state.evaluation import evaluation
+from pixelize.running.inputs import shape_of
+from pixelize.running.outputs import tensors
+from pixelize.running.pictures import run
+from pixelize.sources.inputs import drawn_inputs, parse_size, read_inputs, source_words
+from pixelize.sources.opened import OpenedModel, open_model
+from pixelize.sources.preparation import SCALES, Preparation
 
-EXIT_CODES = """**Exit codes**: 0 done; 1 refused or failed, with one sentence on standard error;
-2 wrong usage; 3 `report --fail-above`: the checkerboard is above."""
+EXIT_CODES = """**Exit codes**: 0 done; 1 refused or failed, with one sentence on standard error; 2 wrong
+usage; 3 `repair`, `diagnose`: there was no pattern, `report --fail-above`, `measure --fail-above`: there is
+one above; 4 `repair`: there is a pattern and it could not be taken out."""
+OLDER = {"input": "data", "inputs": "data", "i": "d"}
+"""Spellings of earlier versions, still understood, by what they are now."""
+SETTINGS: dict[str, Any] = {"token_normalize_func": lambda token: OLDER.get(token, token)}
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="The model; `pixelize --help` lists the forms.")
 ]
-InputNames = Annotated[
+Data = Annotated[
     list[str] | None,
     typer.Option(
-        "--input", "-i", metavar="INPUT",
-        help="Picture, folder, .npy, .npz or shape; may be repeated. By default random numbers that suit the "
-        "model.",
+        "--data", "-d", metavar="DATA",
+        help="Picture, folder, .zip, .npy, .npz or a shape (1x3x64x64); may be repeated. By default drawn "
+        "pictures or random latents, whichever the model takes.",
     ),
 ]  # fmt: skip
 Size = Annotated[str, typer.Option(metavar="H[xW]", help="Resize pictures to this height and width.")]
-Scale = Annotated[str, typer.Option(help="What pictures become: unit [0,1], signed [-1,1] or imagenet.")]
-Count = Annotated[int, typer.Option(min=1, help="Pictures to read, or samples to draw, at most.")]
-Seed = Annotated[int, typer.Option(help="Of random inputs.")]
-Weights = Annotated[
+Scale = Annotated[
     str,
-    typer.Option(metavar="FILE", help="Checkpoint to fill the model with: .safetensors, or .pt of tensors."),
-]  # fmt: skip
+    typer.Option(
+        help="What pictures become: unit [0,1], signed [-1,1], imagenet; auto: as its library does."
+    ),
+]
+Count = Annotated[int, typer.Option(min=1, help="Pictures to read, or samples to draw, at most.")]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Weights = Annotated[
+    str, typer.Option(metavar="FILE", help="Checkpoint to fill a named MODEL with: .safetensors, .pth, ...")
+]
+Arch = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="For a MODEL that is a file of weights: what makes the model, module:callable, file.py:callable "
+        "or any other name. By default spandrel finds out.",
+    ),
+]
 Source = Annotated[
     str, typer.Option(metavar="MODEL", help="What a saved folder's model is built from, if not as it notes.")
 ]
@@ -56,11 +76,14 @@ errors = Console(stderr=True, **_PLAIN)
 """Where progress goes; results go to standard output."""
 
 
-def read_model(name: str, source: str, weights: str, device: str) -> nn.Module:
+def read_model(name: str, source: str, weights: str, device: str, arch: str = "") -> OpenedModel:
     """The named model, filled and moved. Raises PixelizeError."""
-    model = build_model(name, source=source or None)
-    if weights:
-        load_weights(model, weights)
+    opened = open_model(name, arch=arch, weights=weights, source=source)
+    return replace(opened, model=moved(opened.model, device))
+
+
+def moved(model: nn.Module, device: str) -> nn.Module:
+    """``model`` on ``device``. Raises ArgumentError if there is no such device here."""
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
@@ -68,19 +91,53 @@ def read_model(name: str, source: str, weights: str, device: str) -> nn.Module:
         raise ArgumentError(f"device {device!r} cannot be used here ({text})") from error
 
 
+def preparation_for(opened: OpenedModel, scale: str) -> Preparation:
+    """As the model's library does it, or in the named range of values."""
+    if scale == "auto":
+        return opened.preparation
+    if scale not in SCALES:
+        raise ArgumentError(f"--scale {scale}: it is one of auto, {', '.join(SCALES)}")
+    mean, deviation = SCALES[scale]
+    return replace(opened.preparation, mean=mean, deviation=deviation)
+
+
 def read_data(
-    model: nn.Module, names: list[str] | None, size: str, scale: str, count: int, seed: int, device: str
+    opened: OpenedModel,
+    names: list[str] | None,
+    size: str,
+    scale: str,
+    count: int,
+    seed: int,
+    device: str,
+    crop: int = 0,
 ) -> tuple[list[Any], str]:
-    """Inputs for ``model`` on ``device``, and what they are in words. Raises ArgumentError."""
+    """Inputs for a model on ``device``, and what they are in words. Raises ArgumentError."""
+    preparation = preparation_for(opened, scale)
     if names:
         found = read_inputs(
-            names, channels=picture_channels(model), size=parse_size(size) if size else None,
-            scale=scale, count=count, seed=seed,  # type: ignore[arg-type]
+            names, preparation=preparation, size=parse_size(size) if size else None,
+            count=count, seed=seed, crop=crop,
         )  # fmt: skip
         told = source_words(names, found)
     else:
-        found, told = default_inputs(model, count, seed)
-    return [_moved(x, device) for x in found], told
+        found, told = drawn_inputs(opened.model, preparation, count, seed)
+    kind = next((p.dtype for p in opened.model.parameters() if p.is_floating_point()), torch.float32)
+    return [_moved(x, device, kind) for x in found], told
+
+
+def check_runs(model: nn.Module, example: Any) -> None:
+    """Raises ArgumentError if the model does not take ``example``, or gives NaN or inf for it."""
+    with evaluation(model):
+        try:
+            found = tensors(run(model, example))
+        except Exception as error:  # a stranger's forward may raise anything
+            text = " ".join(str(error).split())[:300]
+            raise ArgumentError(
+                f"the model could not be run on an input of shape {shape_of(example)}: "
+                f"{type(error).__name__}: {text}"
+            ) from error
+    if not all(torch.isfinite(value).all() for value in found):
+        raise ArgumentError(f"the model gives NaN or inf for an input of shape {shape_of(example)}")
 
 
 def print_json(data: Any) -> None:
@@ -105,13 +162,13 @@ def progress(first: str) -> Iterator[Any]:
         yield lambda step: status.update(f"{step} ...")
 
 
-def _moved(value: Any, device: str) -> Any:
+def _moved(value: Any, device: str, kind: torch.dtype) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device)
+        return value.to(device, kind) if value.is_floating_point() else value.to(device)
     if isinstance(value, Mapping):
-        return {k: _moved(v, device) for k, v in value.items()}
+        return {k: _moved(v, device, kind) for k, v in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_moved(v, device) for v in value)
+        return type(value)(_moved(v, device, kind) for v in value)
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,16 +14,19 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from pixelize.command_line.options import (
+    Arch,
     AsJson,
     Count,
+    Data,
     Device,
-    InputNames,
     ModelName,
     Scale,
     Seed,
     Size,
     Source,
     Weights,
+    check_runs,
+    moved,
     print_json,
     print_rich,
     progress,
@@ -31,17 +35,19 @@ from pixelize.command_line.options import (
 )
 from pixelize.conversion.convert import convert
 from pixelize.conversion.report import Report
-from pixelize.errors import ArgumentError, NothingToConvertError
-from pixelize.inheritance.record import converted_modules
-from pixelize.measure.checkerboard import frequency_name
+from pixelize.conversion.saved import PLAN
+from pixelize.errors import ArgumentError, NothingToConvertError, PixelizeError
+from pixelize.measure.checkerboard import as_periods, frequency_name
 from pixelize.pages.figures import Curves
 from pixelize.pages.findings import Findings, measure
 from pixelize.pages.page import write_findings
+from pixelize.refit.repair import repair
+from pixelize.refit.report import repair_report
 from pixelize.running.inputs import one_sample
 from pixelize.sources.inputs import read_inputs
-from pixelize.sources.models import build_model, has_weights
+from pixelize.sources.opened import OpenedModel, open_model
 
-REPAIR_SAMPLES = 1024
+REPAIR_SAMPLES = 512
 
 
 def report_command(
@@ -50,16 +56,16 @@ def report_command(
         list[str] | None,
         typer.Argument(
             metavar="[AFTER]...",
-            help="What to compare it with: 'converted', 'repaired', or the name of another model or folder. "
-            "By default 'converted'; 'none' for the model alone.",
+            help="What to compare it with: 'repaired', 'converted', or the name of another model or folder. "
+            "By default 'repaired'; 'none' for the model alone.",
         ),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The HTML file; PNGs are written beside it.")
     ] = Path("report.html"),
-    input: InputNames = None,
+    data: Data = None,
     size: Size = "",
-    scale: Scale = "unit",
+    scale: Scale = "auto",
     count: Count = 64,
     seed: Seed = 0,
     period: Annotated[int, typer.Option(help="Of the checkerboard; 0: the last up-sampler's stride.")] = 0,
@@ -76,6 +82,7 @@ def report_command(
         typer.Option(metavar="DB", help="Exit with 3 if the last variant's worst level is above this."),
     ] = None,
     weights: Weights = "",
+    arch: Arch = "",
     source: Source = "",
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -86,7 +93,7 @@ def report_command(
 
     - `pixelize report demo repaired --out demo.html`
 
-    - `pixelize report smp:Linknet --weights before.pt finetuned/ --input photos/ --size 256 --scale imagenet`
+    - `pixelize report smp:Linknet --weights before.pt finetuned/ --data photos/ --size 256`
 
     - `pixelize report my_models.py:generator none --natural faces/ --fail-above 3`
     """
@@ -95,26 +102,39 @@ def report_command(
     if out.suffix.lower() not in (".html", ".htm"):
         raise ArgumentError(f"{out}: --out names an .html file")
     curves = read_curves(training) if training else None
+    if period:
+        as_periods(period)
     with progress("building the model") as tell:
-        built = read_model(model, source, weights, device)
-        samples, told = read_data(built, input, size, scale, count, seed, device)
+        opened = read_model(model, source, weights, device, arch)
+        built = opened.model
+        samples, told = read_data(opened, data, size, scale, count, seed, device)
         real = [x for x in read_inputs([natural]) if isinstance(x, Tensor)] if natural else None
         named: dict[str, nn.Module] = {Path(model).name if Path(model).is_dir() else "before": built}
-        made = None
-        for other in _others(others, built):
+        check_runs(built, samples[0])
+        made, notes = None, []
+        for other in _others(others):
             tell(f"making {other}")
             if other == "converted":
                 made = _converted(built, one_sample(samples[0]), named, required=bool(others))
             elif other == "repaired":
-                named[other] = _repaired(built, input, samples, seed, device)
+                try:
+                    named[other], fitted = _repaired(opened, data, samples, size, scale, seed, device)
+                except PixelizeError as error:
+                    if others:
+                        raise
+                    fitted = f"No repair to compare with: {error}"
+                notes.append(fitted)
             else:
-                named[_name_of(other, named)] = build_model(other, source=source or None).to(device)
+                named[_name_of(other, named)] = moved(
+                    open_model(other, source=_source_of(other, source)).model, device
+                )
         found = measure(
             named, samples, title=title or model, told=told, period=period or None, report=made,
             natural=real, progress=tell,
         )  # fmt: skip
-        if not weights and not has_weights(model):
-            found.notes.append("The model's weights are random: --weights fills it with a checkpoint.")
+        if not opened.trained:
+            found.notes.append("The model's weights are random, and so is what it shows; --weights fills it.")
+        found.notes.extend(notes)
         found.notes.extend(_repair_notes(named.get("repaired")))
         tell("drawing")
         files = [str(path) for path in write_findings(found, out, training=curves, pngs=pngs)]
@@ -122,8 +142,8 @@ def report_command(
         print_json({**found.to_dict(), "files": files})
     else:
         _print(found, files)
-        if not others and made is not None:
-            print_rich(f"next: pixelize report '{model}' repaired, or pixelize finetune repair --help")
+        if not others and "repaired" in named and repair_report(named["repaired"]).repaired:
+            print_rich(f"next: pixelize repair '{model}' --out FILE")
     worst = found.variants[-1].worst
     if fail_above is not None:
         if worst is None:
@@ -160,9 +180,9 @@ def read_curves(path: str) -> Curves:
     return dict(sorted(curves.items()))
 
 
-def _others(others: list[str] | None, built: nn.Module) -> list[str]:
+def _others(others: list[str] | None) -> list[str]:
     if not others:
-        return [] if converted_modules(built) else ["converted"]
+        return ["repaired"]
     if "none" in others and len(others) > 1:
         raise ArgumentError("'none' stands alone")
     return [other for other in others if other != "none"]
@@ -181,25 +201,38 @@ def _converted(built: nn.Module, example: Any, named: dict[str, nn.Module], requ
 
 
 def _repaired(
-    built: nn.Module, names: list[str] | None, samples: list[Any], seed: int, device: str
-) -> nn.Module:
-    """The repaired model; random inputs are drawn anew and more of them, so that it is measured on others."""
-    from pixelize.refit.repair import repair
+    opened: OpenedModel,
+    names: list[str] | None,
+    samples: list[Any],
+    size: str,
+    scale: str,
+    seed: int,
+    device: str,
+) -> tuple[nn.Module, str]:
+    """The repaired model, and on what it was fitted.
 
-    if not names:
-        samples, _ = read_data(built, None, "", "unit", REPAIR_SAMPLES, seed + 1, device)
-    return repair(built, samples)
+    Inputs that are drawn are drawn anew and more of them, so that it is measured on others.
+    """
+    if names:
+        told = "The repair was fitted on the pictures that it is measured on here; fresh ones show more."
+    else:
+        samples, _ = read_data(opened, None, size, scale, REPAIR_SAMPLES, seed + 1, device)
+        told = "The repair was fitted on other inputs than these."
+    return repair(opened.model, samples, progress=sys.stderr.isatty()), told
 
 
 def _repair_notes(repaired: nn.Module | None) -> list[str]:
     """What the repair did to each up-sampler."""
     if repaired is None:
         return []
-    from pixelize.refit.report import repair_report
-
     done = repair_report(repaired)
     told = [f"repair, {s.name}: {s.status}{f' ({s.reason})' if s.reason else ''}" for s in done.sites]
     return told + [f"repair: {note}" for note in done.notes]
+
+
+def _source_of(other: str, source: str) -> str:
+    """``--source`` is for folders that pixelize.save wrote."""
+    return source if (Path(other) / PLAN).is_file() else ""
 
 
 def _name_of(other: str, named: dict[str, nn.Module]) -> str:

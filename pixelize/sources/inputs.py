@@ -2,7 +2,7 @@
 
 ===================  ===============================================================================
 ``1x3x64x64``        a shape: normally distributed numbers, from a seed; ``AxB,CxD`` for two arguments
-``photo.png``        a picture; ``photos/``: all pictures in a folder, in the order of their names
+``photo.png``        a picture; ``photos/`` and ``photos.zip``: all in there, in the order of their names
 ``latents.npy``      an array, as it is; ``inputs.npz``: keyword arguments by name
 ===================  ===============================================================================
 """
@@ -12,69 +12,134 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixelize.errors import ArgumentError
-from pixelize.running.inputs import BATCH, shape_of
+from pixelize.running.inputs import BATCH, default_inputs, shape_of
+from pixelize.sources.pictures import crops, drawn, frames, listed
+from pixelize.sources.preparation import Preparation
 
-Scale = Literal["unit", "signed", "imagenet"]
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _SHAPE = re.compile(r"\d+(x\d+)+(,\d+(x\d+)+)*", re.IGNORECASE)
-_IMAGENET = (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
 
 
 def read_inputs(
     names: Sequence[str],
     *,
-    channels: int | None = None,
+    preparation: Preparation | None = None,
     size: tuple[int, int] | None = None,
-    scale: Scale = "unit",
     count: int = 64,
     seed: int = 0,
+    crop: int = 0,
 ) -> list[Any]:
     """A list of inputs, batches of pictures of one size or whatever an array or a shape holds.
 
     Args:
-        names: see the module's documentation.
-        channels: 1 makes pictures grey; anything else leaves them in colour.
-        size: (height, width) to resize pictures to.
-        scale: what pictures become: "unit" [0, 1], "signed" [-1, 1], "imagenet" with that set's mean and
-            deviation taken out.
-        count: how many pictures are read at most.
-        seed: of the numbers that a shape is filled with.
+        names: see the module's documentation. preparation: what the model's library does to pictures; by
+        default they are left in [0, 1]. size: (height, width) to resize pictures to. count: how many
+        pictures are read, or crops cut, at most. seed: of the numbers that a shape is filled with, and of
+        the places of crops. crop: cut pictures of several sizes, and those larger than this, into crops of
+        this side, or of as much
+            as the smallest picture has; 0 leaves them whole.
 
     Raises:
         ArgumentError: no such file, one that cannot be read, or a name that means nothing.
     """
-    if scale not in get_args(Scale):
-        raise ArgumentError(f"scale={scale!r}: it is one of {', '.join(get_args(Scale))}")
+    preparation = preparation or Preparation()
     generator = torch.Generator().manual_seed(seed)
     found: list[Any] = []
-    pictures: list[Path] = []
+    files: list[tuple[str, str | None]] = []
     for name in names:
         path = Path(name).expanduser()
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise ArgumentError(f"{name}: a folder without pictures ({', '.join(SUFFIXES[:4])}, ...)")
-            pictures += inside
-        elif path.suffix.lower() in (".npy", ".npz") and path.exists():
+        if path.suffix.lower() in (".npy", ".npz") and path.exists():
             found.append(_array(path))
         elif path.exists():
-            pictures.append(path)
+            files += listed(name)
         elif _SHAPE.fullmatch(name):
             found.append(_random(name, generator))
         else:
             raise ArgumentError(
                 f"no input is named {name!r}: there is no such file, and it is no shape such as 1x3x64x64"
             )
-    return found + _batches(_picture(p, channels, size, scale) for p in pictures[:count])
+    grey = preparation.channels == 1
+    if not crop and size is None:
+        size = preparation.size
+    pictures = [next(frames(file, grey=grey, size=size)) for file in files[:count]]
+    if crop and pictures:
+        pictures = _cut(pictures, preparation, crop, count, seed)
+    prepared = (preparation(padded(picture, preparation)) for picture in pictures)
+    return found + _batches(prepared, 1 if preparation.single else BATCH)
+
+
+def _cut(pictures: list[Tensor], preparation: Preparation, crop: int, count: int, seed: int) -> list[Tensor]:
+    height = min(crop, *(p.shape[-2] for p in pictures))
+    width = min(crop, *(p.shape[-1] for p in pictures))
+    wanted = preparation.size or (height, width)
+    if preparation.size:
+        pictures = [_at_least(p, wanted) for p in pictures]
+    else:  # as a multiple of what the model needs, so that nothing is padded
+        step = preparation.multiple
+        wanted = (max(height // step, 1) * step, max(width // step, 1) * step)
+        if preparation.square:
+            wanted = (min(wanted), min(wanted))
+        wanted = (min(wanted[0], height), min(wanted[1], width))
+    if all(tuple(p.shape[-2:]) == wanted for p in pictures):
+        return pictures[:count]
+    return list(crops(pictures, wanted, count, seed))
+
+
+def _at_least(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """Enlarged, if it is smaller than ``size`` in one direction."""
+    scale = max(1.0, *(want / have for want, have in zip(size, picture.shape[-2:], strict=True)))
+    if scale == 1.0:
+        return picture
+    new = [max(want, round(have * scale)) for want, have in zip(size, picture.shape[-2:], strict=True)]
+    return nn.functional.interpolate(picture[None], new, mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+def padded(picture: Tensor, preparation: Preparation) -> Tensor:
+    """At the bottom and on the right up to what the model takes: mirrored, and repeated where that ends."""
+    step, have = preparation.multiple, (picture.shape[-2], picture.shape[-1])
+    sides = [-(-max(side, preparation.minimum) // step) * step for side in have]
+    sides = [max(sides)] * 2 if preparation.square else sides
+    for mode, most in (("reflect", [side - 1 for side in have]), ("replicate", sides)):
+        down, right = (min(want - n, m) for want, n, m in zip(sides, picture.shape[-2:], most, strict=True))
+        if down or right:
+            picture = nn.functional.pad(picture[None], (0, right, 0, down), mode)[0]
+    return picture
+
+
+def drawn_inputs(model: nn.Module, preparation: Preparation, count: int, seed: int) -> tuple[list[Any], str]:
+    """Inputs for a model without any data, and what they are in words.
+
+    Latents for what decodes latents or makes pictures of them; for what takes pictures, ones drawn of discs.
+
+    Raises ArgumentError if no input is known for the model.
+    """
+    config = getattr(model, "config", None)
+    channels = config.get("latent_channels") if isinstance(config, Mapping) else None
+    if channels and hasattr(model, "decode"):  # unit variance is what scaling_factor makes of its latents
+        scale = config.get("scaling_factor") or 1.0  # type: ignore[union-attr]
+        latents = (
+            torch.randn((count, channels, 16, 16), generator=torch.Generator().manual_seed(seed)) / scale
+        )
+        return list(latents.split(BATCH)), f"{count} random latents of {channels}x16x16 (seed {seed})"
+    found, told = default_inputs(model, count, seed)
+    first = found[0]
+    if not isinstance(first, Tensor) or first.dim() != 4 or first.shape[1] not in (1, 3, 4):
+        return found, told
+    if min(first.shape[-2:]) < 16:
+        return found, told
+    side = preparation.size[0] if preparation.size else max(64, first.shape[-1])
+    pictures = (preparation(padded(p, preparation)) for p in drawn(count, side, first.shape[1], seed))
+    return _batches(pictures, 1 if preparation.single else BATCH), (
+        f"{count} drawn pictures of {side}x{side} (seed {seed})"
+    )
 
 
 def _random(name: str, generator: torch.Generator) -> Any:
@@ -109,31 +174,11 @@ def _tensor(array: np.ndarray, told: str) -> Tensor:
     return tensor.float() if array.dtype.kind == "f" else tensor
 
 
-def _picture(path: Path, channels: int | None, size: tuple[int, int] | None, scale: Scale) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as file:
-            image = file.convert("L" if channels == 1 else "RGB")
-            if size is not None:
-                image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-            array = np.asarray(image, dtype=np.float32)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ArgumentError(f"{path}: not a readable picture ({type(error).__name__})") from error
-    picture = torch.from_numpy(array / 255).reshape(array.shape[0], array.shape[1], -1).permute(2, 0, 1)
-    if scale == "signed":
-        return picture * 2 - 1
-    if scale == "imagenet":
-        mean, deviation = (values[: len(picture), None, None] for values in _IMAGENET)
-        return (picture - mean) / deviation
-    return picture.contiguous()
-
-
-def _batches(pictures: Iterable[Tensor]) -> list[Tensor]:
-    """Neighbours of one size stacked, at most ``BATCH`` together."""
+def _batches(pictures: Iterable[Tensor], size: int = BATCH) -> list[Tensor]:
+    """Neighbours of one size stacked, at most ``size`` together."""
     found: list[list[Tensor]] = []
     for picture in pictures:
-        if found and len(found[-1]) < BATCH and found[-1][0].shape == picture.shape:
+        if found and len(found[-1]) < size and found[-1][0].shape == picture.shape:
             found[-1].append(picture)
         else:
             found.append([picture])

@@ -2,12 +2,13 @@
 
 ================================  ==========================================================================
 ``demo``                          the face generator that ships with the package
-``smp:Unet?encoder_name=vgg11``   a class of segmentation_models_pytorch; no encoder weights unless asked for
-``timm:cpubone_b0``               a name that timm.create_model knows; untrained unless ``?pretrained=true``
-``diffusers:PATH_OR_ID``          a folder or hub id that diffusers reads (``?subfolder=vae``), or a class
-``transformers:PATH_OR_ID``       the same for transformers
-``package.module:callable``       whatever that returns; also ``path/to/file.py:callable``
-``FOLDER``                        one that ``pixelize.save`` wrote
+``smp:Unet?encoder_name=vgg11``   a class of segmentation_models_pytorch; no encoder weights unless asked
+for ``timm:cpubone_b0``               a name that timm.create_model knows; untrained unless
+``?pretrained=true`` ``diffusers:PATH_OR_ID``          a folder or hub id that diffusers reads
+(``?subfolder=vae``), or a class ``transformers:PATH_OR_ID``       the same for transformers
+``torchvision:NAME``              a name that torchvision.models.get_model knows; untrained unless
+``?weights=`` ``package.module:callable``       whatever that returns; also ``path/to/file.py:callable``
+``FOLDER``                        one that ``pixelize.save``, diffusers or transformers wrote
 ================================  ==========================================================================
 
 Options follow a ``?`` as ``key=value&key=value``; values are Python literals, anything else is text.
@@ -46,10 +47,11 @@ _PACKAGES = {  # scheme: (import name, extra)
     "diffusers": ("diffusers", "diffusers"),
     "timm": ("timm", "timm"),
     "transformers": ("transformers", "transformers"),
+    "torchvision": ("torchvision", "torchvision"),
 }
 _FORMS = (
-    "demo, smp:NAME, timm:NAME, diffusers:PATH_OR_ID, transformers:PATH_OR_ID, module.path:callable, "
-    "file.py:callable, or a folder that pixelize.save wrote"
+    "demo, smp:NAME, timm:NAME, torchvision:NAME, diffusers:PATH_OR_ID, transformers:PATH_OR_ID, "
+    "module.path:callable, file.py:callable, a file of weights, or a folder that pixelize.save wrote"
 )
 
 
@@ -88,10 +90,48 @@ def has_weights(name: str) -> bool:
     """Whether a model built by ``name`` may have been trained: a library's bare classes are not."""
     target, _, query = name.partition("?")
     scheme, _, rest = target.partition(":")
-    if scheme in ("smp", "timm"):
+    if scheme in ("smp", "timm", "torchvision"):
         given = _options(name, query)
-        return any(given.get(option) for option in ("encoder_weights", "pretrained", "checkpoint_path"))
+        return any(
+            given.get(option) for option in ("encoder_weights", "pretrained", "checkpoint_path", "weights")
+        )
     return scheme not in ("diffusers", "transformers") or "/" in rest or Path(rest).exists()
+
+
+def library_folder(name: str) -> tuple[str, str, Path, dict[str, Any]] | None:
+    """Of a name that stands for a folder of diffusers or transformers: the name in full, its library, the
+    folder of the model itself and the options; None for other names.
+
+    The library of a bare folder is told by its ``config.json``. Of a diffusers pipeline, the ``vae`` is meant
+    unless ``?subfolder=`` names another part. A hub id stands for its folder in the local cache.
+    """
+    target, _, query = name.partition("?")
+    scheme, _, rest = target.partition(":")
+    if Path(target).is_dir() and not Path(target, PLAN).is_file():
+        scheme, rest = _library_of(Path(target)) or "", target
+    if scheme not in ("diffusers", "transformers"):
+        return None
+    options = _options(name, query)
+    root = Path(rest) if Path(rest).is_dir() else _cached(rest)
+    if root is None:
+        return None
+    if "subfolder" not in options and (root / "model_index.json").is_file() and (root / "vae").is_dir():
+        options["subfolder"] = "vae"
+    listed = "&".join(f"{key}={value}" for key, value in options.items())
+    folder = root / str(options.get("subfolder", ""))
+    return f"{scheme}:{rest}{'?' if listed else ''}{listed}", scheme, folder, options
+
+
+def _cached(name: str) -> Path | None:
+    """The folder of a hub id in the local cache."""
+    if "/" not in name:
+        return None
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, local_files_only=True))
+    except Exception:  # not there, or not an id
+        return None
 
 
 def _named(name: str) -> nn.Module:
@@ -276,7 +316,26 @@ def _hub_in_reach() -> bool:
     return True
 
 
+def _torchvision(torchvision: Any, name: str, options: dict[str, Any]) -> nn.Module:
+    known = torchvision.models.list_models()
+    if name.lower() not in known:
+        raise ArgumentError(f"torchvision has no model {name!r}{_suggest(name.lower(), known)}")
+    bare = {"weights": None, **({"weights_backbone": None} if "/" in _module_of(torchvision, name) else {})}
+    return _make(
+        f"torchvision:{name}",
+        lambda **given: torchvision.models.get_model(name, **given),
+        {**bare, **options},
+    )
+
+
+def _module_of(torchvision: Any, name: str) -> str:
+    """Where a model's builder is defined, ``segmentation/fcn`` say."""
+    module = torchvision.models.get_model_builder(name).__module__
+    return module.removeprefix("torchvision.models.").replace(".", "/")
+
+
 _LIBRARIES: dict[str, Callable[[Any, str, dict[str, Any]], nn.Module]] = {
+    "torchvision": _torchvision,
     "smp": _smp,
     "timm": _timm,
     "diffusers": _diffusers,

@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pixelize.checkpoints.checkpoint import Checkpoint
+from pixelize.checkpoints.formats import read_checkpoint
 from pixelize.errors import LoadError
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Fills ``model`` with the state dict in ``path``, in place.
+    """Fills ``model`` with the state dict in the file ``path``, in place; see :func:`fill`."""
+    fill(model, read_checkpoint(path))
+
+
+def fill(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+    """Fills ``model`` with the state dict in ``checkpoint``, in place; returns where each of its tensors was.
 
     A checkpoint may hold it under any name beside other things (``{"netG_state_dict": ...}``), and its names
-    may begin with ``module.`` or ``_orig_mod.``, as DistributedDataParallel and torch.compile leave them.
-    Nothing but tensors and plain containers is unpickled.
+    may have something before them: ``module.`` or ``_orig_mod.``, as DistributedDataParallel and
+    torch.compile leave them, or the name of the part of a larger model that this one is. Of several that fit
+    equally, the one with ``ema`` in its name is taken.
 
-    Raises LoadError if there is no such file, it holds no weights, or they do not fit; the model is then as
-    it was.
+    Raises LoadError if the file holds no weights, or none that fit; the model is then as it was.
     """
-    found = _candidates(_read(Path(path)))
+    expected = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    found = _candidates(checkpoint.tree, expected)
     if not found:
-        raise LoadError(f"{path}: holds no state dict (names with tensors)")
-    expected = model.state_dict()
-    best = max(found, key=lambda name: len(found[name].keys() & expected.keys()))
-    weights = found[best]
+        raise LoadError(f"{checkpoint.path}: holds no state dict (names with tensors)")
+
+    def fitness(names: Mapping[str, str]) -> tuple[int, int, bool]:
+        fitting = [
+            k for k, n in names.items() if k in expected and checkpoint.tensors[n].shape == expected[k].shape
+        ]
+        return len(fitting), -len(names), any("ema" in n.split("/")[0] for n in names.values())
+
+    names = max(found, key=fitness)
+    weights = {key: checkpoint.tensors[name] for key, name in names.items()}
     missing = sorted(expected.keys() - weights.keys())
     surplus = sorted(weights.keys() - expected.keys())
     shaped = sorted(k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape)
@@ -42,41 +53,29 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     for k in shaped[:1]:
         told.append(f"{k} is {tuple(weights[k].shape)} there and {tuple(expected[k].shape)} here")
     if told:
-        raise LoadError(f"{path}: its weights do not fit this {type(model).__name__}: {'; '.join(told)}")
-    model.load_state_dict(weights)
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise LoadError(f"{path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise LoadError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error
-    except Exception as error:  # pickle.UnpicklingError and what a strange pickle may raise
         raise LoadError(
-            f"{path}: holds more than tensors and plain containers, or is no checkpoint; save the state dict "
-            "alone (torch.save(model.state_dict(), ...) or safetensors)"
-        ) from error
+            f"{checkpoint.path}: its weights do not fit this {type(model).__name__}: {'; '.join(told)}"
+        )
+    with torch.no_grad():
+        model.load_state_dict(weights)
+    return names
 
 
-def _candidates(value: Any, name: str = "") -> dict[str, dict[str, Tensor]]:
-    """Every mapping of names to tensors in a checkpoint by the path to it, with and without prefixes."""
+def _candidates(value: Any, expected: Mapping[str, Tensor], place: str = "") -> list[dict[str, str]]:
+    """Every mapping of keys to tensors in a checkpoint, as the tensors' names in the file by those keys: as
+    it is, and cut to what follows whatever stands before one of the ``expected`` keys.
+    """
     if not isinstance(value, Mapping):
-        return {}
-    found = {}
-    tensors = {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    while tensors:
-        found[name] = tensors
-        name += " without prefix"
-        bare = {_bare(k): v for k, v in tensors.items()}
-        tensors = bare if bare.keys() != tensors.keys() else {}
+        return []
+    found = []
+    tensors = {k: f"{place}{k}" for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if tensors:
+        found.append(tensors)
+        ends = dict.fromkeys([*list(expected)[:1], *list(expected)[-1:]])
+        starts = {k.removesuffix(end) for end in ends for k in tensors if k.endswith(f".{end}")}
+        for start in sorted(starts, key=len):
+            cut = {k.removeprefix(start): name for k, name in tensors.items() if k.startswith(start)}
+            found.append(cut)
     for key, part in value.items():
-        found.update(_candidates(part, f"{name}.{key}"))
+        found += _candidates(part, expected, f"{place}{key}/")
     return found
-
-
-def _bare(name: str) -> str:
-    return name.removeprefix("_orig_mod.") if name.startswith("_orig_mod.") else name.removeprefix("module.")

@@ -1,0 +1,293 @@
+"""``pixelize repair`` and ``pixelize apply``: a file goes in, and the same kind of file comes out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from pixelize.checkpoints.formats import read_checkpoint, same_kind
+from pixelize.checkpoints.patch import patched
+from pixelize.command_line.options import (
+    Arch,
+    AsJson,
+    Data,
+    Device,
+    ModelName,
+    Scale,
+    Seed,
+    Size,
+    Source,
+    Weights,
+    check_runs,
+    print_error,
+    print_json,
+    print_rich,
+    progress,
+    read_data,
+    read_model,
+)
+from pixelize.conversion.saved import PLAN, save
+from pixelize.errors import ArgumentError, PixelizeError
+from pixelize.inheritance.record import converted_modules
+from pixelize.measure.natural import NOTICEABLE
+from pixelize.pages.findings import measure
+from pixelize.pages.page import write_findings
+from pixelize.refit.repair import repair
+from pixelize.refit.report import RepairReport, repair_report
+from pixelize.running.batches import samples_of, selected
+from pixelize.sources.models import portable_source
+from pixelize.sources.opened import OpenedModel
+from pixelize.sources.written import Written, check_out, onnx_difference, write_repaired
+
+NOTHING, COULD_NOT = 3, 4
+SHOWN = 16
+"""Samples on the page."""
+IMPORTED = 1e-3
+"""Relative error between a graph in onnxruntime and as it was read, at most."""
+
+
+def repair_command(
+    model: ModelName,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="What to write: the kind of file or folder that MODEL is. Beside it go a patch "
+            "(.patch.safetensors) and a page (.html).",
+        ),
+    ],
+    data: Data = None,
+    count: Annotated[int, typer.Option(min=2, help="Pictures, crops of them or latents to fit on.")] = 256,
+    crop: Annotated[
+        int,
+        typer.Option(min=16, help="Pictures larger than this, or of several sizes, are cut to crops of it."),
+    ] = 128,
+    size: Size = "",
+    scale: Scale = "auto",
+    seed: Seed = 0,
+    weights: Weights = "",
+    arch: Arch = "",
+    source: Source = "",
+    device: Device = "cpu",
+    patch: Annotated[bool, typer.Option("--patch/--no-patch", help="Write the patch.")] = True,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Write the page.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Take the checkerboard out of a model's file: the same keys, types and everything else, other numbers in
+    the layers that make it. Nothing is trained, and no labels are needed.
+
+    Exit codes: 0 repaired and written; 3 nothing to repair, and 4 it could not be done (both say why and
+    write nothing); 1 refused or failed.
+
+    Examples:
+
+    - `pixelize repair 4x_mine.pth --data photos/ --out 4x_repaired.pth`
+
+    - `pixelize repair netG.pth --arch networks.py:Generator --data photos.zip --out netG_repaired.pth`
+
+    - `pixelize repair sd/vae --data photos/ --out sd/vae-repaired`
+
+    - `pixelize repair detector.onnx --data pages/ --scale imagenet --out repaired.onnx`
+    """  # fmt: skip
+    with progress("reading the model") as tell:
+        opened = read_model(model, source, weights, device, arch)
+        check_out(opened, out)
+        tell("reading the data")
+        samples, told = read_data(opened, data, size, scale, count, seed, device, crop)
+        check_runs(opened.model, samples[0])
+        if out.suffix.lower() == ".onnx":
+            _check_import(opened, samples[0])
+    if not as_json:
+        print_rich(f"{model}: {opened.told}", f"data: {told}")
+    if not opened.trained:
+        print_error("warning: the model's weights are random: --weights fills it with a checkpoint")
+    if not data and "pictures" in told:
+        print_error("note: no --data: drawn pictures are no real ones; the fit is only as good as they are")
+    repaired = repair(opened.model, samples, progress=sys.stderr.isatty())
+    found = repair_report(repaired)
+    verdict, code = _verdict(found)
+    result: dict[str, Any] = {
+        "model": model,
+        "what": opened.told,
+        "data": told,
+        "verdict": verdict,
+        "exit_code": code,
+        "repair": found.to_dict(),
+    }
+    written = Written([], [], 0, 0.0)
+    if code == 0:
+        with progress("writing") as tell:
+            written = _write(opened, repaired, out, samples[0], patch, found, source)
+            if page:
+                tell("drawing")
+                written.files.extend(_page(opened, repaired, samples, out, told, data is not None))
+        result["files"] = [str(path) for path in written.files]
+        result["tensors"] = written.tensors
+        result["checks"] = written.checks
+    if as_json:
+        print_json(result)
+    else:
+        _print(found, verdict, written)
+    if code:
+        raise typer.Exit(code)
+
+
+def apply_command(
+    patch: Annotated[Path, typer.Argument(metavar="PATCH", help="What `pixelize repair` wrote beside FILE.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The file or folder that it was made for.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="What to write: the kind of file that MODEL is.")],
+    as_json: AsJson = False,
+) -> None:
+    """Put a patch into the model that it was made for. A patch of another model is refused.
+
+    The model may be kept in another kind of file, under other names and with other things beside it: each of
+    its tensors is found by its hash.
+
+    Example: `pixelize apply 4x_repaired.patch.safetensors 4x_mine.pth --out 4x_repaired.pth`
+    """
+    checkpoint = read_checkpoint(model)
+    if model.is_dir() == bool(out.suffix) or not (model.is_dir() or same_kind(model, out)):
+        raise ArgumentError(f"{out}: --out has to be of MODEL's kind, as {model.name} is")
+    values = patched(patch, checkpoint)
+    files = checkpoint.write(out, values)
+    if as_json:
+        print_json({"files": [str(f) for f in files], "tensors": list(values)})
+    else:
+        print_rich(f"{len(values)} of {len(checkpoint.tensors)} tensors changed: {', '.join(values)}")
+        print_rich(f"wrote {', '.join(map(str, files))}")
+
+
+def _check_import(opened: OpenedModel, example: Any) -> None:
+    """Raises PixelizeError if the graph does something else in PyTorch than in onnxruntime."""
+    assert opened.checkpoint is not None
+    error = onnx_difference(opened.checkpoint.path, opened.model, example)
+    if error is None:
+        print_error("note: onnxruntime is not installed: the graph is not checked against it")
+    elif not error <= IMPORTED:
+        raise PixelizeError(
+            f"{opened.checkpoint.path}: read as a PyTorch model it differs from what onnxruntime makes of it "
+            f"(relative error {error:.2g}), so that no repair of it could be trusted"
+        )
+
+
+def _verdict(found: RepairReport) -> tuple[str, int]:
+    """In a sentence, and as an exit code."""
+    worst = {
+        when: max((v for kind in levels.values() for v in kind.values()), default=None)
+        for when, levels in (("before", found.before), ("after", found.after))
+    }
+    before, after = worst["before"], worst["after"]
+    names = ", ".join(site.name or "the model itself" for site in found.repaired)
+    if found.repaired:
+        if before is None or after is None:
+            return f"Repaired: {names}.", 0
+        return f"Repaired: {names}. At the worst frequency {before:+.1f} dB became {after:+.1f} dB.", 0
+    reasons = [f"{s.name}: {s.reason}" for s in found.sites if s.reason] + list(found.notes)
+    why = "; ".join(dict.fromkeys(reasons)) or "no up-sampler was found"
+    if before is not None and before < NOTICEABLE:
+        return f"Nothing to repair: no frequency stands out by more than {before:+.1f} dB ({why}).", NOTHING
+    if before is None and not found.sites:
+        return f"Nothing to repair: {why}.", NOTHING
+    place = "" if before is None else f" although a pattern stands out by {before:+.1f} dB"
+    return f"Could not be repaired{place}: {why}. What may help: {_help(found)}.", COULD_NOT
+
+
+def _help(found: RepairReport) -> str:
+    few = found.samples and found.samples < 64
+    more = "more pictures (--count, --data)" if few else "other pictures, larger ones (--crop)"
+    return (
+        f"{more}; pixelize diagnose MODEL, which tells what makes the pattern; or training: "
+        "pixelize finetune repair"
+    )
+
+
+def _write(
+    opened: OpenedModel,
+    repaired: nn.Module,
+    out: Path,
+    example: Any,
+    patch: bool,
+    found: RepairReport,
+    source: str,
+) -> Written:
+    if opened.checkpoint is None and (not out.suffix or converted_modules(repaired)):
+        name = opened.name
+        folder = name if not Path(name).is_dir() else _noted(Path(name), source)
+        written = save(repaired, out, source=portable_source(folder) if folder else None)
+        return Written([written], [s.name for s in found.repaired], 0, 0.0)
+    beside = out.with_name(f"{out.stem}.patch.safetensors") if patch else None
+    about = {"model": opened.told, "before": found.before, "after": found.after}
+    return write_repaired(opened, repaired, out, example, beside, about)
+
+
+def _noted(folder: Path, source: str) -> str | None:
+    """What a saved folder's model is built from."""
+    import json
+
+    return source or json.loads((folder / PLAN).read_text()).get("source")
+
+
+def _page(
+    opened: OpenedModel, repaired: nn.Module, samples: list[Any], out: Path, told: str, real: bool
+) -> list[Path]:
+    chosen: list[Any] = []
+    for batch in samples:
+        room = SHOWN - sum(map(samples_of, chosen))
+        if room > 0:
+            chosen.append(selected(batch, slice(0, room), samples_of(batch)))
+    shapes = {tuple(b.shape[1:]) for b in chosen if isinstance(b, Tensor)}
+    if len(shapes) > 1:
+        chosen = [b for b in chosen if isinstance(b, Tensor) and tuple(b.shape[1:]) == min(shapes)]
+    found = measure(
+        {"before": opened.model, "repaired": repaired}, chosen, title=out.name, told=f"{told}; shown: "
+        f"{sum(map(samples_of, chosen))}",
+    )  # fmt: skip
+    if not real:
+        found.notes.append("These inputs were drawn; the repair was fitted on such inputs too.")
+    return write_findings(found, out.with_suffix(".html") if out.suffix else Path(f"{out}.html"), pngs=False)
+
+
+def _print(found: RepairReport, verdict: str, written: Written) -> None:
+    if found.before:
+        print_rich(_table(found))
+    print_rich(verdict)
+    if found.repaired:
+        told = [f"pictures before and after are {found.psnr:.1f} dB apart (PSNR)"]
+        if found.content is not None:
+            told.append(f"away from the pattern's frequencies {found.content.psnr:.1f} dB")
+        print_rich(f"{', '.join(told)}; {found.seconds:.0f} s on {found.samples} held-back samples")
+    for site in found.sites:
+        if site.status != "repaired" and site.reason and found.repaired:
+            print_rich(f"{site.name}: {site.status}, {site.reason}")
+    if written.total:
+        print_rich(f"{len(written.tensors)} of {written.total} tensors differ: {', '.join(written.tensors)}")
+    for check in written.checks:
+        print_rich(check)
+    if written.files:
+        print_rich(f"wrote {', '.join(map(str, written.files))}")
+
+
+def _table(found: RepairReport) -> Table:
+    """The five worst frequencies before and after, in dB over what is natural there."""
+    rows = [
+        (level, kind, f, found.after.get(kind, {}).get(f, level))
+        for kind, levels in found.before.items()
+        for f, level in levels.items()
+    ]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("dB over natural, at", overflow="fold")
+    for heading in ("before", "after"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for level, kind, f, after in sorted(rows, reverse=True)[:6]:
+        table.add_row(
+            Text(f"{f if f.startswith('(') else f'({f})'}, {kind}"), f"{level:+.1f}", f"{after:+.1f}"
+        )
+    return table
