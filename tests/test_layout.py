@@ -16,7 +16,7 @@ ORDER = (
     ("rewrites",),
     ("adapters",),
     ("errors",),
-    ("files",),
+    ("files", "tables"),
     ("algebra", "running"),
     ("layers",),
     ("inheritance",),

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from pixelize.algebra.schedule import make_schedule
@@ -30,6 +28,7 @@ from pixelize.layers.pixel_dcl import PixelDeconvolution
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.state.splice import State
 from pixelize.running.batches import rereadable
+from pixelize.running.progress import progress_bar
 
 SMALL_WINDOW = (2, 2)
 """The window that is tried beside the one asked for: with it, a PixelDCL costs less than the transposed
@@ -103,7 +102,7 @@ def choose_designs(
     lockstep = Lockstep(model)
     calls = lockstep.calls(probe)
     choices = {}
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+    with progress_bar(progress) as bar:
         for name, times in bar.track(calls.items(), description="choosing"):
             if isinstance(lockstep.layer(name), PixelDeconvolution):
                 choices[name] = _choose(lockstep, name, batches, times, tolerance)

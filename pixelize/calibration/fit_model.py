@@ -10,8 +10,6 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 from pixelize.calibration.joint_fit import LOOKED_AT, fit_jointly
@@ -22,6 +20,7 @@ from pixelize.errors import ArgumentError, PixelizeError, PixelizeWarning
 from pixelize.inheritance.record import refresh
 from pixelize.layers.pixel_dcl import PixelDCL
 from pixelize.running.batches import rereadable
+from pixelize.running.progress import progress_bar
 
 
 def fit_model(
@@ -42,8 +41,7 @@ def fit_model(
         raise PixelizeError(f"this {type(model).__name__} has no PixelDCL or iPixelDCL to calibrate")
     calls = lockstep.calls(probe)
     errors: dict[str, float] = {}
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not progress) as bar:
+    with progress_bar(progress) as bar:
         task = bar.add_task("calibrating", total=len(calls) * (1 + joint_steps))
         for number, (name, times) in enumerate(calls.items(), 1):
             if name in students:

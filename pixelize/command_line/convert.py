@@ -72,7 +72,7 @@ def inspect_command(
     if as_json:
         print_json({"model": model, **found.to_dict()})
         return
-    print_rich(found)
+    typer.echo(str(found))
     if found.found:
         print_rich(f"next: pixelize convert '{model}' --out FOLDER, or pixelize report '{model}'")
     elif not found.converted:
@@ -140,5 +140,5 @@ def convert_command(
     if as_json:
         print_json({"model": model, "folder": str(out), **found.to_dict()})
         return
-    print_rich(found)
+    typer.echo(str(found))
     print_error(f"wrote {out}")

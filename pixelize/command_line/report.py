@@ -246,7 +246,7 @@ def _print(found: Findings, files: list[str]) -> None:
     measured = [v for v in found.variants if v.levels is not None]
     if measured:
         print_rich(_levels(found))
-    print_rich(found.report)
+    typer.echo(str(found.report))
     for note in found.notes:
         print_rich(f"note: {note}")
     print_rich(f"inputs: {found.inputs}")

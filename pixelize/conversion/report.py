@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from rich import box
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from pixelize.errors import PixelizeError
 from pixelize.inheritance.record import kept_report
 from pixelize.running.models import uncompiled
+from pixelize.tables import Table, html_lines, wrapped
 
+ROUNDING, SMALL = 1e-4, 0.05
+"""Relative errors of a model's output up to which it is called the same, and close."""
 Status = Literal["found", "converted", "skipped"]
 
 
@@ -55,7 +53,7 @@ class SiteReport:
         return f"{self.in_channels}>{self.out_channels} k{_times(self.kernel_size)} s{_times(self.stride)}"
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """Every up-sampling site of a model with its status, and the model's totals.
 
@@ -101,29 +99,20 @@ class Report:
         return asdict(self)
 
     def table(self) -> Table:
-        """The sites that were found or converted as a rich table, which fits 80 columns."""
-        done = bool(self.converted)
-        counted = any(s.multiply_adds_before is not None for s in self.sites)
-        table = Table(
-            box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), pad_edge=False, header_style="bold"
-        )
-        table.add_column("site", overflow="fold", min_width=16)
-        table.add_column("from", no_wrap=True)
-        if done:
-            table.add_column("into", no_wrap=True)
-            table.add_column("error", justify="right", no_wrap=True)
-        table.add_column("parameters", justify="right", no_wrap=True)
-        if counted:
-            table.add_column("mult-adds", justify="right", no_wrap=True)
-        for s in self.converted or self.found:
-            row = [s.name or "(the model)", s.kind + (f"\n{s.geometry}" if s.geometry else "")]
-            if done:
-                row += [s.layer or "", "" if s.error is None else f"{s.error:.2g}"]
-            row.append(change(s.parameters_before, s.parameters_after, "\n> "))
-            if counted:
-                row.append(change(s.multiply_adds_before, s.multiply_adds_after, "\n> "))
-            table.add_row(*(Text(cell) for cell in row))
-        return table
+        """The sites that were converted, or else those that can be."""
+        rows = self.converted or self.found
+        columns: dict[str, list[str]] = {
+            "site": [s.name or "(the model)" for s in rows],
+            "from": [f"{s.kind} {s.geometry}".strip() for s in rows],
+        }
+        if self.converted:
+            columns["into"] = [s.layer or "" for s in rows]
+            columns["error"] = ["" if s.error is None else f"{s.error:.2g}" for s in rows]
+        columns["parameters"] = [change(s.parameters_before, s.parameters_after) for s in rows]
+        columns["multiply-adds"] = [change(s.multiply_adds_before, s.multiply_adds_after) for s in rows]
+        columns = {head: cells for head, cells in columns.items() if any(cells)}
+        words = sum(head in ("site", "from", "into") for head in columns)
+        return Table(list(columns), list(zip(*columns.values(), strict=True)), words)
 
     def remarks(self) -> list[str]:
         """What a table has no room for, a sentence each: what was left alone and why, what is special."""
@@ -147,20 +136,20 @@ class Report:
                 "multiply-adds of these sites: " + change(self.multiply_adds_before, self.multiply_adds_after)
             )
         if self.error is not None:
-            lines.append(f"relative error of the model's output: {self.error:.2g}")
+            lines.append(f"relative error of the model's output: {self.error:.2g}{_verdict(self.error)}")
         return lines + [f"note: {note}" for note in self.notes]
 
-    def __rich__(self) -> Group:
-        """The table, the remarks and the totals, for a rich console of any width."""
-        table = [self.table()] if self.converted or self.found else []
-        if table:
-            table.append(Text())  # type: ignore[arg-type]
-        return Group(*table, *(Text(line) for line in self.remarks() + self.summary()))
-
     def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=100, color_system=None).print(self)
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        """The table, the remarks and the totals, as wide as the terminal."""
+        table = [self.table().text(), ""] if self.converted or self.found else []
+        return "\n".join([*table, wrapped(self.remarks() + self.summary())])
+
+    def __repr__(self) -> str:
+        return f"<Report: {self.summary()[0]}>"
+
+    def _repr_html_(self) -> str:
+        table = self.table().html() if self.converted or self.found else ""
+        return table + html_lines(self.remarks() + self.summary())
 
     def __iter__(self) -> Iterator[SiteReport]:
         return iter(self.sites)
@@ -178,6 +167,17 @@ def report(model: nn.Module) -> Report:
             "pixelize.inspect(model) to see what can be"
         )
     return found
+
+
+def _verdict(error: float) -> str:
+    if error < ROUNDING:
+        return " (the same, to rounding)"
+    if error < SMALL:
+        return " (close to the model before)"
+    return (
+        " (NOT the model before: fit it with pixelize.calibrate(model, data) or train it, or convert with "
+        "layer='ipixeldcl', which is exact)"
+    )
 
 
 def _total(values: Iterator[int | None] | Any) -> int | None:

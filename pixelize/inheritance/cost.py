@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -64,10 +63,14 @@ class _Counter(TorchDispatchMode):
     module of the process, other threads' included.
     """
 
-    total = 0
+    def __init__(self) -> None:
+        super().__init__()
+        from torch.utils.flop_counter import flop_registry  # imports Triton, where that is installed
+
+        self.formulas, self.total = flop_registry, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
+        if formula := self.formulas.get(func._overloadpacket):
             self.total += formula(*args, **(kwargs or {}), out_val=output) // 2
         return output

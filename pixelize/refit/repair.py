@@ -16,8 +16,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -38,6 +36,7 @@ from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.running.batches import Chunks, samples_of, selected
 from pixelize.running.models import copy_model
 from pixelize.running.pictures import NoPicture, calls, picture_of, run, without_pattern
+from pixelize.running.progress import progress_bar
 
 LAYERS = ("dcl", "3x3", "5x5", "ipixeldcl")
 CLEAN = 1.0
@@ -122,7 +121,7 @@ def repair(
     started = time.perf_counter()
     result = model if inplace else copy_model(model)
     with (
-        Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar,
+        progress_bar(progress) as bar,
         evaluation(result),
     ):
         if data is None:
@@ -137,7 +136,7 @@ def repair(
 class _Repair:
     """One model on its way: what is held back, the levels before, the up-samplers."""
 
-    def __init__(self, model: nn.Module, data: Iterable[Any], layer: str, bar: Progress) -> None:
+    def __init__(self, model: nn.Module, data: Iterable[Any], layer: str, bar: Any) -> None:
         self.model, self.data, self.layer, self.bar = model, data, layer, bar
         half = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
         self.work = copy_model(model).float() if half else model

@@ -1,0 +1,106 @@
+"""Tables and reports for people: at every width nothing is cut, and notebooks get HTML."""
+
+from __future__ import annotations
+
+import html
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import pixelize
+from pixelize.tables import Table, wrapped
+
+ROWS = [("decoder.blocks.0.up", "512>256", "131,136"), ("head", "256>3", "8,208"), ("", "", "")]
+
+
+@pytest.mark.parametrize("width", [20, 30, 45, 60, 80, 200])
+def test_no_cell_is_cut_at_any_width(width: int) -> None:
+    table = Table(("site", "channels", "parameters"), ROWS)
+    text = table.text(width)
+    for row in ROWS:
+        assert all(cell in text for cell in row)
+    if width >= 45:
+        assert max(map(len, text.splitlines())) <= width
+
+
+def test_columns_that_fit_are_aligned() -> None:
+    lines = Table(("site", "channels", "parameters"), ROWS).text(80).splitlines()
+    ends = [line.index(cell) + len(cell) for line, cell in zip(lines[2:4], ("131,136", "8,208"), strict=True)]
+    assert ends[0] == ends[1] == len(lines[0])
+
+
+def test_html_is_escaped() -> None:
+    text = Table(("<a>", "b"), [("<script>", "&")]).html()
+    assert "<script>" not in text and "&lt;script&gt;" in text and "&amp;" in text
+
+
+def test_long_words_stay_whole_and_continuations_are_indented() -> None:
+    name = "a" * 50
+    lines = wrapped([f"skipped: {name} for a reason that takes some room"], 30).splitlines()
+    assert any(name in line for line in lines) and lines[1].startswith("    ")
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.ConvTranspose2d(128, 64, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(64, 3, 4, 2, 1))
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_reports_fit_the_terminal_with_every_digit(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    converted = pixelize.convert(network(), example_inputs=torch.randn(1, 128, 4, 4))
+    report = pixelize.report(converted)
+    text = str(report)
+    assert max(map(len, text.splitlines())) <= columns
+    words = set(re.split(r"\s+", text))
+    for row in report.table().rows:
+        assert all(set(cell.split()) <= words for cell in row)
+
+
+def test_reports_have_a_short_repr_and_html() -> None:
+    converted = pixelize.convert(network(), example_inputs=torch.randn(1, 128, 4, 4))
+    report = pixelize.report(converted)
+    assert len(repr(report)) < 120 and "2 converted" in repr(report)
+    page = report._repr_html_()
+    for row in report.table().rows:
+        assert all(html.escape(cell) in page for cell in row)
+    assert "relative error" in page
+
+
+def test_str_is_the_same_inside_a_notebook() -> None:
+    """Whatever displays output in a notebook, ``str(report)`` is text."""
+    code = (
+        "import sys, types\n"
+        "class Shell: pass\n"
+        "sys.modules['IPython'] = types.ModuleType('IPython')\n"
+        "import builtins; Shell.__name__ = 'ZMQInteractiveShell'\n"
+        "builtins.get_ipython = lambda: Shell()\n"
+        "import torch, pixelize\n"
+        "print(pixelize.inspect(torch.nn.Sequential(torch.nn.ConvTranspose2d(4, 3, 4, 2, 1))))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "1 convertible" in run.stdout and "conv_transpose" in run.stdout
+
+
+def test_an_inexact_conversion_is_called_so() -> None:
+    x = torch.randn(1, 128, 4, 4)
+    exact, fitted = (
+        str(pixelize.report(pixelize.convert(network(), layer, example_inputs=x)))
+        for layer in ("ipixeldcl", "pixeldcl")
+    )
+    assert "to rounding" in exact and "NOT the model before" not in exact
+    assert "NOT the model before" in " ".join(fitted.split()) and "calibrate" in fitted
+
+
+def test_import_brings_in_nothing_for_pages() -> None:
+    code = (
+        "import sys, torch; before = set(sys.modules); import pixelize\n"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before}\n"
+        "print(sorted(new & {'matplotlib', 'jinja2', 'PIL', 'rich', 'typer', 'triton', 'torchvision'}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
