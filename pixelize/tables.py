@@ -7,6 +7,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 GAP = "  "
 
@@ -25,24 +26,36 @@ class Table:
     words: int = 1
 
     def text(self, width: int | None = None) -> str:
-        """The table in columns; where these are wider than ``width``, a block for each row, a cell to a line.
+        """The table in lines of ``width``, the terminal's by default.
 
-        ``width``: the terminal's by default.
+        Cells break between words, the widest columns' first; where that is not enough, each row becomes a
+        block, a cell to a line.
         """
         width = width or terminal_width()
         columns = list(zip(self.heads, *self.rows, strict=True))
         sizes = [max(map(len, column)) for column in columns]
-        if sum(sizes) + len(GAP) * (len(sizes) - 1) > width:
-            return "\n".join(self._block(row, width) for row in self.rows)
+        least = [max(len(word) for cell in column for word in (cell.split() or [""])) for column in columns]
+        while sum(sizes) + len(GAP) * (len(sizes) - 1) > width:
+            shrinking = [i for i, size in enumerate(sizes) if size > least[i]]
+            if not shrinking:
+                return "\n".join(self._block(row, width) for row in self.rows)
+            sizes[max(shrinking, key=lambda i: (i < self.words, sizes[i]))] -= 1
         lines = [self.heads, ["-" * size for size in sizes], *self.rows]
-        return "\n".join(self._line(line, sizes) for line in lines)
+        return "\n".join(self._lines(line, sizes) for line in lines)
 
-    def _line(self, cells: Sequence[str], sizes: Sequence[int]) -> str:
-        padded = (
-            cell.ljust(size) if i < self.words else cell.rjust(size)
-            for i, (cell, size) in enumerate(zip(cells, sizes, strict=True))
+    def _lines(self, cells: Sequence[str], sizes: Sequence[int]) -> str:
+        """One row: as many lines as its longest cell needs."""
+        broken = [
+            textwrap.wrap(cell, size, break_long_words=False, break_on_hyphens=False) if cell else []
+            for cell, size in zip(cells, sizes, strict=True)
+        ]
+        return "\n".join(
+            GAP.join(
+                part.ljust(size) if i < self.words else part.rjust(size)
+                for i, (part, size) in enumerate(zip(parts, sizes, strict=True))
+            ).rstrip()
+            for parts in zip_longest(*broken, fillvalue="")
         )
-        return GAP.join(padded).rstrip()
 
     def _block(self, row: Sequence[str], width: int) -> str:
         cells = [f"{h}: {cell}" if h else cell for h, cell in zip(self.heads, row, strict=True) if cell]

@@ -109,7 +109,7 @@ class Report:
             columns["into"] = [s.layer or "" for s in rows]
             columns["error"] = ["" if s.error is None else f"{s.error:.2g}" for s in rows]
         columns["parameters"] = [change(s.parameters_before, s.parameters_after) for s in rows]
-        columns["multiply-adds"] = [change(s.multiply_adds_before, s.multiply_adds_after) for s in rows]
+        columns["multiply adds"] = [change(s.multiply_adds_before, s.multiply_adds_after) for s in rows]
         columns = {head: cells for head, cells in columns.items() if any(cells)}
         words = sum(head in ("site", "from", "into") for head in columns)
         return Table(list(columns), list(zip(*columns.values(), strict=True)), words)
@@ -139,10 +139,13 @@ class Report:
             lines.append(f"relative error of the model's output: {self.error:.2g}{_verdict(self.error)}")
         return lines + [f"note: {note}" for note in self.notes]
 
+    def text(self, width: int | None = None) -> str:
+        """The table, the remarks and the totals in lines of ``width``, the terminal's by default."""
+        table = [self.table().text(width), ""] if self.converted or self.found else []
+        return "\n".join([*table, wrapped(self.remarks() + self.summary(), width)])
+
     def __str__(self) -> str:
-        """The table, the remarks and the totals, as wide as the terminal."""
-        table = [self.table().text(), ""] if self.converted or self.found else []
-        return "\n".join([*table, wrapped(self.remarks() + self.summary())])
+        return self.text()
 
     def __repr__(self) -> str:
         return f"<Report: {self.summary()[0]}>"

@@ -88,11 +88,11 @@ def run_demo(
     pool, held_out = latents[:POOL], latents[POOL:]
 
     console.rule("1. A trained generator: what up-samples in it")
-    console.print(str(inspect(original, held_out[:1])), markup=False, highlight=False, soft_wrap=True)
+    console.print(inspect(original, held_out[:1]).text(console.width), markup=False, highlight=False)
 
     console.rule("2. Converted: it computes what it computed before")
     converted = convert(original, example_inputs=held_out[:1])
-    console.print(str(report(converted)), markup=False, highlight=False, soft_wrap=True)
+    console.print(report(converted).text(console.width), markup=False, highlight=False)
 
     console.rule("3. Fine-tuned without labels: its own pictures, notched")
     control = copy.deepcopy(original)
