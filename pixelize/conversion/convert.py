@@ -59,12 +59,15 @@ def convert(
             each.
         example_inputs: what the model takes: lets it be captured as a graph, and both models be run and
             compared.
-        include, exclude: fnmatch patterns on qualified names, or a predicate on a
+        include: the sites to convert: fnmatch patterns on qualified names, or a predicate on a
             :class:`pixelize.rewrites.Site`.
+        exclude: the sites to leave, likewise.
         sites: the kinds of sites to convert; ``"resize"`` (a bare resize) only on request.
         inplace: convert ``model`` itself instead of a copy.
-        dependency_kernel_size, dependency_groups, schedule: the design of the new layers
-            (:class:`pixelize.iPixelDCL2d`). ``dependency_groups`` may be -1 for depthwise.
+        dependency_kernel_size: the window of the new layers' dependency kernels
+            (:class:`pixelize.iPixelDCL2d`).
+        dependency_groups: their groups; -1 for depthwise.
+        schedule: the order of their stages.
         tolerance: for ``layer="auto"``: the relative error that a site's output may have on samples that were
             not fitted.
 
@@ -75,8 +78,8 @@ def convert(
         ArgumentError: an argument means nothing, or a pattern matches no site.
         NothingToConvertError: the model has no site that these arguments convert; the message lists what was
             found.
-        ConversionError: a site could not be converted, or the outputs changed where they must not.
-        In each case the model is as it was.
+        ConversionError: a site could not be converted, or the outputs changed where they must not. In each
+            case the model is as it was.
     """
     check_model(model)
     size = dependency_kernel_size

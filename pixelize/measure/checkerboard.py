@@ -63,7 +63,7 @@ def checkerboard(images: Images, period: int | tuple[int, int] = 2) -> dict:
 
     Raises:
         ArgumentError: a bad period, NaN or inf, no images, or pictures smaller than 8 periods (and 16
-        pixels).
+            pixels).
 
     >>> stripes = torch.tensor([1.0, -1.0]).repeat(32, 16) + torch.randn(32, 32)
     >>> checkerboard(stripes)["worst"] > 10
