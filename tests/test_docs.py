@@ -19,9 +19,7 @@ def snippets(page: Path) -> list[str]:
     return ["\n" * text.count("\n", 0, m.start(1)) + m[1] for m in SNIPPET.finditer(text)]
 
 
-@pytest.mark.parametrize(
-    "page", [p for p in PAGES if snippets(p)], ids=lambda p: str(p.relative_to(ROOT))
-)
+@pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
