@@ -6,15 +6,15 @@ al., *Pixel Deconvolutional Networks*) that inherit its weights.
 
 from __future__ import annotations
 
+import warnings as _warnings
 from pathlib import Path as _Path
-from typing import TYPE_CHECKING, Any
+from typing import Any as _Any
 
 if not (_Path(__file__).parent / "rewrites").is_dir():
     # imported from a checkout, in which rewrites/ and adapters/ lie beside this folder
     __path__.append(str(_Path(__file__).parent.parent))
 
 from pixelize.adapters import connect as _connect
-from pixelize.calibration.whitened_adam import WhitenedAdam
 from pixelize.conversion.adapter import adapter_state_dict, load_adapter
 from pixelize.conversion.calibrate import calibrate
 from pixelize.conversion.convert import convert
@@ -28,6 +28,7 @@ from pixelize.errors import (
     ArgumentError,
     ConversionError,
     LoadError,
+    MissingExtraError,
     NothingToConvertError,
     PixelizeError,
     PixelizeWarning,
@@ -69,18 +70,17 @@ from pixelize.layers.pixel_dcl import (
     iPixelDCL3d,
 )
 from pixelize.measure.checkerboard import checkerboard
+from pixelize.pages.page import write_report
 from pixelize.refit.repair import repair
 from pixelize.refit.report import RepairReport, repair_report
+from pixelize.version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from pixelize.pages.page import write_report
-
-__version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "ConversionError",
     "GateSchedule",
     "LoadError",
+    "MissingExtraError",
     "NothingToConvertError",
     "PartialPixelDCL2d",
     "PixelConv1d",
@@ -93,7 +93,6 @@ __all__ = [
     "PixelizeWarning",
     "RepairReport",
     "Report",
-    "WhitenedAdam",
     "adapter_state_dict",
     "calibrate",
     "checkerboard",
@@ -132,12 +131,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """``write_report`` at its first use: matplotlib and jinja2 need not be imported for anything else."""
-    if name == "write_report":
-        from pixelize.pages.page import write_report
+def __getattr__(name: str) -> _Any:
+    """Names that were public once."""
+    if name == "WhitenedAdam":
+        _warnings.warn(
+            "pixelize.WhitenedAdam is an experiment that calibrate(joint_steps=...) uses: import it from "
+            "pixelize.calibration.whitened_adam, where it may change without notice",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        from pixelize.calibration.whitened_adam import WhitenedAdam
 
-        return write_report
+        return WhitenedAdam
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -25,5 +25,9 @@ class LoadError(PixelizeError):
     """A folder that is not what :func:`pixelize.save` wrote, is damaged, or belongs to another model."""
 
 
+class MissingExtraError(PixelizeError, ImportError):
+    """A library is needed that is not installed; the message names the extra that brings it."""
+
+
 class PixelizeWarning(UserWarning):
     """Something the user should know that is no error: a no-op, a site left out, an approximation."""

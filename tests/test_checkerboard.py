@@ -301,7 +301,7 @@ def test_the_metric_is_the_measure_streamed_and_summed():
 def test_the_metric_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     monkeypatch.delitem(sys.modules, "pixelize.measure.metric", raising=False)
-    with pytest.raises(PixelizeError, match=r"pip install torch-pixelize\[recipes\]"):
+    with pytest.raises(PixelizeError, match=r"pip install 'torch-pixelize\[recipes\]'"):
         importlib.import_module("pixelize.measure.metric")
 
 

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     ("rewrites",),
     ("adapters",),
-    ("errors",),
-    ("files", "tables"),
+    ("errors", "version"),
+    ("extras", "files", "tables"),
     ("algebra", "running"),
     ("layers",),
     ("inheritance",),
@@ -24,8 +24,8 @@ ORDER = (
     ("calibration",),
     ("conversion",),
     ("refit", "checkpoints"),
-    ("__init__",),
     ("pages",),
+    ("__init__",),
     ("demo",),
     ("sources",),
     ("recipes",),
@@ -60,14 +60,13 @@ def sources() -> dict[str, Path]:
 def imports(file: Path) -> Iterator[str]:
     """Names of this package that a file imports, less ``pixelize.``.
 
-    What is imported for types alone does not count, nor what a module's ``__getattr__`` imports at first use.
+    What is imported for types alone does not count.
     """
     tree = ast.parse(file.read_text())
     left_out = {
         id(inner)
         for node in ast.walk(tree)
-        if (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-        or (isinstance(node, ast.FunctionDef) and node.name == "__getattr__" and node in tree.body)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):

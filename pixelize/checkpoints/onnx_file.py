@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 
 from pixelize.checkpoints.checkpoint import Checkpoint, bytes_of
-from pixelize.errors import LoadError, PixelizeError
+from pixelize.errors import LoadError
+from pixelize.extras import require
 from pixelize.files import replacing
 
 _FIELDS = {torch.float32: "float_data", torch.float64: "double_data"}
 
 
 def read_onnx(path: Path) -> Checkpoint:
-    """Raises LoadError if the file is no graph or is damaged; PixelizeError if onnx is not installed."""
+    """Raises LoadError if the file is no graph or is damaged; MissingExtraError if onnx is not installed."""
     onnx = _package(path)
     graph = _graph(onnx, path)
     places = dict(_tensors(graph.graph))
@@ -69,12 +70,9 @@ def read_onnx(path: Path) -> Checkpoint:
 
 
 def _package(path: Path) -> Any:
-    try:
-        import onnx
-    except ImportError:
-        raise PixelizeError(
-            f"{path}: needs onnx, which is not installed: pip install 'torch-pixelize[onnx]'"
-        ) from None
+    require("onnx", str(path))
+    import onnx
+
     return onnx
 
 

@@ -11,13 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from pixelize import __version__
 from pixelize.command_line.bench import bench_command
 from pixelize.command_line.convert import convert_command, inspect_command
 from pixelize.command_line.options import EXIT_CODES, SETTINGS, print_error
 from pixelize.command_line.repair import apply_command, repair_command
 from pixelize.command_line.report import report_command
-from pixelize.errors import PixelizeError, PixelizeWarning
+from pixelize.errors import MissingExtraError, PixelizeError, PixelizeWarning
+from pixelize.extras import require
+from pixelize.version import __version__
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -112,18 +113,18 @@ def demo_command(
 def _finetune() -> typer.Typer:
     """The recipes' own commands, or one that tells what to install."""
     try:
-        from pixelize.recipes.command import app as recipes
-    except ImportError as error:
-        missing = error.name
+        require("recipes", "finetune")
+    except MissingExtraError as error:
+        told = str(error)
         stub = typer.Typer(help="Train converted models beside their controls (needs an extra).")
 
         @stub.callback(invoke_without_command=True)
         def finetune() -> None:
-            raise PixelizeError(
-                f"finetune needs {missing}, which is not installed: pip install 'torch-pixelize[recipes]'"
-            )
+            raise MissingExtraError(told)
 
         return stub
+    from pixelize.recipes.command import app as recipes
+
     return recipes
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelize.errors import ArgumentError, PixelizeError
+from pixelize.errors import ArgumentError
+from pixelize.extras import require
 from pixelize.measure.checkerboard import (
     GLOBAL,
     ArtifactPower,
@@ -20,13 +21,8 @@ from pixelize.measure.checkerboard import (
 )
 from pixelize.measure.planes import image_planes
 
-try:
-    from torchmetrics import Metric
-except ImportError as error:
-    raise PixelizeError(
-        "CheckerboardMetric needs torchmetrics: pip install torch-pixelize[recipes]. "
-        "pixelize.checkerboard(images) measures the same without it."
-    ) from error
+require("recipes", "CheckerboardMetric (pixelize.checkerboard(images) measures the same without it)")
+from torchmetrics import Metric  # noqa: E402
 
 
 class CheckerboardMetric(Metric):

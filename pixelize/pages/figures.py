@@ -10,19 +10,19 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FixedLocator, FuncFormatter
 from torch import Tensor
 
 from pixelize.files import write_bytes
 from pixelize.measure.checkerboard import frequencies, frequency_name
 from pixelize.measure.spectrum import PictureSpectrum, power_spectrum
 from pixelize.pages.tiles import Tiles, check_columns, difference_caption, enlarged, tiles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure, SubFigure
 
 # line colours that read on white and on near-black, also for colour-blind eyes
 COLOURS = ("#2586c9", "#d55e00", "#009e73", "#cc79a7", "#8a8a00", "#56b4e9")
@@ -158,6 +158,9 @@ def _ends(f: float) -> tuple[float, ...]:
 
 
 def _figure(width: float, height: float, dark: bool = False) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor=PAPER[dark])
     FigureCanvasAgg(figure)
     return figure
@@ -222,6 +225,8 @@ def _draw_spectra(
 def _draw_full(
     axes: Any, spectrum: PictureSpectrum, scale: tuple[float, float], period: Period, dark: bool
 ) -> Any:
+    from matplotlib.ticker import FixedLocator, FuncFormatter
+
     power, extent = spectrum_image(spectrum)
     image = axes.imshow(
         power, extent=extent, cmap="magma", vmin=scale[0], vmax=scale[1], interpolation="nearest"

@@ -11,13 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from PIL import Image
 from torch import Tensor, nn
 
 from pixelize.conversion.report import Report, change
 from pixelize.errors import ArgumentError
+from pixelize.extras import require
 from pixelize.files import write_bytes, write_text
 from pixelize.inheritance.record import kept_report
 from pixelize.measure.checkerboard import as_periods, frequencies, frequency_name
@@ -26,6 +25,7 @@ from pixelize.pages.figures import Curves, comparison_figure, curves_figure, png
 from pixelize.pages.findings import Findings, measure
 from pixelize.pages.tiles import Tiles, difference_caption, enlarged, tiles
 from pixelize.running.inputs import default_inputs, shape_of
+from pixelize.version import __version__
 
 TEMPLATE = "report.html"
 SHOWN = 4
@@ -68,7 +68,9 @@ def write_report(
     Raises:
         ArgumentError: no inputs are known for the model, it does not take them, or its output holds NaN or
             inf.
+        MissingExtraError: jinja2, matplotlib or pillow is not installed.
     """
+    require("pages", "write_report")
     named = _named(models)
     first = next(iter(named.values()))
     if inputs is None:
@@ -105,6 +107,8 @@ def write_findings(
 
 def render(found: Findings, training: Curves | None = None) -> str:
     """The page as text."""
+    import jinja2
+
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(
         resources.files("pixelize.pages").joinpath("assets", TEMPLATE).read_text("utf-8")
@@ -117,7 +121,7 @@ def render(found: Findings, training: Curves | None = None) -> str:
     worst = found.variants[-1].worst
     return template.render(
         title=found.title,
-        version=_version(),
+        version=__version__,
         model=found.model,
         inputs=found.inputs,
         period="x".join(str(p) for p in dict.fromkeys(as_periods(found.period))),
@@ -165,12 +169,6 @@ def _report_of(named: Mapping[str, nn.Module]) -> Report | None:
         if found is not None:
             return found
     return None
-
-
-def _version() -> str:
-    import pixelize
-
-    return pixelize.__version__
 
 
 def _levels(found: Findings) -> dict[str, Any] | None:
@@ -262,6 +260,8 @@ def _times(pair: Sequence[int] | None) -> str:
 
 
 def _picture(picture: np.ndarray) -> str:
+    from PIL import Image
+
     stream = io.BytesIO()
     Image.fromarray(enlarged(picture, 256)).save(stream, "PNG", optimize=True)
     return _png(stream.getvalue())

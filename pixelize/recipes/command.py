@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pixelize.errors import ArgumentError, PixelizeError
+from pixelize.extras import require
 from pixelize.recipes.recipe_settings import GanSettings, RepairSettings, SegmentationSettings, VaeSettings
 from pixelize.recipes.training.settings import Settings, names_of, read_yaml
 
@@ -42,12 +43,8 @@ def command_of(recipe: str, kind: type[Settings]) -> Callable[..., None]:
     def command(**given: Any) -> None:
         given.pop("config")
         try:
-            module = importlib.import_module(f"pixelize.recipes.{recipe}")
-        except ImportError as error:
-            typer.echo(f"error: {error}; pip install torch-pixelize[recipes]", err=True)
-            raise typer.Exit(1) from None
-        try:
-            module.run(kind(**given))
+            require("recipes", "finetune")
+            importlib.import_module(f"pixelize.recipes.{recipe}").run(kind(**given))
         except PixelizeError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from None

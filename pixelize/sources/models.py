@@ -40,15 +40,9 @@ from pixelize.conversion.saved import load
 from pixelize.conversion.saved_folder import read_plan
 from pixelize.conversion.saved_plan import PLAN
 from pixelize.errors import ArgumentError, LoadError, PixelizeError
+from pixelize.extras import MODULES, require
 from pixelize.sources.trust import WEIGHTS, check_config, refused_part
 
-_PACKAGES = {  # scheme: (import name, extra)
-    "smp": ("segmentation_models_pytorch", "smp"),
-    "diffusers": ("diffusers", "diffusers"),
-    "timm": ("timm", "timm"),
-    "transformers": ("transformers", "transformers"),
-    "torchvision": ("torchvision", "torchvision"),
-}
 _FORMS = (
     "demo, smp:NAME, timm:NAME, torchvision:NAME, diffusers:PATH_OR_ID, transformers:PATH_OR_ID, "
     "module.path:callable, file.py:callable, a file of weights, or a folder that pixelize.save wrote"
@@ -146,7 +140,7 @@ def _named(name: str) -> nn.Module:
     scheme, colon, rest = target.partition(":")
     if not colon or not scheme or not rest:
         raise ArgumentError(f"no model is named {name!r}{_suggest(name, ['demo'])}; MODEL is {_FORMS}")
-    if scheme in _PACKAGES:
+    if scheme in _LIBRARIES:
         with _quiet():
             return _LIBRARIES[scheme](_package(scheme, name), rest, options)
     return _from_code(name, scheme, rest, options)
@@ -180,7 +174,7 @@ def _checked(folder: Path, source: str) -> str:
     scheme, _, name = target.partition(":")
     if target == "demo":
         return source
-    if scheme not in _PACKAGES:
+    if scheme not in _LIBRARIES:
         raise LoadError(
             f"{folder}: its model is built by running {source!r}; if you trust that code, repeat it: "
             f"--source '{source}'"
@@ -210,15 +204,10 @@ def _library_of(folder: Path) -> str | None:
 
 
 def _package(scheme: str, name: str) -> ModuleType:
-    module, extra = _PACKAGES[scheme]
+    require(scheme, name)
+    module = MODULES[scheme][0]
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name == module:
-            raise PixelizeError(
-                f"{name}: needs {module}, which is not installed: pip install 'torch-pixelize[{extra}]'"
-            ) from None
-        raise PixelizeError(f"{name}: {module} cannot be imported ({_short(error)})") from error
     except Exception as error:
         raise PixelizeError(f"{name}: {module} cannot be imported ({_short(error)})") from error
 
@@ -374,7 +363,7 @@ def _module(name: str, place: str) -> ModuleType:
     except PixelizeError:
         raise
     except ModuleNotFoundError as error:
-        known = [*_PACKAGES, "demo"]
+        known = [*_LIBRARIES, "demo"]
         if error.name and (place == error.name or place.startswith(error.name + ".")):
             raise ArgumentError(
                 f"{name}: there is no module {error.name!r} here{_suggest(place, known)}; MODEL is {_FORMS}"

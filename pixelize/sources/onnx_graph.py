@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelize.errors import LoadError, PixelizeError
+from pixelize.errors import LoadError
+from pixelize.extras import require
 from pixelize.sources.preparation import Preparation
 
 OPSETS = (13, 11, 16)
@@ -22,16 +23,13 @@ def onnx_model(path: Path) -> tuple[nn.Module, dict[str, str], Preparation]:
     Initializers that several nodes read are one shared parameter.
 
     Raises:
-        PixelizeError: onnx or onnx2torch is not installed.
+        MissingExtraError: onnx or onnx2torch is not installed.
         LoadError: an operator that neither knows, or a graph of several inputs.
     """
-    try:
-        import onnx
-        import onnx2torch
-    except ImportError as error:
-        raise PixelizeError(
-            f"{path}: needs {error.name}, which is not installed: pip install 'torch-pixelize[onnx]'"
-        ) from None
+    require("onnx", str(path))
+    import onnx
+    import onnx2torch
+
     graph = onnx.load(path)
     _lift_constants(onnx, graph)
     fed = {t.name for t in graph.graph.initializer}

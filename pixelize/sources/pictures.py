@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pixelize.errors import ArgumentError
+from pixelize.extras import require
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 LARGEST = 2**29
@@ -58,10 +59,11 @@ def frames(
 
     ``size``: (height, width) to resize to. Raises ArgumentError if it cannot be read.
     """
-    from PIL import Image, ImageSequence, UnidentifiedImageError
-
     path, inside = place
     told = f"{path}/{inside}" if inside else path
+    require("cli", told)
+    from PIL import Image, ImageSequence, UnidentifiedImageError
+
     try:
         with _opened(path, inside) as file, Image.open(file) as animation:
             for image in ImageSequence.Iterator(animation) if every_frame else (animation,):

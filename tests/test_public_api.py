@@ -1,0 +1,133 @@
+"""What the package promises: its public names, and that importing it brings and changes nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import requires, version
+
+import pytest
+
+import pixelize
+from pixelize.extras import MODULES, require
+
+# A name leaves this list one minor release after it began to warn; see CONTRIBUTING.md.
+PUBLIC = [
+    "ArgumentError",
+    "ConversionError",
+    "GateSchedule",
+    "LoadError",
+    "MissingExtraError",
+    "NothingToConvertError",
+    "PartialPixelDCL2d",
+    "PixelDCL2d",
+    "PixelizeError",
+    "PixelizeWarning",
+    "RepairReport",
+    "Report",
+    "adapter_state_dict",
+    "calibrate",
+    "checkerboard",
+    "convert",
+    "fold",
+    "harden",
+    "iPixelDCL2d",
+    "inspect",
+    "ipixel_dcl2d",
+    "load",
+    "load_adapter",
+    "param_groups",
+    "pixel_dcl2d",
+    "repair",
+    "repair_report",
+    "report",
+    "revert",
+    "save",
+    "set_input_gate",
+    "write_report",
+]
+DEPRECATED = ("WhitenedAdam",)
+
+
+def fresh(code: str) -> str:
+    """What a new interpreter prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_public_names():
+    assert sorted(pixelize.__all__) == sorted(PUBLIC)
+    assert all(hasattr(pixelize, name) for name in PUBLIC)
+    with pytest.raises(AttributeError, match="pixelize.*nonsense"):
+        _ = pixelize.nonsense
+
+
+@pytest.mark.parametrize("name", DEPRECATED)
+def test_deprecated_names_work_and_warn(name):
+    with pytest.warns(DeprecationWarning, match=name):
+        assert isinstance(getattr(pixelize, name), type)
+
+
+def test_an_import_brings_no_extra_and_changes_nothing():
+    extras = sorted({module for modules in MODULES.values() for module in modules})
+    code = (
+        "import logging, sys, warnings, torch\n"
+        "def state():\n"
+        "    return (list(sys.meta_path), list(sys.path_hooks), list(sys.path), list(warnings.filters),\n"
+        "            torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_default_dtype(),\n"
+        "            logging.getLogger().handlers[:], sys.excepthook, warnings.showwarning)\n"
+        "before = state()\n"
+        "import pixelize\n"
+        "assert state() == before\n"
+        f"print([m for m in {extras} if m in sys.modules])\n"
+    )
+    assert fresh(code).strip() == "[]"
+
+
+def test_one_version():
+    assert pixelize.__version__ == version("torch-pixelize")
+
+
+def test_each_extra_is_one_of_the_packages_own():
+    stated = {
+        line.split("extra ==")[1].strip(" \"'") for line in requires("torch-pixelize") if "extra ==" in line
+    }
+    assert set(MODULES) <= stated
+
+
+@pytest.mark.parametrize("extra", sorted(MODULES))
+def test_a_missing_library_is_named_with_its_extra(extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, MODULES[extra][-1], None)
+    told = rf"^this needs .*not installed: pip install 'torch-pixelize\[{extra}\]'"
+    with pytest.raises(pixelize.MissingExtraError, match=told):
+        require(extra, "this")
+    with pytest.raises(ImportError):
+        require(extra, "this")
+
+
+@pytest.mark.parametrize(
+    "extra, call",
+    [
+        ("pages", "pixelize.write_report(torch.nn.Identity(), 'page.html', inputs=torch.zeros(1, 3, 8, 8))"),
+        ("cli", "importlib.import_module('pixelize.command_line').main()"),
+    ],
+)
+def test_without_an_extra_all_else_works_and_the_error_says_what_to_install(
+    extra, call, tmp_path, monkeypatch
+):
+    """In an interpreter that finds none of the extras' libraries."""
+    monkeypatch.chdir(tmp_path)
+    missing = sorted({module for modules in MODULES.values() for module in modules})
+    code = (
+        "import importlib, sys\n"
+        f"sys.modules.update(dict.fromkeys({missing}))\n"
+        "import torch, pixelize\n"
+        "model = torch.nn.Sequential(torch.nn.ConvTranspose2d(3, 3, 4, 2, 1))\n"
+        "print(pixelize.report(pixelize.convert(model, example_inputs=torch.zeros(1, 3, 8, 8))))\n"
+        "try:\n"
+        f"    {call}\n"
+        "except (pixelize.MissingExtraError, SystemExit) as error:\n"
+        "    print(error)\n"
+    )
+    out = fresh(code)
+    assert "1 converted" in out and f"pip install 'torch-pixelize[{extra}]'" in out
+    assert not list(tmp_path.iterdir())
