@@ -14,7 +14,6 @@ if not (_Path(__file__).parent / "rewrites").is_dir():
     # imported from a checkout, in which rewrites/ and adapters/ lie beside this folder
     __path__.append(str(_Path(__file__).parent.parent))
 
-from pixelize.adapters import connect as _connect
 from pixelize.conversion.adapter import adapter_state_dict, load_adapter
 from pixelize.conversion.calibrate import calibrate
 from pixelize.conversion.convert import convert
@@ -23,7 +22,7 @@ from pixelize.conversion.harden import harden
 from pixelize.conversion.inspect import inspect
 from pixelize.conversion.report import Report, report
 from pixelize.conversion.revert import revert
-from pixelize.conversion.saved import load, save
+from pixelize.conversion.saved import connect_pretrained, load, save
 from pixelize.errors import (
     ArgumentError,
     ConversionError,
@@ -33,7 +32,6 @@ from pixelize.errors import (
     PixelizeError,
     PixelizeWarning,
 )
-from pixelize.inheritance.record import converted_modules
 from pixelize.layers.functional import (
     ipixel_dcl1d,
     ipixel_dcl2d,
@@ -96,6 +94,7 @@ __all__ = [
     "adapter_state_dict",
     "calibrate",
     "checkerboard",
+    "connect_pretrained",
     "convert",
     "fold",
     "harden",
@@ -144,7 +143,3 @@ def __getattr__(name: str) -> _Any:
 
         return WhitenedAdam
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-# save_pretrained and from_pretrained of converted models: at once, or when their library is imported
-_connect(save, load, lambda model: bool(converted_modules(model)))

@@ -204,22 +204,30 @@ def test_save_pretrained_gives_the_converted_model_back(build, layer, tmp_path):
 
 @pytest.mark.slow
 def test_another_process_loads_what_save_pretrained_wrote(tmp_path):
-    """Without this package the library refuses the folder, rather than filling in random weights."""
-    vae = tiny_vae()
-    pixelize.convert(vae, example_inputs=torch.randn(1, 3, 16, 16)).save_pretrained(tmp_path)
+    """As it is the library refuses the folder, rather than filling in random weights."""
+    for build in (tiny_unet, tiny_vae, tiny_super_resolution):
+        model = build()
+        pixelize.convert(model).save_pretrained(tmp_path / type(model).__name__)
     script = (
         "import sys\n"
-        "from diffusers import AutoencoderKL\n"
-        "try:\n"
-        "    AutoencoderKL.from_pretrained(sys.argv[1])\n"
-        "except OSError:\n"
-        "    print('refused')\n"
+        "from pathlib import Path\n"
         "import pixelize\n"
-        "print(len(pixelize.report(AutoencoderKL.from_pretrained(sys.argv[1])).converted))\n"
+        "from diffusers import AutoencoderKL\n"
+        "from segmentation_models_pytorch import Unet\n"
+        "from transformers import Swin2SRForImageSuperResolution\n"
+        "for cls in (AutoencoderKL, Unet, Swin2SRForImageSuperResolution):\n"
+        "    folder = Path(sys.argv[1]) / cls.__name__\n"
+        "    try:\n"
+        "        cls.from_pretrained(folder)\n"
+        "    except Exception as error:\n"
+        "        print('refused')\n"
+        "    pixelize.connect_pretrained(cls)\n"
+        "    print(len(pixelize.report(cls.from_pretrained(folder)).converted))\n"
     )
     run = [sys.executable, "-c", script, str(tmp_path)]
     out = subprocess.run(run, capture_output=True, text=True, check=True).stdout
-    assert out.split() == ["refused", "1"]
+    told = [line for line in out.splitlines() if line != "Loading weights from local directory"]  # smp's
+    assert told == ["refused", "1", "refused", "5", "refused", "1"]
 
 
 def test_the_third_party_example_runs(clean_registry, capsys):

@@ -15,6 +15,7 @@ from pixelize.conversion.apply import apply_plan
 from pixelize.conversion.plan import Plan, known_inputs, look, plan_conversion, site_row, skipped_row
 from pixelize.conversion.report import Report, SiteReport
 from pixelize.conversion.request import DEFAULT_SITES, Request, Selection, check_request, site_kinds
+from pixelize.conversion.saved import connect_pretrained
 from pixelize.conversion.verify import Observed, check_unchanged, observe, observe_other_size
 from pixelize.errors import ArgumentError, PixelizeWarning
 from pixelize.inheritance.cost import count_parameters
@@ -101,6 +102,7 @@ def convert(
                 PixelizeWarning,
                 stacklevel=2,
             )
+        connect_pretrained(target)
         if inner is model:
             return target
         return model if inplace else type(model)(target, model.dynamo_ctx)  # compiled

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixelize.adapters import connect
 from pixelize.algebra.schedule import make_schedule
 from pixelize.conversion.report import Report, SiteReport
 from pixelize.conversion.saved_folder import ATTEMPTS, SavedFiles, Shapes, write
@@ -37,6 +38,19 @@ from pixelize.rewrites import Geometry, become, check_site, geometry_of, outline
 from pixelize.rewrites.state.change import change
 from pixelize.rewrites.state.modules import modules_of, tensors_of
 from pixelize.running.models import check_model, uncompiled
+
+
+def connect_pretrained(model: nn.Module | type) -> None:
+    """Lets ``save_pretrained`` and ``from_pretrained`` of a library (diffusers, transformers, smp) know
+    converted models, in this process: ``model`` is a class or a model of that library.
+
+        pixelize.connect_pretrained(AutoencoderKL)
+        vae = AutoencoderKL.from_pretrained("out/")  # where a converted model's save_pretrained wrote
+
+    :func:`pixelize.convert` and :func:`load` do it for the model at hand, so a converted model is saved as it
+    is. Only a process that begins with such a folder has to ask; unasked, the library refuses it.
+    """
+    connect(model, save, load, converted_modules)
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str], *, source: str | None = None) -> Path:
@@ -84,6 +98,7 @@ def load(folder: str | os.PathLike[str], into: nn.Module) -> nn.Module:
             try:
                 with change(model) as transaction:
                     _load(model, files, transaction.will_write)
+                    connect_pretrained(model)
                     return into
             except Exception:
                 if files.is_current():
