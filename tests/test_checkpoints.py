@@ -34,6 +34,7 @@ def weights(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
         "up.bias": torch.zeros(3, dtype=dtype),
         "a.bias": torch.zeros(3, dtype=dtype),
         "steps": torch.tensor(7),
+        "empty": torch.zeros(0, dtype=dtype),
         "odd": torch.tensor([float("nan"), -0.0, float("inf")], dtype=dtype),
     }
 

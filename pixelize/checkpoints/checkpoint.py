@@ -52,6 +52,8 @@ class Checkpoint:
 
 def bytes_of(tensor: Tensor) -> bytes:
     """The elements in row-major order, as the machine holds them."""
+    if tensor.numel() == 0:
+        return b""  # of which torch shows no view
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 

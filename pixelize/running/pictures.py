@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from pixelize.adapters import call, find
 from pixelize.running.outputs import tensors
@@ -26,9 +27,13 @@ def pictures_of(output: Any) -> Tensor | None:
 
 
 def run(model: nn.Module, inputs: Any) -> Any:
-    """``model`` on one element of data, in the way of its library's adapter if there is one."""
+    """``model`` on one element of data, in the way of its library's adapter if there is one.
+
+    What the model writes into its inputs (RCAN's ``x *= 255``) does not reach the data.
+    """
     adapter = find(model)
-    return (adapter.run if adapter else call)(model, inputs)
+    own = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
+    return (adapter.run if adapter else call)(model, own)
 
 
 @dataclass(frozen=True)
