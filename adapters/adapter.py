@@ -14,11 +14,16 @@ from typing import Any
 
 from torch import nn
 
+from pixelize.rewrites.state.modules import placed
+
 ENTRY_POINTS = "pixelize.adapters"
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """``model`` on a tensor, a tuple or list of positional or a mapping of keyword arguments."""
+    """``model`` on a tensor, a tuple or list of positional or a mapping of keyword arguments; what lies on
+    the CPU is moved to where the model is.
+    """
+    inputs = placed(inputs, model)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)

@@ -7,6 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pixelize.rewrites.state.precision import float64, zeros64
+
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """The ridges tried, each times the mean of the Gram matrix's diagonal."""
 DEFAULT_RIDGE = 1e-3
@@ -23,7 +25,7 @@ class NormalEquations:
 
     def __init__(self, groups: int, features: int, targets: int, device: torch.device) -> None:
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.float64, device=device)
+            return zeros64(shape, device)
 
         self.gram, self.held_gram = (zeros(groups, features, features) for _ in range(2))
         self.cross, self.held_cross = (zeros(groups, features, targets) for _ in range(2))
@@ -36,10 +38,10 @@ class NormalEquations:
         if features.dtype.itemsize < 4:  # half precision would lose the sums
             features, targets = features.float(), targets.float()
         transposed = features.transpose(-1, -2)
-        gram += transposed @ features
-        cross += transposed @ targets
+        gram += (transposed @ features).to(gram.device)
+        cross += (transposed @ targets).to(cross.device)
         if held:
-            self.held_power += targets.double().square().sum((-1, -2))
+            self.held_power += float64(targets).square().sum((-1, -2))
             self.held_rows += features.shape[-2]
         else:
             self.rows += features.shape[-2]

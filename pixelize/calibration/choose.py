@@ -19,6 +19,7 @@ from pixelize.inheritance.record import (
     Record,
     inner_layer,
     new_record,
+    origin_now,
     original,
     record_of,
     refresh,
@@ -113,6 +114,7 @@ def _choose(lockstep: Lockstep, name: str, batches: Iterable[Any], calls: int, t
     pairs = KeptPairs(lockstep, name, batches, calls)
     module = lockstep.modules[name]
     record: Record = record_of(module)  # type: ignore[assignment]
+    record = replace(record, origin=origin_now(record, module))
     x, y = next(iter(pairs()))
     tried = []
     for cost, layer, design in _by_cost(record, x, y):

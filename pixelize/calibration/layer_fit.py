@@ -25,6 +25,7 @@ from pixelize.inheritance.inherit import effective_weight
 from pixelize.layers.dependencies import dependency
 from pixelize.layers.functional import first_phase, gate_mask
 from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernels_of, iPixelDCL
+from pixelize.rewrites.state.precision import float64, zeros64
 
 Read = tuple[int, tuple[int, int]]
 """One thing that a regression reads: which map, and at which low-resolution offset."""
@@ -82,7 +83,7 @@ def _fit_input(layer: PixelDCL, phase: Phase, pairs: Pairs) -> Tensor | None:
         return None
     taps = equations.solve().unflatten(1, (len(rows.taps), len(columns.taps), -1))
     weight = taps.flip(1, 2).permute(0, 3, 4, 1, 2).flatten(0, 1)  # taps ascend as offsets fall
-    return weight.to(layer.weight.dtype).contiguous()
+    return weight.to(layer.weight).contiguous()
 
 
 def fit_stage(
@@ -130,7 +131,7 @@ def fit_stage(
     solved = solved.unflatten(1, (len(reads[targets[0]]), -1))
     parts = [solved] * len(targets) if stage.shared else solved.chunk(len(targets), -1)
     kernel = layer.dependency_kernels[number]
-    new = torch.zeros(kernel.shape, dtype=torch.float64, device=kernel.device)
+    new = zeros64(tuple(kernel.shape), kernel.device)
     stage.assemble(dict(zip(targets, parts, strict=True)), new, groups)
     with torch.no_grad():
         kernel.copy_(new)
@@ -152,7 +153,7 @@ def layer_errors(
 
     def power(maps: Tensor) -> Tensor:
         weighed = maps if weighing is None else weighing(maps.to(next(weighing.parameters(), maps)))
-        return weighed.double().square().sum((1, 2, 3)).cpu()
+        return float64(weighed).square().sum((1, 2, 3)).cpu()
 
     bias = layers[0].bias
     wanted, missed = torch.zeros(2).double(), torch.zeros(2, len(layers)).double()

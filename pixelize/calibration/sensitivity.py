@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pixelize.adapters import call
 from pixelize.errors import PixelizeWarning
 from pixelize.rewrites.state.evaluation import evaluation
+from pixelize.rewrites.state.precision import float64
 from pixelize.running.outputs import tensors
 
 DAMPING = 0.1
@@ -46,7 +47,7 @@ def sensitivities(
             return {}
         for layer, gradient in gradients:
             rows = (gradient if gradient.dim() == 4 else gradient[None]).transpose(0, 1).flatten(1)
-            moments[layer] = moments.get(layer, 0.0) + (rows @ rows.T).double()
+            moments[layer] = moments.get(layer, 0.0) + float64(rows @ rows.T)
     found = {}
     for layer, moment in moments.items():
         scale = moment.diagonal().mean()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,14 @@ from torch import Tensor, nn
 from pixelize.adapters import call
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.inheritance.build import build_layer
-from pixelize.inheritance.record import Record, converted_modules, inner_layer, original, record_of
+from pixelize.inheritance.record import (
+    Record,
+    converted_modules,
+    inner_layer,
+    origin_now,
+    original,
+    record_of,
+)
 from pixelize.layers.pixel_dcl import PixelDeconvolution
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.state.evaluation import evaluation
@@ -164,7 +172,7 @@ def _teacher_state(name: str, module: nn.Module) -> State:
             f"{name}: its original weights are not at hand (the model was loaded, or hardened); convert the "
             "original model again"
         )
-    before = original(record)
+    before = original(replace(record, origin=origin_now(record, module)))
     plain, _, _ = build_layer(record.site, before, "dcl", record.design, "inherit")
     if plain is before:
         plain.training = False

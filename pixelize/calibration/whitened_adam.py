@@ -31,6 +31,7 @@ from pixelize.calibration.sensitivity import sensitivities
 from pixelize.errors import ArgumentError
 from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernels_of
 from pixelize.rewrites.state.evaluation import evaluation
+from pixelize.rewrites.state.precision import float64
 
 RIDGE = 1e-3
 """Added to second moments before they are factored, as a share of their mean diagonal."""
@@ -126,12 +127,12 @@ class _Features:
         x = maps.detach()
         x = x.float() if x.dtype.itemsize < 4 else x
         rows = x.unflatten(1, (groups, -1)).permute(1, 2, 0, 3, 4).flatten(2)
-        self.channels = self.channels + (rows @ rows.mT).double() / rows.shape[-1]
+        self.channels = self.channels + float64(rows @ rows.mT) / rows.shape[-1]
         for sample in x if window is not None else ():
             near = (window[0] // 2, window[1] // 2)  # type: ignore[index]
             read = F.unfold(sample[:, None], window, padding=near).transpose(0, 1).flatten(1)  # type: ignore[arg-type]
-            self.taps = self.taps + (read @ read.mT).double()
-        self.power += float(output.detach().double().square().mean())
+            self.taps = self.taps + float64(read @ read.mT)
+        self.power += float(float64(output.detach()).square().mean())
         self.batches += 1
 
     def roots(self, parameter: Tensor) -> dict[str, Any]:

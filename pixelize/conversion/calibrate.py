@@ -10,7 +10,10 @@ from torch import nn
 from pixelize.calibration.fit_model import fit_model
 from pixelize.conversion.report import Report
 from pixelize.inheritance.record import kept_report
-from pixelize.running.models import uncompiled
+from pixelize.layers.pixel_dcl import PixelDeconvolution
+from pixelize.rewrites.state.change import change
+from pixelize.rewrites.state.precision import full_precision
+from pixelize.running.models import check_model, uncompiled
 
 
 def calibrate(
@@ -42,7 +45,11 @@ def calibrate(
             or hardened).
         ArgumentError: there is no data, the model cannot be run on it, or ``joint_steps`` is negative.
     """
-    errors = fit_model(model, data, joint_steps=joint_steps, progress=progress)
+    check_model(model)
+    inner = uncompiled(model)
+    kernels = [p for m in inner.modules() if isinstance(m, PixelDeconvolution) for p in m.parameters()]
+    with full_precision(), change(inner, written=kernels):
+        errors = fit_model(inner, data, joint_steps=joint_steps, progress=progress)
     found: Report | None = kept_report(uncompiled(model))
     for row in found.converted if found is not None else ():
         row.error = errors.get(row.name, row.error)

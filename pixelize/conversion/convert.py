@@ -22,6 +22,7 @@ from pixelize.inheritance.cost import count_parameters
 from pixelize.inheritance.inherit import Design
 from pixelize.inheritance.record import converted_modules, keep_report, kept_report
 from pixelize.rewrites.state.change import change
+from pixelize.rewrites.state.precision import full_precision
 from pixelize.running.models import check_model, copy_model, uncompiled
 from pixelize.running.outputs import relative_error
 
@@ -92,7 +93,7 @@ def convert(
     inputs, notes = known_inputs(inner, example_inputs)
     plan = plan_conversion(inner, request, look(inner, inputs, notes))
     target = inner if inplace else copy_model(inner)
-    with change(target):
+    with full_precision(), change(target):
         if plan.planned:
             _carry_out(plan, request, target, data, inputs, given=example_inputs is not None)
         else:

@@ -14,6 +14,7 @@ from pixelize.inheritance.record import forget
 from pixelize.layers.functional import gate_mask
 from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernels_of, iPixelDCL
 from pixelize.rewrites import become, state_of
+from pixelize.rewrites.state.precision import float64, zeros64
 from pixelize.running.models import copy_model
 
 PLAIN = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -70,7 +71,7 @@ def folded_layer(layer: PixelDeconvolution) -> nn.Module:
             size[i], op[i] = size[i] + op[i], 0
     groups = gcd(layer.groups, layer.dependency_groups)
     c_in, c_out = layer.in_channels, layer.out_channels
-    weight = layer.weight.new_zeros(c_in, c_out // groups, *size, dtype=torch.float64)
+    weight = zeros64((c_in, c_out // groups, *size), layer.weight.device)
     for phase, f in filters.items():
         kernel = _diagonal_blocks(f.kernel, groups).transpose(1, 2)  # groups, in, out, *window
         kernel = kernel.reshape(c_in, c_out // groups, *f.kernel.shape[2:])
@@ -84,7 +85,7 @@ def folded_layer(layer: PixelDeconvolution) -> nn.Module:
         c_in, c_out, tuple(size), s, tuple(padding), tuple(op), groups, layer.bias is not None, device="meta"
     )  # type: ignore[arg-type]
     like = layer.weight
-    plain.weight = nn.Parameter(weight.to(like.dtype), requires_grad=like.requires_grad)
+    plain.weight = nn.Parameter(weight.to(like), requires_grad=like.requires_grad)
     if layer.bias is not None:
         plain.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=layer.bias.requires_grad)
     return plain.train(layer.training)
@@ -99,19 +100,19 @@ def phase_composites(layer: PixelDeconvolution) -> dict[Phase, PhaseFilter]:
         for phase, taps in input_kernels_of(layer).items():
             geometry_of_axes = zip(layer.kernel_size, *geometry, phase, strict=True)
             seen = [sorted(axis_phases(k, s, p, d)[a].taps) for k, s, p, d, a in geometry_of_axes]
-            full = taps.new_zeros(*taps.shape[:2], *layer.kernel_size, dtype=torch.float64)
-            full[(..., *torch.meshgrid(*map(torch.tensor, seen), indexing="ij"))] = taps.detach().double()
+            full = zeros64((*taps.shape[:2], *layer.kernel_size), taps.device)
+            full[(..., *torch.meshgrid(*map(torch.tensor, seen), indexing="ij"))] = float64(taps.detach())
             own[phase] = phase_filters(full, *geometry, layer.groups)[phase]
     else:
         assert isinstance(layer, iPixelDCL)
-        weight = effective_weight(layer).double()
+        weight = float64(effective_weight(layer))
         if layer.input_gate is not None:
-            gate = layer.input_gate.double()
+            gate = layer.input_gate.to(weight)
             weight = weight * gate_mask(layer.kernel_size, *geometry, layer.anchor, gate)
         own = phase_filters(weight, *geometry, layer.groups)
     made = {layer.anchor: own[layer.anchor]}
     for stage, kernel in zip(layer.plan.stages, layer.dependency_kernels, strict=True):
-        windows = stage.windows(kernel.detach().double(), channels, layer.dependency_groups)
+        windows = stage.windows(float64(kernel.detach()), channels, layer.dependency_groups)
         for target in stage.targets:
             parts = [own[target]] if target in own else []
             parts += [compose(w, start, made[source]) for source, start, w in windows[target] if w.any()]

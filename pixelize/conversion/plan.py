@@ -20,6 +20,7 @@ from pixelize.inheritance.build import layer_name
 from pixelize.inheritance.cost import count_parameters
 from pixelize.inheritance.inherit import Design
 from pixelize.rewrites import Site, Skipped, Survey, survey
+from pixelize.rewrites.state.modules import placed
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Plan:
 def known_inputs(model: nn.Module, example_inputs: Any) -> tuple[Any, tuple[str, ...]]:
     """``example_inputs``, or those that the model's adapter makes; and a note where it makes none."""
     if example_inputs is not None or (adapter := find(model)) is None:
-        return example_inputs, ()
+        return placed(example_inputs, model), ()
     try:
         return adapter.example_inputs(model), ()
     except Exception as error:  # the adapter knows the library, not this variant of it

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pixelize.inheritance.prior_fit import InputPrior
+from pixelize.rewrites.state.precision import float64
 
 ACTIVATIONS = (
     nn.ReLU,
@@ -44,7 +45,7 @@ def prior_before(modules: Sequence[nn.Module], place: int, channels: int) -> Inp
         or norm.num_features != channels
     ):
         return None
-    return moments_after(activation, norm.bias.detach().double(), norm.weight.detach().double().abs())
+    return moments_after(activation, float64(norm.bias.detach()), float64(norm.weight.detach()).abs())
 
 
 def moments_after(activation: nn.Module, mean: torch.Tensor, deviation: torch.Tensor) -> InputPrior:

@@ -19,6 +19,7 @@ from pixelize.algebra.least_squares import FAVOUR, mean_power, solve_ridge
 from pixelize.algebra.polyphase import Phase, PhaseFilter, phase_filters
 from pixelize.algebra.schedule import Feature, Schedule, Stage
 from pixelize.rewrites import TransposedConv
+from pixelize.rewrites.state.precision import float64
 
 CORRELATION = 0.5
 RIDGES = (1e-6, 1e-4, 1e-2)
@@ -54,7 +55,7 @@ def fit_from_prior(
     """
     geometry = teacher.geometry
     channels = geometry.out_channels
-    weight = teacher.weight.detach().double()
+    weight = float64(teacher.weight.detach())
     mean = weight.new_zeros(geometry.in_channels)
     if prior is not None:  # in units of each channel's deviation
         deviation = prior.deviation.to(weight).clamp_min(1e-12)

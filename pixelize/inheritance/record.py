@@ -6,15 +6,17 @@ copied with the model and takes no part in its state dict.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pixelize.inheritance.inherit import Design
 from pixelize.rewrites import Site, state_of
-from pixelize.rewrites.state.modules import modules_of
+from pixelize.rewrites.state.modules import modules_of, tensors_of
 from pixelize.rewrites.state.splice import State
 
 _RECORD, _REPORT, _REPAIR = "_pixelize_record", "_pixelize_report", "_pixelize_repair"
@@ -121,6 +123,42 @@ def unchanged_since(record: Record, module: nn.Module) -> bool:
         abs(a[i] - b[i]) <= tolerance * max(a[i | 1], 1e-12) and abs(a[i] - b[i]) < float("inf")
         for i in range(len(a))
     )
+
+
+def origin_now(record: Record, module: nn.Module) -> State:
+    """What ``module`` was before its conversion, on the device, in the type and in the mode that it has now.
+
+    What a record keeps is no part of the model and does not follow ``.to()`` or ``.half()``. Where nothing
+    has moved the tensors are the original's own; the record is not changed.
+    """
+    assert record.origin is not None
+    kind, held = record.origin
+    like = next((p for p in module.parameters() if p.is_floating_point()), None)
+
+    def moved(value: Any) -> Any:
+        if like is None or not isinstance(value, Tensor) or is_lazy(value):
+            return value
+        dtype = like.dtype if value.is_floating_point() else value.dtype
+        if (value.device, value.dtype) == (like.device, dtype):
+            return value
+        there = value.detach().to(like.device, dtype)
+        return nn.Parameter(there, value.requires_grad) if isinstance(value, nn.Parameter) else there
+
+    state = {key: moved(value) for key, value in held.items()}
+    for registry in ("_parameters", "_buffers"):
+        present = module.__dict__[registry]
+        state[registry] = {
+            key: present[key] if key in record.inherited else moved(value)
+            for key, value in held[registry].items()
+        }
+    state["_modules"] = {
+        key: child
+        if child is None or module._modules.get(key) is child or all(moved(t) is t for t in tensors_of(child))
+        else copy.deepcopy(child).to(like.device, like.dtype)  # type: ignore[union-attr]
+        for key, child in held["_modules"].items()
+    }
+    state["training"] = module.training
+    return kind, state
 
 
 def original(record: Record) -> nn.Module:

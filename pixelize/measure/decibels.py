@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from pixelize.rewrites.state.precision import float64
+
 LIMIT = 120.0
 """Decibels: figures stay within so many of zero. The ratio behind it is beyond what float32 resolves."""
 
@@ -26,7 +28,7 @@ def psnr(before: Sequence[Tensor], after: Sequence[Tensor], peak: float | None =
 
     Infinite where nothing differs (or ``before`` is constant).
     """
-    square = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(before, after, strict=True))
+    square = sum(float((float64(a) - float64(b)).square().sum()) for a, b in zip(before, after, strict=True))
     square /= sum(b.numel() for b in before)
     if peak is None:
         peak = float(max(b.max() for b in before) - min(b.min() for b in before))

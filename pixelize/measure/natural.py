@@ -19,6 +19,7 @@ from pixelize.measure.checkerboard import (
     total_power,
 )
 from pixelize.measure.decibels import decibels
+from pixelize.rewrites.state.precision import float64
 
 Level = tuple[str, Frequency]
 """Form of the measure and frequency."""
@@ -100,7 +101,7 @@ def prominence(pictures: Tensor, period: int) -> Tensor:
     periods = (period, period)
     found = []
     for picture in pictures:
-        table = artifact_power(picture.double(), periods).whole
+        table = artifact_power(float64(picture), periods).whole
         pairs = [peak_and_around(table, f, periods, GLOBAL) for f in frequencies(period)]
         found.append(torch.stack([peak / (around + 1e-30) for peak, around in pairs]))
     return torch.stack(found).float()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pixelize.errors import ArgumentError
+from pixelize.rewrites.state.precision import float64
 
 Images = Tensor | np.ndarray | Iterable[Tensor | np.ndarray]
 """One batch ``(N, C, H, W)``, one picture ``(C, H, W)`` or ``(H, W)``, or an iterable of any of these."""
@@ -91,11 +92,9 @@ def _planes(batch: Tensor, minimum: tuple[int, int]) -> Iterator[Tensor]:
             f"images of {height}x{width} pixels are too small: at least {minimum[0]}x{minimum[1]} "
             f"(height x width) are needed.{hint}"
         )
-    if batch.device.type == "mps":
-        batch = batch.cpu()
     planes = batch.flatten(0, 1)
     for chunk in planes.split(max(1, _CHUNK // max(1, height * width))):
-        chunk = chunk.double()
+        chunk = float64(chunk)
         if chunk.numel() == 0:
             continue
         bad = int((~torch.isfinite(chunk)).sum())

@@ -11,6 +11,7 @@ from pixelize.errors import ArgumentError
 from pixelize.measure.phase_response import phase_response
 from pixelize.rewrites import Site, canonical
 from pixelize.rewrites.state.evaluation import evaluation
+from pixelize.rewrites.state.precision import float64
 
 
 class LayerProbes:
@@ -57,7 +58,7 @@ class LayerProbes:
             if name not in self.order:
                 self.order.append(name)
             if args and isinstance(args[0], Tensor) and args[0].dim() == 4:
-                x = args[0].detach().double()
+                x = float64(args[0].detach())
                 self.sums[name] = self.sums.get(name, 0) + x.sum((0, 2, 3)).cpu()
                 self.counts[name] = self.counts.get(name, 0) + x.numel() // x.shape[1]
 

@@ -20,6 +20,7 @@ from pixelize.measure.checkerboard import (
 )
 from pixelize.measure.natural import PHOTOGRAPHS
 from pixelize.measure.notch import notch
+from pixelize.rewrites.state.precision import float64
 
 Level = dict[tuple[str, Frequency], float]
 """dB for ``("global" or "windowed", frequency)``."""
@@ -38,11 +39,11 @@ class ArtifactLoss:
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """The loss of pictures ``(N, C, H, W)``."""
-        loss = pictures.new_zeros((), dtype=torch.float64)
+        loss: Tensor | float = 0.0
         periods = as_periods(self.period)
-        for key, level in excess(artifact_power(pictures.flatten(0, 1).double(), periods), periods).items():
+        for key, level in excess(artifact_power(float64(pictures.flatten(0, 1)), periods), periods).items():
             loss = loss + ((level - self.natural[key]) / 10).square()
-        return loss.float()
+        return torch.as_tensor(loss).to(pictures.device, torch.float32)
 
 
 def natural_level(pictures: Tensor | None, period: int = 2) -> Level:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from pixelize.algebra.least_squares import inverse_root
 from pixelize.layers.pixel_dcl import PixelDCL
+from pixelize.rewrites.state.precision import float64
 
 Offset = tuple[int, int]
 
@@ -124,7 +125,7 @@ class WhitenedTaps:
         """Factors the moments."""
         self.factors = []
         for phase in self.phases:
-            moment = (self.moments[phase] / self.rows).double()
+            moment = float64(self.moments[phase] / self.rows)
             self.factors.append(inverse_root(moment, self.ridge, 1e-12).to(self.layer.weight))
         self.moments = {}
         like = self.layer.weight

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixelize.rewrites.state.precision import float64
+
 
 def tensors(value: Any) -> list[Tensor]:
     """All floating-point tensors in a model's output, in order: through lists, mappings, dataclasses and
@@ -34,11 +36,14 @@ def relative_error(before: Any, after: Any) -> float:
     a, b = tensors(before), tensors(after)
     if len(a) != len(b) or any(x.shape != y.shape for x, y in zip(a, b, strict=True)):
         return float("inf")
-    largest = max((float(x.double().abs().nan_to_num(0, 0, 0).max()) for x in a if x.numel()), default=0.0)
+    largest = max(
+        (float(float64(x.detach()).abs().nan_to_num(0, 0, 0).max()) for x in a if x.numel()), default=0.0
+    )
     difference = 0.0
     for x, y in zip(a, b, strict=True):
         if x.numel():
-            gap = (x.double() - y.double()).abs()
+            x, y = float64(x.detach()), float64(y.detach())
+            gap = (x - y).abs()
             same = (x == y) | (x.isnan() & y.isnan())
             difference = max(
                 difference,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 
 def modules_of(model: nn.Module) -> Iterator[nn.Module]:
@@ -29,6 +31,19 @@ def tensors_of(model: nn.Module) -> Iterator[Tensor]:
             if value is not None and id(value) not in seen:
                 seen.add(id(value))
                 yield value
+
+
+def placed(inputs: Any, model: nn.Module) -> Any:
+    """``inputs`` with the tensors in it that lie on the CPU moved to where the model is.
+
+    As they are if the model lies on the CPU, or on several devices: it then moves them itself.
+    """
+    devices = devices_of(model)
+    if len(devices) != 1 or (device := devices.pop()).type in ("cpu", "meta"):
+        return inputs
+    return tree_map(
+        lambda v: v.to(device) if isinstance(v, Tensor) and v.device.type == "cpu" and v.dim() else v, inputs
+    )
 
 
 def devices_of(model: nn.Module) -> set[torch.device]:

@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,9 +27,7 @@ def keep(devices: Iterable[torch.device]) -> Callable[[], None]:
         read(numpy.random.get_state, numpy.random.set_state)
     read(torch.get_rng_state, torch.set_rng_state)
     for device, module in _accelerators(devices):
-        read(
-            lambda m=module, d=device: m.get_rng_state(d), lambda s, m=module, d=device: m.set_rng_state(s, d)
-        )
+        read(partial(module.get_rng_state, *device), partial(_put, module.set_rng_state, device))
 
     def put_back() -> None:
         for step in undo:
@@ -44,8 +43,8 @@ def seed(number: int, devices: Iterable[torch.device]) -> None:
     state = torch.Generator().manual_seed(number).get_state()
     torch.set_rng_state(state)
     for device, module in _accelerators(devices):
-        with torch.device(device):
-            module.set_rng_state(torch.Generator(device).manual_seed(number).get_state(), device)
+        where = device[0] if device else "mps"
+        module.set_rng_state(torch.Generator(where).manual_seed(number).get_state(), *device)
 
 
 @contextmanager
@@ -63,10 +62,17 @@ def random_state_kept(devices: Iterable[torch.device], number: int | None = None
         put_back()
 
 
-def _accelerators(devices: Iterable[torch.device]) -> Iterator[tuple[torch.device, Any]]:
+def _put(put: Callable[..., None], device: tuple[torch.device, ...], state: Any) -> None:
+    put(state, *device)
+
+
+def _accelerators(devices: Iterable[torch.device]) -> Iterator[tuple[tuple[torch.device, ...], Any]]:
+    """The module that keeps a device's generator, and what its functions are to be given beside a state: the
+    device, and nothing on Apple's, of which there is one.
+    """
     for device in devices:
         if device.type in ("cpu", "meta"):
             continue
         module = getattr(torch, device.type, None)
         if hasattr(module, "get_rng_state") and hasattr(module, "set_rng_state"):
-            yield device, module
+            yield (() if device.type == "mps" else (device,)), module
