@@ -12,6 +12,7 @@ from torch import Tensor
 from pixelize.measure.checkerboard import (
     GLOBAL,
     WINDOWED,
+    ArtifactPower,
     Frequency,
     artifact_power,
     frequencies,
@@ -54,8 +55,12 @@ def artifact_levels(pictures: Iterable[Tensor], period: int) -> ArtifactLevels:
 
     Raises ArgumentError as :func:`pixelize.checkerboard`.
     """
+    return levels_of(total_power(pictures, (period, period)), period)
+
+
+def levels_of(total: ArtifactPower, period: int) -> ArtifactLevels:
+    """:func:`artifact_levels` from the sum of the pictures' power."""
     periods = (period, period)
-    total = total_power(pictures, periods)
     planes = float(total.planes)
     least = 1e-12 * float(total.mean_square) / planes or 1.0  # all-zero pictures: level everywhere
     power, natural = {}, {}

@@ -27,8 +27,8 @@ def image_planes(images: Images, minimum: tuple[int, int]) -> Iterator[Tensor]:
         ArgumentError: not images, no images, smaller than ``minimum`` (height, width), NaN or inf.
     """
     empty = True
-    for batch in _batches(images):
-        for planes in _planes(batch, minimum):
+    for batch in picture_batches(images):
+        for planes in planes_of(batch, minimum):
             empty = False
             yield planes
     if empty:
@@ -44,10 +44,11 @@ def one_batch(images: Tensor | np.ndarray, minimum: tuple[int, int]) -> Tensor:
     batch = _as_batch(images)
     if batch.numel() == 0:
         raise ArgumentError("There are no images to measure: the batch is empty.")
-    return torch.cat(list(_planes(batch, minimum))).reshape(batch.shape)
+    return torch.cat(list(planes_of(batch, minimum))).reshape(batch.shape)
 
 
-def _batches(images: Images) -> Iterator[Tensor]:
+def picture_batches(images: Images) -> Iterator[Tensor]:
+    """Whatever holds images as batches ``(N, C, H, W)``. Raises ArgumentError for what holds none."""
     if isinstance(images, Tensor | np.ndarray):
         yield _as_batch(images)
         return
@@ -80,7 +81,8 @@ def _as_batch(batch: object) -> Tensor:
     return batch.detach().reshape((1,) * (4 - batch.dim()) + tuple(batch.shape))
 
 
-def _planes(batch: Tensor, minimum: tuple[int, int]) -> Iterator[Tensor]:
+def planes_of(batch: Tensor, minimum: tuple[int, int]) -> Iterator[Tensor]:
+    """:func:`image_planes` of one batch ``(N, C, H, W)``."""
     height, width = batch.shape[-2:]
     if batch.numel() and (height < minimum[0] or width < minimum[1]):
         hint = ""
