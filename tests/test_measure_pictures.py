@@ -1,4 +1,4 @@
-"""Pictures of unknown origin: a pattern of any plausible period is found, named and placed; clean ones pass."""
+"""Pictures of unknown origin: a pattern of any plausible period is found and placed; clean ones pass."""
 
 from __future__ import annotations
 
