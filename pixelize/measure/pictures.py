@@ -190,10 +190,10 @@ def by_chance(pictures: float, tests: int, rate: float = FALSE_ALARMS) -> float:
 
 
 def where(picture: Tensor | np.ndarray, period: int, cells: int = 8) -> list[list[float]]:
-    """A coarse map of the pattern over one picture ``(C, H, W)`` or ``(H, W)``: its root mean square
-    amplitude by cell, in the picture's units, as rows of numbers (:func:`~pixelize.measure.local_map.checkerboard_map`
-    has it for each pixel).
+    """A coarse map of the pattern over one picture ``(C, H, W)`` or ``(H, W)``, rows of numbers: its root mean
+    square amplitude by cell, in the picture's units.
 
+    :func:`~pixelize.measure.local_map.checkerboard_map` has it for each pixel.
     Raises ArgumentError as :func:`pixelize.checkerboard`.
     """
     amplitude = checkerboard_map(picture, period)
