@@ -190,7 +190,7 @@ def by_chance(pictures: float, tests: int, rate: float = FALSE_ALARMS) -> float:
 
 
 def where(picture: Tensor | np.ndarray, period: int, cells: int = 8) -> list[list[float]]:
-    """A coarse map of the pattern over one picture ``(C, H, W)`` or ``(H, W)``, rows of numbers: its root mean
+    """A coarse map of the pattern over one picture ``(C, H, W)`` or ``(H, W)``, in rows: its root mean
     square amplitude by cell, in the picture's units.
 
     :func:`~pixelize.measure.local_map.checkerboard_map` has it for each pixel.
