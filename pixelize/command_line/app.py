@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -13,7 +14,9 @@ import typer
 
 from pixelize.command_line.bench import bench_command
 from pixelize.command_line.convert import convert_command, inspect_command
+from pixelize.command_line.export import export_command, fold_command
 from pixelize.command_line.options import EXIT_CODES, SETTINGS, print_error
+from pixelize.command_line.pictures import measure_command
 from pixelize.command_line.repair import apply_command, repair_command
 from pixelize.command_line.report import report_command
 from pixelize.errors import MissingExtraError, PixelizeError, PixelizeWarning
@@ -50,9 +53,12 @@ given with `--arch`), or `.onnx`; a folder of diffusers, transformers or `pixeli
 for _name, _command in {
     "repair": repair_command,
     "apply": apply_command,
+    "measure": measure_command,
     "report": report_command,
     "inspect": inspect_command,
     "convert": convert_command,
+    "fold": fold_command,
+    "export": export_command,
     "bench": bench_command,
 }.items():
     app.command(_name, context_settings=SETTINGS)(_command)
@@ -61,6 +67,7 @@ for _name, _command in {
 def main() -> None:
     """The entry point of the ``pixelize`` script: an error is one sentence and an exit code, no traceback."""
     warnings.showwarning = _warn
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing half-written is left behind
     try:
         app(prog_name="pixelize")
     except PixelizeError as error:

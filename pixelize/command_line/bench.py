@@ -8,9 +8,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich import box
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -27,7 +24,7 @@ from pixelize.command_line.options import (
     Weights,
     check_runs,
     print_json,
-    print_rich,
+    print_text,
     progress,
     read_data,
     read_model,
@@ -35,6 +32,7 @@ from pixelize.command_line.options import (
 from pixelize.conversion.convert import convert
 from pixelize.errors import ArgumentError, NothingToConvertError
 from pixelize.inheritance.record import converted_modules
+from pixelize.tables import Table
 from pixelize.running.inputs import one_sample, shape_of
 
 LAYERS = ("ipixeldcl", "pixeldcl", "dcl")
@@ -123,8 +121,8 @@ def bench_command(
         return
     told += f", {'training' if train else 'prediction'}, {dtype}, {'NHWC' if channels_last else 'NCHW'}"
     told += ", compiled" if compiled else ""
-    print_rich(f"{told}; {machine['device']}, {machine['threads']} thread(s), {machine['clock']}")
-    print_rich(_table(rows))
+    print_text(f"{told}; {machine['device']}, {machine['threads']} thread(s), {machine['clock']}")
+    print_text(_table(rows))
 
 
 def _placed(value: Any, dtype: torch.dtype, memory_format: torch.memory_format) -> Any:
@@ -153,22 +151,18 @@ def _variants(
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    table.add_column("", overflow="fold", min_width=12)
-    for heading in ("ms", "ratio", "quartiles", "peak MiB"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("best ms", "MMAC", "parameters"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        cells = [
+    heads = ("", "ms", "ratio", "quartiles", "peak MiB", "best ms", "MMAC", "parameters")
+    cells = [
+        (
             row["contender"],
             f"{row['median'] * 1e3:.3g}",
             f"{row['ratio']:.2f}",
             f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}",
             f"{row['peak_memory'] / 2**20:.3g}",
             f"{row['roofline'] * 1e3:.3g}" if row["roofline"] else "",
-            f"{row['multiply_adds'] / 1e6:.4g}" if row["multiply_adds"] else "",
+            f"{row['multiply_adds'] / 1e6:,.4g}" if row["multiply_adds"] else "",
             f"{row['parameters']:,}",
-        ]
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
+        )
+        for row in rows
+    ]
+    return Table(heads, cells)

@@ -21,7 +21,7 @@ from pixelize.command_line.options import (
     Weights,
     print_error,
     print_json,
-    print_rich,
+    print_text,
     progress,
     read_data,
     read_model,
@@ -74,9 +74,13 @@ def inspect_command(
         return
     typer.echo(str(found))
     if found.found:
-        print_rich(f"next: pixelize convert '{model}' --out FOLDER, or pixelize report '{model}'")
+        print_text(f"next: pixelize convert '{model}' --out FOLDER, or pixelize report '{model}'")
     elif not found.converted:
-        print_rich("nothing here can be converted")
+        default = "" if opened.trained else (
+            f"; {model} was built with its default configuration, and a trained one may have other layers: name "
+            "its folder, its id or its options"
+        )  # fmt: skip
+        print_text(f"nothing here can be converted{default}")
 
 
 def convert_command(

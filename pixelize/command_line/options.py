@@ -22,6 +22,7 @@ from pixelize.running.pictures import run
 from pixelize.sources.inputs import drawn_inputs, parse_size, read_inputs, source_words
 from pixelize.sources.opened import OpenedModel, open_model
 from pixelize.sources.preparation import SCALES, Preparation
+from pixelize.tables import Table, wrapped
 
 EXIT_CODES = """**Exit codes**: 0 done; 1 refused or failed, with one sentence on standard error; 2 wrong
 usage; 3 `repair`, `diagnose`: there was no pattern, `report --fail-above`, `measure --fail-above`: there is
@@ -145,9 +146,10 @@ def print_json(data: Any) -> None:
     typer.echo(json.dumps(_finite(data), indent=1, ensure_ascii=False))
 
 
-def print_rich(*things: Any) -> None:
-    """On standard output, as wide as the terminal; strings as they are, without markup."""
-    Console(**_PLAIN).print(*things, sep="\n")
+def print_text(*things: str | Table) -> None:
+    """On standard output, as wide as the terminal; nothing is cut off."""
+    for thing in things:
+        typer.echo(thing.text() if isinstance(thing, Table) else wrapped([thing]))
 
 
 def print_error(line: str) -> None:

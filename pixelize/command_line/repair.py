@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 
 from pixelize.checkpoints.formats import read_checkpoint, same_kind
@@ -28,7 +25,7 @@ from pixelize.command_line.options import (
     check_runs,
     print_error,
     print_json,
-    print_rich,
+    print_text,
     progress,
     read_data,
     read_model,
@@ -42,6 +39,7 @@ from pixelize.pages.page import write_findings
 from pixelize.refit.repair import repair
 from pixelize.refit.report import RepairReport, repair_report
 from pixelize.running.batches import samples_of, selected
+from pixelize.tables import Table
 from pixelize.sources.models import portable_source
 from pixelize.sources.opened import OpenedModel
 from pixelize.sources.written import Written, check_out, onnx_difference, write_repaired
@@ -106,7 +104,7 @@ def repair_command(
         if out.suffix.lower() == ".onnx":
             _check_import(opened, samples[0])
     if not as_json:
-        print_rich(f"{model}: {opened.told}", f"data: {told}")
+        print_text(f"{model}: {opened.told}", f"data: {told}")
     if not opened.trained:
         print_error("warning: the model's weights are random: --weights fills it with a checkpoint")
     if not data and "pictures" in told:
@@ -161,8 +159,8 @@ def apply_command(
     if as_json:
         print_json({"files": [str(f) for f in files], "tensors": list(values)})
     else:
-        print_rich(f"{len(values)} of {len(checkpoint.tensors)} tensors changed: {', '.join(values)}")
-        print_rich(f"wrote {', '.join(map(str, files))}")
+        print_text(f"{len(values)} of {len(checkpoint.tensors)} tensors changed: {', '.join(values)}")
+        print_text(f"wrote {', '.join(map(str, files))}")
 
 
 def _check_import(opened: OpenedModel, example: Any) -> None:
@@ -257,37 +255,33 @@ def _page(
 
 def _print(found: RepairReport, verdict: str, written: Written) -> None:
     if found.before:
-        print_rich(_table(found))
-    print_rich(verdict)
+        print_text(_table(found))
+    print_text(verdict)
     if found.repaired:
         told = [f"pictures before and after are {found.psnr:.1f} dB apart (PSNR)"]
         if found.content is not None:
             told.append(f"away from the pattern's frequencies {found.content.psnr:.1f} dB")
-        print_rich(f"{', '.join(told)}; {found.seconds:.0f} s on {found.samples} held-back samples")
+        print_text(f"{', '.join(told)}; {found.seconds:.0f} s on {found.samples} held-back samples")
     for site in found.sites:
         if site.status != "repaired" and site.reason and found.repaired:
-            print_rich(f"{site.name}: {site.status}, {site.reason}")
+            print_text(f"{site.name}: {site.status}, {site.reason}")
     if written.total:
-        print_rich(f"{len(written.tensors)} of {written.total} tensors differ: {', '.join(written.tensors)}")
+        print_text(f"{len(written.tensors)} of {written.total} tensors differ: {', '.join(written.tensors)}")
     for check in written.checks:
-        print_rich(check)
+        print_text(check)
     if written.files:
-        print_rich(f"wrote {', '.join(map(str, written.files))}")
+        print_text(f"wrote {', '.join(map(str, written.files))}")
 
 
 def _table(found: RepairReport) -> Table:
-    """The five worst frequencies before and after, in dB over what is natural there."""
+    """The six worst frequencies before and after, in dB over what is natural there."""
     rows = [
-        (level, kind, f, found.after.get(kind, {}).get(f, level))
-        for kind, levels in found.before.items()
+        (level, form, f, found.after.get(form, {}).get(f, level))
+        for form, levels in found.before.items()
         for f, level in levels.items()
     ]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    table.add_column("dB over natural, at", overflow="fold")
-    for heading in ("before", "after"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for level, kind, f, after in sorted(rows, reverse=True)[:6]:
-        table.add_row(
-            Text(f"{f if f.startswith('(') else f'({f})'}, {kind}"), f"{level:+.1f}", f"{after:+.1f}"
-        )
-    return table
+    cells = [
+        (f"{f}, {form}", f"{level:+.1f}", f"{after:+.1f}")
+        for level, form, f, after in sorted(rows, reverse=True)[:6]
+    ]
+    return Table(("dB over natural, at", "before", "after"), cells)

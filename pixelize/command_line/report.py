@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 
 from pixelize.command_line.options import (
@@ -28,7 +25,7 @@ from pixelize.command_line.options import (
     check_runs,
     moved,
     print_json,
-    print_rich,
+    print_text,
     progress,
     read_data,
     read_model,
@@ -46,6 +43,7 @@ from pixelize.refit.report import repair_report
 from pixelize.running.inputs import one_sample
 from pixelize.sources.inputs import read_inputs
 from pixelize.sources.opened import OpenedModel, open_model
+from pixelize.tables import Table
 
 REPAIR_SAMPLES = 512
 
@@ -143,7 +141,7 @@ def report_command(
     else:
         _print(found, files)
         if not others and "repaired" in named and repair_report(named["repaired"]).repaired:
-            print_rich(f"next: pixelize repair '{model}' --out FILE")
+            print_text(f"next: pixelize repair '{model}' --out FILE")
     worst = found.variants[-1].worst
     if fail_above is not None:
         if worst is None:
@@ -242,15 +240,15 @@ def _name_of(other: str, named: dict[str, nn.Module]) -> str:
 
 def _print(found: Findings, files: list[str]) -> None:
     for sentence in found.sentences():
-        print_rich(sentence)
+        print_text(sentence)
     measured = [v for v in found.variants if v.levels is not None]
     if measured:
-        print_rich(_levels(found))
+        print_text(_levels(found))
     typer.echo(str(found.report))
     for note in found.notes:
-        print_rich(f"note: {note}")
-    print_rich(f"inputs: {found.inputs}")
-    print_rich(f"wrote {', '.join(files)}")
+        print_text(f"note: {note}")
+    print_text(f"inputs: {found.inputs}")
+    print_text(f"wrote {', '.join(files)}")
 
 
 def _levels(found: Findings) -> Table:
@@ -258,11 +256,12 @@ def _levels(found: Findings) -> Table:
     if found.natural is not None:
         rows.append(("natural pictures", found.natural))
     shown = sorted(rows[0][1]["global"], key=rows[0][1]["global"].get, reverse=True)[:4]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    table.add_column("checkerboard, dB", overflow="fold", min_width=12)
-    for f in sorted(shown):
-        table.add_column(frequency_name(f), justify="right", no_wrap=True)
-    for name, levels in rows:
-        table.add_row(Text(f"{name}, global"), *(f"{levels['global'][f]:.1f}" for f in sorted(shown)))
-        table.add_row(Text(f"{name}, windowed"), *(f"{levels['windowed'][f]:.1f}" for f in sorted(shown)))
-    return table
+    forms = ("global", "windowed")
+    return Table(
+        ("checkerboard, dB", *(frequency_name(f) for f in sorted(shown))),
+        [
+            (f"{name}, {form}", *(f"{levels[form][f]:.1f}" for f in sorted(shown)))
+            for name, levels in rows
+            for form in forms
+        ],
+    )
