@@ -32,8 +32,8 @@ from pixelize.command_line.options import (
 from pixelize.conversion.convert import convert
 from pixelize.errors import ArgumentError, NothingToConvertError
 from pixelize.inheritance.record import converted_modules
-from pixelize.tables import Table
 from pixelize.running.inputs import one_sample, shape_of
+from pixelize.tables import Table
 
 LAYERS = ("ipixeldcl", "pixeldcl", "dcl")
 

@@ -76,11 +76,11 @@ def inspect_command(
     if found.found:
         print_text(f"next: pixelize convert '{model}' --out FOLDER, or pixelize report '{model}'")
     elif not found.converted:
-        default = "" if opened.trained else (
-            f"; {model} was built with its default configuration, and a trained one may have other layers: name "
-            "its folder, its id or its options"
-        )  # fmt: skip
-        print_text(f"nothing here can be converted{default}")
+        print_text("nothing here can be converted")
+        if not opened.trained:
+            print_text(
+                "this is its default configuration, unlike a trained one perhaps: name a folder or options"
+            )
 
 
 def convert_command(

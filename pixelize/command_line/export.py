@@ -1,4 +1,4 @@
-"""``pixelize fold`` and ``pixelize export``: for runtimes without this package; what it costs is said first."""
+"""``pixelize fold`` and ``pixelize export``: for runtimes without this package; the cost is said first."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def fold_command(
     model: ModelName,
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", help=".safetensors or .pth for the weights, .pt2 for a program of torch.export."),
+        typer.Option(
+            "--out", "-o", help=".safetensors or .pth for the weights, .pt2 for a program of torch.export."
+        ),
     ],
     anyway: Annotated[
         bool, typer.Option("--anyway", help=f"Write it though it is under {FAR:g} dB from the model.")
@@ -106,7 +108,9 @@ def fold_command(
 def export_command(
     model: ModelName,
     out: Annotated[Path, typer.Option("--out", "-o", help="The .onnx file.")],
-    onnx: Annotated[bool, typer.Option("--onnx", help="As ONNX (the only format there is).", hidden=True)] = True,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="As ONNX (the only format there is).", hidden=True)
+    ] = True,
     folded: Annotated[bool, typer.Option("--fold", help="Fold first; see `pixelize fold`.")] = False,
     fixed: Annotated[bool, typer.Option("--fixed", help="Of the data's own size, and of no other.")] = False,
     data: Data = None,

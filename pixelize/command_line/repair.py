@@ -30,7 +30,8 @@ from pixelize.command_line.options import (
     read_data,
     read_model,
 )
-from pixelize.conversion.saved import PLAN, save
+from pixelize.conversion.saved import save
+from pixelize.conversion.saved_folder import read_plan
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.inheritance.record import converted_modules
 from pixelize.measure.natural import NOTICEABLE
@@ -39,10 +40,10 @@ from pixelize.pages.page import write_findings
 from pixelize.refit.repair import repair
 from pixelize.refit.report import RepairReport, repair_report
 from pixelize.running.batches import samples_of, selected
-from pixelize.tables import Table
 from pixelize.sources.models import portable_source
 from pixelize.sources.opened import OpenedModel
 from pixelize.sources.written import Written, check_out, onnx_difference, write_repaired
+from pixelize.tables import Table
 
 NOTHING, COULD_NOT = 3, 4
 SHOWN = 16
@@ -217,20 +218,14 @@ def _write(
     source: str,
 ) -> Written:
     if opened.checkpoint is None and (not out.suffix or converted_modules(repaired)):
-        name = opened.name
-        folder = name if not Path(name).is_dir() else _noted(Path(name), source)
-        written = save(repaired, out, source=portable_source(folder) if folder else None)
+        name: str | None = opened.name
+        if Path(opened.name).is_dir():
+            name = source or read_plan(Path(opened.name)).source
+        written = save(repaired, out, source=portable_source(name) if name else None)
         return Written([written], [s.name for s in found.repaired], 0, 0.0)
     beside = out.with_name(f"{out.stem}.patch.safetensors") if patch else None
     about = {"model": opened.told, "before": found.before, "after": found.after}
     return write_repaired(opened, repaired, out, example, beside, about)
-
-
-def _noted(folder: Path, source: str) -> str | None:
-    """What a saved folder's model is built from."""
-    import json
-
-    return source or json.loads((folder / PLAN).read_text()).get("source")
 
 
 def _page(

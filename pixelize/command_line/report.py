@@ -32,7 +32,7 @@ from pixelize.command_line.options import (
 )
 from pixelize.conversion.convert import convert
 from pixelize.conversion.report import Report
-from pixelize.conversion.saved import PLAN
+from pixelize.conversion.saved_plan import PLAN
 from pixelize.errors import ArgumentError, NothingToConvertError, PixelizeError
 from pixelize.measure.checkerboard import as_periods, frequency_name
 from pixelize.pages.figures import Curves
