@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,16 @@ def imports(file: Path) -> Iterator[str]:
 
 def test_every_module_has_a_room() -> None:
     assert {name.split(".")[0] for name in sources()} == set(RANK)
+
+
+@pytest.mark.parametrize("name", sorted(n for n in sources() if not n.endswith("__main__")))
+def test_every_module_can_be_imported(name: str) -> None:
+    try:
+        importlib.import_module(f"pixelize.{name}".removesuffix(".__init__"))
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("pixelize"):
+            raise
+        pytest.skip(f"{error.name} is not installed")
 
 
 @pytest.mark.parametrize("name", sorted(sources()))
