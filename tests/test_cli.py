@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixelize import load
+from pixelize import load, save
 from pixelize.command_line import app as cli
 from pixelize.demo.generator import load_demo_model
 from pixelize.measure.checkerboard import checkerboard
@@ -184,6 +184,69 @@ def test_bench_times_layers_and_models(run):
     assert code == 0 and "pixeldcl" in out and max(map(len, out.splitlines())) <= 80
 
 
+def test_measure_finds_a_pattern_and_none(run, tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    plain = [np.clip(128 + 20 * rng.standard_normal((48, 64)), 0, 255) for _ in range(12)]
+    board = 12 * (1 - 2 * (np.add.outer(np.arange(48), np.arange(64)) % 2))
+    for folder, pattern in (("clean", 0), ("grid", board)):
+        (tmp_path / folder).mkdir()
+        frames = [Image.fromarray(np.clip(p + pattern, 0, 255).astype(np.uint8)) for p in plain]
+        frames[0].save(tmp_path / folder / "a.png")
+        frames[1].save(tmp_path / folder / "b.gif", save_all=True, append_images=frames[2:])
+    code, out, _ = run("measure", "clean", "--fail-above", "30", "--period", "2")
+    assert code == 0 and "12 pictures of 2 files: no pattern" in out
+    code, out, _ = run("measure", "grid", "--fail-above", "3", "--period", "2")
+    assert code == 3 and "(1/2,1/2)" in out and "where in the first picture" in out
+    assert max(map(len, out.splitlines())) <= 80
+    told = json.loads(run("measure", "grid", "--json")[1])
+    assert told["patterns"][0]["period"] == 2 and len(told["where"]) == 8 and told["worst"] > 15
+    code, _, err = run("measure", "nets.py")
+    assert code == 1 and "not a readable picture" in err
+
+
+def test_fold_tells_the_cost_first(run):
+    run("convert", "nets.py:Net", "-o", "c", "-d", "1x3x16x16")
+    options = ("-d", "2x3x16x16", "--source", "nets.py:Net")
+    code, out, _ = run("fold", "c", "-o", "f.pth", *options)
+    assert code == 0 and "times as long" in out and out.index("relative error") < out.index("wrote")
+    assert max(map(len, out.splitlines())) <= 80
+    state = torch.load("f.pth", weights_only=True)
+    assert state["1.weight"].shape[-1] == 4  # its dependencies are zero yet
+    converted = build_model("c", source="nets.py:Net")
+    with torch.no_grad():
+        for p in converted.parameters():
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) / 3)
+    save(converted, "trained", source="nets.py:Net")
+    code, out, _ = run("fold", "trained", "-o", "far.pt2", *options)
+    assert code == 4 and "not written" in out and not Path("far.pt2").exists()
+    code, out, _ = run("fold", "trained", "-o", "far.pt2", *options, "--anyway", "--json")
+    assert code == 0 and json.loads(out)["psnr"] < 40 and torch.export.load("far.pt2")
+
+
+def test_export_runs_in_onnxruntime_at_other_sizes(run):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    run("convert", "nets.py:Net", "-o", "c", "-d", "1x3x16x16")
+    code, out, _ = run("export", "c", "-o", "m.onnx", "-d", "1x3x16x16", "--source", "nets.py:Net")
+    assert code == 0 and "any number and size" in out
+    x = torch.randn(3, 3, 11, 20)
+    session = runtime.InferenceSession("m.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    with torch.no_grad():
+        expected = build_model("nets.py:Net")(x)
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_older_spellings_are_understood(run):
+    new = run("inspect", "nets.py:Net", "--data", "1x3x16x16", "--json")
+    assert new[0] == 0
+    for old in ("--input", "-i", "--inputs"):
+        assert run("inspect", "nets.py:Net", old, "1x3x16x16", "--json") == new
+    assert "--input" not in run("inspect", "--help")[1]
+
+
 def test_a_missing_extra_names_its_pip_command(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     code, _, err = run("inspect", "smp:Linknet")
@@ -198,7 +261,10 @@ def test_wrong_usage(run, arguments):
     assert code == 2 and out == "" and "Usage" in err
 
 
-@pytest.mark.parametrize("command", ["repair", "apply", "inspect", "convert", "report", "demo", "bench"])
+@pytest.mark.parametrize(
+    "command",
+    ["repair", "apply", "measure", "fold", "export", "inspect", "convert", "report", "demo", "bench"],
+)
 def test_help_teaches_by_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0 and f"pixelize {command} " in out.replace("Usage: pixelize", "")

@@ -199,3 +199,24 @@ def test_meta_models_are_filled(tmp_path):
         fresh = Decoder()
     x = torch.randn(1, 3, 2, 2)
     torch.testing.assert_close(pixelize.load(folder, into=fresh).eval()(x), model(x), rtol=0, atol=0)
+
+
+def test_a_repaired_model_is_saved_without_being_converted(tmp_path):
+    def make() -> nn.Sequential:
+        torch.manual_seed(0)
+        up, line = nn.ConvTranspose2d(4, 3, 4, 2, 1), torch.tensor([1.0, 3, 3, 1]) / 4
+        with torch.no_grad():  # bilinear, but for a little unevenness
+            up.weight.copy_(line * line[:, None] * (1 + 0.05 * torch.randn(4, 3, 4, 4)))
+        return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), up)
+
+    model = pixelize.repair(make(), example_inputs=torch.randn(2, 3, 16, 16), progress=False)
+    pixelize.save(model, tmp_path / "out")
+    loaded = pixelize.load(tmp_path / "out", into=make())
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    changed = [site.name for site in pixelize.repair_report(model).repaired]
+    assert changed == ["1"] and "1: repaired before it was saved" in pixelize.report(loaded).notes
+    with pytest.raises(pixelize.PixelizeError, match="nor was it repaired"):
+        pixelize.save(make(), tmp_path / "other")
+    with pytest.raises(pixelize.LoadError):
+        pixelize.load(tmp_path / "out", into=nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))

@@ -16,6 +16,7 @@ from pixelize.command_line.bench import bench_command
 from pixelize.command_line.convert import convert_command, inspect_command
 from pixelize.command_line.export import export_command, fold_command
 from pixelize.command_line.options import EXIT_CODES, SETTINGS, print_error
+from pixelize.command_line.pictures import measure_command
 from pixelize.command_line.repair import apply_command, repair_command
 from pixelize.command_line.report import report_command
 from pixelize.errors import MissingExtraError, PixelizeError, PixelizeWarning
@@ -52,6 +53,7 @@ given with `--arch`), or `.onnx`; a folder of diffusers, transformers or `pixeli
 for _name, _command in {
     "repair": repair_command,
     "apply": apply_command,
+    "measure": measure_command,
     "report": report_command,
     "inspect": inspect_command,
     "convert": convert_command,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -23,6 +22,7 @@ from pixelize.command_line.options import (
     Source,
     Weights,
     check_runs,
+    libraries_silent,
     print_json,
     print_text,
     progress,
@@ -82,12 +82,11 @@ def bench_command(
     """
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ArgumentError(f"--dtype is {dtype!r}; choose float32, bfloat16 or float16")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler that measures memory is talkative
     if model is None:
         if kernel_size % 2:
             raise ArgumentError("--kernel-size: an even number, so that the layers double the size exactly")
         case = Case(channels, pixels, kernel_size, batch, train, channels_last, dtype, compiled)
-        with progress("timing"):
+        with progress("timing"), libraries_silent():
             result = run_bench([case], device=device, threads=threads, seconds=seconds)
         machine, rows = result["machine"], result["cases"][0]["rows"]
         told = f"{batch}x{2 * channels}x{pixels}x{pixels}"
@@ -109,10 +108,11 @@ def bench_command(
             placed = tree_map(lambda v: _placed(v, kind, form), example)
             for m in models.values():
                 m.to(dtype=kind, memory_format=form).train(train)  # type: ignore[call-overload]
-            found = compare_modules(
-                models, placed, train=train, compiled=compiled, seconds=seconds,
-                ceilings=measure_ceilings(device, kind),
-            )  # fmt: skip
+            with libraries_silent():
+                found = compare_modules(
+                    models, placed, train=train, compiled=compiled, seconds=seconds,
+                    ceilings=measure_ceilings(device, kind),
+                )  # fmt: skip
             rows = [asdict(row) for row in found]
         told = f"{model} on {shape_of(example)}"
         result = {"machine": machine, "model": model, "input": shape_of(example), "rows": rows}

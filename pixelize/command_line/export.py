@@ -23,6 +23,7 @@ from pixelize.command_line.options import (
     Source,
     Weights,
     check_runs,
+    libraries_silent,
     print_error,
     print_json,
     print_text,
@@ -37,6 +38,7 @@ from pixelize.files import replacing
 from pixelize.layers.pixel_dcl import PixelDeconvolution
 from pixelize.measure.decibels import psnr
 from pixelize.rewrites.state.evaluation import evaluation
+from pixelize.running.inputs import shape_of
 from pixelize.running.outputs import relative_error
 from pixelize.running.pictures import pictures_of, run
 from pixelize.sources.onnx_graph import run_onnx
@@ -167,10 +169,11 @@ def _differences(model: nn.Module, other: nn.Module, samples: list[Any]) -> dict
         pairs = [(run(model, x), run(other, x)) for x in samples]
     pictures = [(pictures_of(a), pictures_of(b)) for a, b in pairs]
     found = [psnr(a, b) for a, b in pictures if a is not None and b is not None]
-    rows = compare_modules(
-        {"model": model, "other": other}, samples[0], train=False, compiled=False, seconds=1.0,
-        ceilings=measure_ceilings("cpu", torch.float32),
-    )  # fmt: skip
+    with libraries_silent():
+        rows = compare_modules(
+            {"model": model, "other": other}, samples[0], train=False, compiled=False, seconds=1.0,
+            ceilings=measure_ceilings("cpu", torch.float32),
+        )  # fmt: skip
     kernels = [m.kernel_size for m in other.modules() if isinstance(m, nn.ConvTranspose2d)]
     before = [m for m in model.modules() if isinstance(m, PixelDeconvolution)]
     return {
@@ -201,12 +204,14 @@ def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _export(model: nn.Module, example: Any, file: Path, fixed: bool) -> str:
     """Writes the graph; returns the sizes that it takes, in words."""
-    positional, named = _arguments(example)
     free = None
-    if not fixed and isinstance(example, Tensor) and example.dim() == 4 and min(example.shape[-2:]) > 1:
-        sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-        free = (sizes,)
-    with evaluation(model), warnings.catch_warnings():
+    if not fixed and isinstance(example, Tensor):
+        if len(example) == 1:
+            example = torch.cat([example, example])  # of one, torch.export takes the number for a constant
+        places = [0, *(i for i in range(2, example.dim()) if example.shape[i] > 1)]
+        free = (dict.fromkeys(places, torch.export.Dim.DYNAMIC),)
+    positional, named = _arguments(example)
+    with evaluation(model), libraries_silent(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for shapes in (free, None) if free else (None,):
             try:
@@ -215,7 +220,7 @@ def _export(model: nn.Module, example: Any, file: Path, fixed: bool) -> str:
                 )
                 assert program is not None
                 program.save(str(file), external_data=False)
-                return "any size" if shapes else "the size of the data alone"
+                return "any number and size" if shapes else f"{shape_of(example)} alone"
             except Exception as error:  # torch.export's and the exporter's own errors
                 failure = error
     text = " ".join(str(failure).split())[:200]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -162,6 +164,20 @@ def progress(first: str) -> Iterator[Any]:
     """A spinner on standard error that tells the step; nothing where that is no terminal."""
     with errors.status(f"{first} ...") as status:
         yield lambda step: status.update(f"{step} ...")
+
+
+@contextmanager
+def libraries_silent() -> Iterator[None]:
+    """Without what libraries in C++ write to standard error (the profiler that measures memory does)."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _moved(value: Any, device: str, kind: torch.dtype) -> Any:

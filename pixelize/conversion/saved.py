@@ -54,8 +54,8 @@ def connect_pretrained(model: nn.Module | type) -> None:
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str], *, source: str | None = None) -> Path:
-    """Writes a converted model: ``model.safetensors`` (all its weights) and ``pixelize.json`` (what was
-    converted, and how).
+    """Writes a converted or repaired model: ``model.safetensors`` (all its weights) and ``pixelize.json``
+    (what was converted, and how; what was repaired).
 
     ``source`` is noted in the latter: the name by which the command line builds the model anew, such as
     ``smp:Linknet``.
@@ -63,16 +63,16 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, source: str | None
     The folder is made if need be; the two files are replaced as one, whatever happens to this process: it
     loads as the old or as the new model. Other files are left alone. Returns the folder.
 
-    Raises PixelizeError if the model was not converted, or has state that is no tensor; OSError if the disk
-    refuses, and the folder is then as it was.
+    Raises PixelizeError if the model was neither converted nor repaired, or has state that is no tensor;
+    OSError if the disk refuses, and the folder is then as it was.
     """
     check_model(model)
     model = uncompiled(model)
     plan = plan_of(model)
-    if not plan["sites"]:
+    if not plan["sites"] and "repaired" not in plan:
         raise PixelizeError(
-            f"this {type(model).__name__} has no converted layers to save; convert it first, or save its "
-            "state_dict"
+            f"this {type(model).__name__} has no converted layers to save, nor was it repaired; convert it "
+            "first, or save its state_dict"
         )
     tensors, plan["aliases"] = _unique_tensors(model)
     if source is not None:
@@ -123,7 +123,7 @@ def _load(model: nn.Module, files: SavedFiles, will_write: Callable[[Tensor], No
         model.load_state_dict(tensors, assign=any(t.is_meta for t in model.state_dict().values()))
         for module in converted_modules(model).values():
             refresh(module)
-        _attach_report(model, where)
+        _attach_report(model, plan, where)
     except BaseException:
         undo_outline()
         raise
@@ -247,7 +247,7 @@ def _told(g: Geometry) -> str:
     return f"{g.in_channels} to {g.out_channels} channels, kernel {g.kernel_size}, stride {g.stride}"
 
 
-def _attach_report(model: nn.Module, where: str) -> None:
+def _attach_report(model: nn.Module, plan: SavedPlan, where: str) -> None:
     rows = []
     for name, module in converted_modules(model).items():
         record: Record = record_of(module)  # type: ignore[assignment]
@@ -261,7 +261,8 @@ def _attach_report(model: nn.Module, where: str) -> None:
                 parameters_after=count_parameters(module),
             )
         )  # fmt: skip
-    report = Report(rows, "a saved plan", [f"loaded from {where}"], parameters_after=count_parameters(model))
+    notes = [f"loaded from {where}"] + [f"{name}: repaired before it was saved" for name in plan.repaired]
+    report = Report(rows, "a saved plan", notes, parameters_after=count_parameters(model))
     keep_report(model, report)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from pixelize.algebra.schedule import SCHEDULES
 from pixelize.errors import LoadError
 from pixelize.inheritance.inherit import LAYERS, Design
-from pixelize.inheritance.record import Record, converted_modules, record_of
+from pixelize.inheritance.record import Record, converted_modules, kept_repair, record_of
 from pixelize.layers.gate import gate_of
 from pixelize.layers.pixel_dcl import iPixelDCL
 from pixelize.rewrites import SITE_KINDS, Geometry, Site
@@ -46,6 +46,7 @@ class SavedPlan:
 
     ``model``: the class that was saved. ``aliases``: names of tensors that are stored under another name.
     ``sha256``: of the weights file. ``source``: what the command line builds the model from.
+    ``repaired``: the modules that :func:`pixelize.repair` changed, whose numbers are in the weights.
     """
 
     model: str
@@ -53,6 +54,7 @@ class SavedPlan:
     aliases: dict[str, str]
     sha256: str
     source: str | None = None
+    repaired: tuple[str, ...] = ()
 
 
 def plan_of(model: nn.Module) -> dict[str, Any]:
@@ -79,7 +81,9 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
                 "gates": gates,
             }
         )
-    return {"format": FORMAT, "model": type(model).__name__, "sites": sites}
+    plan = {"format": FORMAT, "model": type(model).__name__, "sites": sites}
+    repair = kept_repair(model)
+    return plan if repair is None else {**plan, "repaired": [site.name for site in repair.repaired]}
 
 
 def to_text(plan: dict[str, Any]) -> str:
@@ -111,7 +115,10 @@ def parse(text: bytes, where: str) -> SavedPlan:
     if len(set(names)) != len(names):
         raise LoadError(f"{where}: a module is listed twice")
     sites = tuple(map(_site, plan["sites"]))
-    return SavedPlan(plan["model"], sites, plan["aliases"], plan["sha256"], plan.get("source"))
+    return SavedPlan(
+        plan["model"], sites, plan["aliases"], plan["sha256"], plan.get("source"),
+        tuple(plan.get("repaired", ())),
+    )  # fmt: skip
 
 
 def _site(entry: dict[str, Any]) -> SavedSite:
@@ -239,4 +246,4 @@ _FIRST_PLAN: dict[Any, Any] = {
     "sha256": _hash,
     "source?": _text,
 }
-_PLAN = {**_FIRST_PLAN, "checksum": _hash}
+_PLAN = {**_FIRST_PLAN, "checksum": _hash, "repaired?": [_text]}
