@@ -203,3 +203,107 @@ def close(got, expected):
     got = got.detach().numpy()
     assert got.shape == expected.shape
     assert np.abs(got - expected).max() <= 1e-12 * max(np.abs(expected).max(), 1.0)
+
+
+# ---- derivatives, wherever torch's layer has them
+
+
+def gradient_of_weights(layer, x):
+    weights = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def loss(weights, x):
+        return torch.func.functional_call(layer, weights, (x,)).square().sum()
+
+    return torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, x)
+
+
+def batched_gradients(layer, x):
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    g = torch.linspace(-1, 1, 2 * y.numel(), dtype=y.dtype).reshape(2, *y.shape)
+    return torch.autograd.grad(y, (x, *layer.parameters()), g, is_grads_batched=True)
+
+
+def double_backward(layer, x):
+    x = x.clone().requires_grad_()
+    wanted = (x, *layer.parameters())
+    first = torch.autograd.grad(layer(x).pow(3).sum(), wanted, create_graph=True)
+    return torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+
+
+def ensemble(layer, x):
+    weights = {name: torch.stack([p.detach(), -p.detach()]) for name, p in layer.named_parameters()}
+    return torch.func.vmap(lambda w: torch.func.functional_call(layer, w, (x,)))(weights)
+
+
+def cubed(layer):
+    return lambda x: layer(x).pow(3).sum()
+
+
+DERIVATIVES = {
+    "gradients of weights, sample by sample": gradient_of_weights,
+    "vmap": lambda f, x: torch.func.vmap(f, in_dims=-1, out_dims=-1)(torch.stack([x, -x], -1)),
+    "vmap over weights": ensemble,
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x.flip(0),)),
+    "jvp of a gradient": lambda f, x: torch.func.jvp(torch.func.grad(cubed(f)), (x,), (x.flip(0),)),
+    "gradient of a jvp": lambda f, x: torch.func.grad(lambda x: torch.func.jvp(cubed(f), (x,), (x,))[1])(x),
+    "linearize": lambda f, x: torch.func.linearize(f, x)[1](x.flip(0)),
+    "jacrev": lambda f, x: torch.func.jacrev(f)(x[:1]),
+    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x[:1]),
+    "jacobian": lambda f, x: torch.autograd.functional.jacobian(f, x[:1], vectorize=True),
+    "forward jacobian": lambda f, x: torch.autograd.functional.jacobian(
+        f, x[:1], vectorize=True, strategy="forward-mode"
+    ),
+    "hessian": lambda f, x: torch.autograd.functional.hessian(cubed(f), x[:1], vectorize=True),
+    "batched gradients": batched_gradients,
+    "double backward": double_backward,
+}
+
+
+@axes
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("design", [{}, {"schedule": "near", "dependency_groups": 2}], ids=str)
+@pytest.mark.parametrize("base", ["ConvTranspose", "Conv"])
+def test_derivatives_are_those_of_torchs_layer(n, base, design):
+    """Those of both layers exist, and with zero dependencies they are the same."""
+    arguments = (2, 2, 3, 2, 1) if base == "ConvTranspose" else (2, 2, 3, 1, 1)
+    size = (3, 2, 1) if base == "ConvTranspose" else (5, 3, 2)
+    pixel = {"ConvTranspose": "DCL", "Conv": "Conv"}[base]
+    original = kind(base, n)(*arguments, dtype=torch.float64)
+    exact, other = (kind(f"{i}Pixel{pixel}", n)(*arguments, dtype=torch.float64, **design) for i in ("i", ""))
+    exact.load_state_dict(original.state_dict(), strict=False)
+    with torch.no_grad():
+        for kernel in exact.dependency_kernels:
+            kernel.zero_()
+    x = torch.randn(2, 2, *size[:n], dtype=torch.float64)
+    for last in [False] + [True] * (n in LAST):
+        if last:
+            x = x.contiguous(memory_format=LAST[n])
+            original, exact, other = (m.to(memory_format=LAST[n]) for m in (original, exact, other))
+        for name, derivative in DERIVATIVES.items():
+            expected, got = (leaves(derivative(layer, x)) for layer in (original, exact))
+            derivative(other, x)
+            if name != "double backward":  # whose first gradients are those of more weights, which come last
+                for a, b in zip(expected, got, strict=False):
+                    torch.testing.assert_close(
+                        b, a, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+                    )
+
+
+def leaves(tree):
+    return [t for t in torch.utils._pytree.tree_leaves(tree) if isinstance(t, torch.Tensor)]
+
+
+@axes
+@pytest.mark.parametrize("name", ["PixelDCL", "iPixelDCL", "PixelConv", "iPixelConv"])
+def test_gradients_in_both_directions(n, name):
+    layer = kind(name, n)(2, 2, 3, 2, 1, dtype=torch.float64, schedule="near" if n == 3 else "paired")
+    x = torch.randn(1, 2, *(2, 3, 1)[:n], dtype=torch.float64, requires_grad=True)
+    names = [name for name, _ in layer.named_parameters()]
+    weights = [p.detach().requires_grad_() for p in layer.parameters()]
+
+    def run(x, *weights):
+        return torch.func.functional_call(layer, dict(zip(names, weights, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *weights), check_forward_ad=True, fast_mode=n == 3)
+    assert torch.autograd.gradgradcheck(run, (x, *weights), fast_mode=True)

@@ -42,8 +42,8 @@ class Term:
         """This window's part of ``kernel`` (..., *axes), the stage's or one pair's of a dense stage: (...,
         *size).
         """
-        lead = kernel.shape[: kernel.dim() - len(self.taps)]
-        return kernel[(..., *map(_slice, self.taps))].reshape(*lead, *self.size)
+        part = kernel[(..., *map(_slice, self.taps))]
+        return part if len(self.taps) == len(self.size) else part.unflatten(-1, self.size)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -59,32 +59,22 @@ def _dependency(
     n = len(stage.targets[0])
     convolve = CONVOLUTIONS[n]
     if groups == 1 and not (stage.shared or stage.compact):
-        size = stage.terms[0].size
-        starts = [term.start for term in stage.terms[:: len(stage.targets)]]  # by source
-        half = tuple(k // 2 for k in size)
-        centred = all(k % 2 for k in size)
-        if centred and all(tuple(-a for a in start) == half for start in starts):
-            sources = [phases[source] for source in stage.sources]
-        else:
-            half = (0,) * n
-            sources = [
-                padded(phases[b], [-a for a in start], [k - 1 + a for a, k in zip(start, size, strict=True)])
-                for b, start in zip(stage.sources, starts, strict=True)
-            ]
+        half, beside = _dense_window(
+            stage.terms[0].size, *(t.start for t in stage.terms[:: len(stage.targets)])
+        )
+        sources = [phases[source] for source in stage.sources]
+        if beside:
+            sources = [padded(x, *around) for x, around in zip(sources, beside, strict=True)]
         x = sources[0] if len(sources) == 1 else torch.cat(sources, -n - 1)
         y = convolve(x, kernel, None, 1, half)
         return {target: [part] for target, part in zip(stage.targets, y.split(channels, -n - 1), strict=True)}
     parts: dict[Phase, list[Tensor]] = {target: [] for target in stage.targets}
     for term, taps in zip(stage.terms, stage.taken_apart(kernel, groups), strict=True):
-        # the full convolution reads from 1 - k on
-        lead = [a + k - 1 for a, k in zip(term.start, term.size, strict=True)]
-        tail = [-a for a in term.start]
-        crop = symmetric(lead, tail)
-        padding = tuple(k - 1 - c for k, c in zip(term.size, crop, strict=True))
+        padding, crop = _window(term.start, term.size)
         # contiguous: torch's own backward of small convolutions fails for the strides that indexing gives a
         # channels_last kernel
         y = convolve(phases[term.source], taps.contiguous(), None, 1, padding, 1, groups)
-        parts[term.target].append(cropped(y, crop, lead, tail))
+        parts[term.target].append(cropped(y, crop))
     return parts
 
 
@@ -104,7 +94,7 @@ def constant(function: Callable[..., T]) -> Callable[..., T]:
 
     @wraps(function)
     def call(*arguments: Any) -> T:
-        return function(*arguments) if torch.compiler.is_dynamo_compiling() else kept(*arguments)
+        return function(*arguments) if torch.compiler.is_compiling() else kept(*arguments)
 
     return call
 
@@ -112,23 +102,54 @@ def constant(function: Callable[..., T]) -> Callable[..., T]:
 schedule_of = constant(build_schedule)
 
 
-def symmetric(lead: Sequence[int], tail: Sequence[int]) -> Size:
-    """The part of a crop that both sides of an axis share: a convolution does it by padding less."""
-    return tuple(max(0, min(a, b)) for a, b in zip(lead, tail, strict=True))
-
-
-def cropped(y: Tensor, done: Size, lead: Sequence[int], tail: Sequence[int]) -> Tensor:
-    """Drops ``lead`` positions before and ``tail`` after of each axis, less what is ``done``; negative ones
-    are zeros to be added.
+class Crop(NamedTuple):
+    """What is to be dropped at both ends of each axis, as an index; or, where zeros are to be added instead,
+    as the argument of ``padded``.
     """
-    before = [a - c for a, c in zip(lead, done, strict=True)]
-    after = [a - c for a, c in zip(tail, done, strict=True)]
-    if any(m < 0 for m in (*before, *after)):
-        return padded(y, [-m for m in before], [-m for m in after])
-    if not (any(before) or any(after)):
-        return y
-    grid = y.shape[-len(before) :]
-    return y[(..., *(slice(a, m - b) for a, b, m in zip(before, after, grid, strict=True)))]
+
+    index: tuple[Any, ...] | None = None
+    zeros: tuple[list[int], list[int]] | None = None
+
+
+def shared_crop(lead: Sequence[int], tail: Sequence[int]) -> tuple[Size, Crop]:
+    """A crop of ``lead`` positions before and ``tail`` after, negative ones being zeros to be added, as the
+    part that both sides of an axis share, which a convolution does by padding less, and the rest.
+    """
+    both = tuple(max(0, min(a, b)) for a, b in zip(lead, tail, strict=True))
+    before, after = ([a - b for a, b in zip(side, both, strict=True)] for side in (lead, tail))
+    if min(*before, *after) < 0:
+        return both, Crop(zeros=([-a for a in before], [-a for a in after]))
+    if any(before) or any(after):
+        return both, Crop((..., *(slice(a, -b or None) for a, b in zip(before, after, strict=True))))
+    return both, Crop()
+
+
+def cropped(y: Tensor, crop: Crop) -> Tensor:
+    """``y`` without what is to be dropped."""
+    if crop.index is not None:
+        return y[crop.index]
+    return y if crop.zeros is None else padded(y, *crop.zeros)
+
+
+@constant
+def _window(start: Size, size: Size) -> tuple[Size, Crop]:
+    # The padding of a convolution that reads a window from ``start`` on, and what is to be dropped of it: the
+    # full convolution reads from 1 - size on.
+    lead = [a + k - 1 for a, k in zip(start, size, strict=True)]
+    both, crop = shared_crop(lead, [-a for a in start])
+    return tuple(k - 1 - c for k, c in zip(size, both, strict=True)), crop
+
+
+@constant
+def _dense_window(size: Size, *starts: Size) -> tuple[Size, list[tuple[Size, Size]]]:
+    # The same for sources side by side: the padding if all are read alike, from as far before as after; else
+    # what each has to be padded with.
+    half = tuple(k // 2 for k in size)
+    if all(k % 2 for k in size) and all(tuple(-a for a in start) == half for start in starts):
+        return half, []
+    around = [(tuple(-a for a in start), tuple(k - 1 + a for a, k in zip(start, size, strict=True)))
+              for start in starts]  # fmt: skip
+    return (0,) * len(size), around
 
 
 def sizes(value: int | Sequence[int], n: int, name: str) -> Size:

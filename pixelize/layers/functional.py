@@ -9,13 +9,15 @@ the phases. The weight tells the number of axes, n = 1, 2 or 3; tensors are (N, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import lt, sub
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pixelize.algebra.polyphase import Phase, Size, anchor_phase, axis_phases, output_excess, padded
-from pixelize.layers.dependencies import constant, cropped, make_phases, schedule_of, sizes, symmetric
+from pixelize.layers.dependencies import constant, cropped, make_phases, schedule_of, shared_crop, sizes
 from pixelize.layers.interleave import in_graph, interleave, is_channels_last, split_phases
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -58,17 +60,19 @@ def ipixel_dcl(
     k, n = tuple(weight.shape[2:]), weight.dim() - 2
     s, p, d = sizes(stride, n, "stride"), sizes(padding, n, "padding"), sizes(dilation, n, "dilation")
     op = sizes(output_padding, n, "output_padding")
-    if _refused(input, k, s, p, d, op):
+    grid = _grid(k, s, p, d, op)
+    if _refused(input, grid):
         return _TRANSPOSED[n](input, weight, bias, s, p, op, groups, d)  # which tells why
-    anchor = first_of(k, s, p, d)
+    anchor = grid.first
     plan = schedule_of(schedule, s, sizes(dependency_kernel_size, n, "dependency_kernel_size"), anchor)
     if input_gate is not None:
         weight = weight * gate_mask(k, s, p, d, anchor, input_gate.to(weight.dtype))
-    excess = [output_excess(*axis)[0] for axis in zip(k, s, p, d, op, strict=True)]
-    base = _extended_conv_transpose(input, weight, s, p, op, groups, d, excess)
+    if any(grid.grow):
+        input = padded(input, (0,) * n, grid.grow)
+    base = _TRANSPOSED[n](input, weight, None, s, p, grid.extended, groups, d)
     maps = {phase: [f] for phase, f in split_phases(base, s).items()}
     make_phases(maps, plan, dependency_kernels, weight.shape[1] * groups, dependency_groups)
-    size = tuple(m - e for m, e in zip(base.shape[-n:], excess, strict=True))
+    size = tuple(map(sub, base.shape[-n:], grid.excess))
     return interleave(maps, s, size=size, bias=bias, channels_last=is_channels_last(base, n))
 
 
@@ -99,18 +103,18 @@ def pixel_dcl(
     n = weight.dim() - 2
     k, s, p = sizes(kernel_size, n, "kernel_size"), sizes(stride, n, "stride"), sizes(padding, n, "padding")
     d, op = sizes(dilation, n, "dilation"), sizes(output_padding, n, "output_padding")
-    if _refused(input, k, s, p, d, op):
+    grid = _grid(k, s, p, d, op)
+    if _refused(input, grid):
         full = weight.new_empty(*weight.shape[:2], *k)
         return _TRANSPOSED[n](input, full, None, s, p, op, groups, d)  # which tells why
-    anchor = first_of(k, s, p, d)
+    anchor = grid.first
     plan = schedule_of(schedule, s, sizes(dependency_kernel_size, n, "dependency_kernel_size"), anchor)
-    excess, growth = zip(*(output_excess(*axis) for axis in zip(k, s, p, d, op, strict=True)), strict=True)
-    first = first_phase(input, weight, k, s, p, d, groups, growth, anchor)
+    first = first_phase(input, weight, k, s, p, d, groups, grid.growth, anchor)
     maps = {anchor: [first]}
     for phase, taps in (input_kernels or {}).items():
-        maps[phase] = [first_phase(input, taps, k, s, p, d, groups, growth, phase)]
+        maps[phase] = [first_phase(input, taps, k, s, p, d, groups, grid.growth, phase)]
     make_phases(maps, plan, dependency_kernels, weight.shape[1] * groups, dependency_groups)
-    size = tuple(a * m - e for a, m, e in zip(s, first.shape[-n:], excess, strict=True))
+    size = tuple(a * m - e for a, m, e in zip(s, first.shape[-n:], grid.excess, strict=True))
     return interleave(maps, s, size=size, bias=bias, channels_last=is_channels_last(first, n))
 
 
@@ -138,13 +142,8 @@ def first_phase(
     """
     steps, lead, after = _window(kernel_size, stride, padding, dilation, anchor)
     tail = [a - g for a, g in zip(after, growth, strict=True)]
-    crop = symmetric(lead, tail)
-    y = _TRANSPOSED[len(stride)](input, weight, None, 1, crop, 0, groups, steps)
-    return cropped(y, crop, lead, tail)
-
-
-first_of = constant(anchor_phase)
-"""The first phase of a layer's geometry."""
+    both, crop = shared_crop(lead, tail)
+    return cropped(_TRANSPOSED[len(stride)](input, weight, None, 1, both, 0, groups, steps), crop)
 
 
 @constant
@@ -171,25 +170,44 @@ def gate_mask(
     return torch.where(own, torch.ones_like(gate), gate)
 
 
-def _refused(input: Tensor, k: Size, s: Size, p: Size, d: Size, op: Size) -> bool:
-    # whether torch's own transposed convolution raises for this geometry; in a graph it has been asked
-    if any(e < 0 or e >= max(a, b) for e, a, b in zip(op, s, d, strict=True)):
-        return True
-    if in_graph():
-        return False
-    axes = zip(input.shape[-len(s) :], k, s, p, d, op, strict=True)
-    return any((m - 1) * b - 2 * c + e * (a - 1) + f + 1 < 1 for m, a, b, c, e, f in axes)
+class _Grid(NamedTuple):
+    """How the low-resolution grid of the phases lies to the output and to the input, for each axis.
+
+    ``first``: the first phase. ``excess``, ``growth``: see
+    :func:`pixelize.algebra.polyphase.output_excess`. ``extended``, ``grow``: the output padding that makes
+    the output a whole number of periods, and zeros after the input: it must stay under max(stride,
+    dilation), and beyond that a zero adds one stride. ``smallest``: the input that gives an output at all;
+    None if torch refuses the output padding.
+    """
+
+    first: Phase
+    excess: Size
+    growth: Size
+    extended: Size
+    grow: Size
+    smallest: Size | None
 
 
-def _extended_conv_transpose(
-    x: Tensor, weight: Tensor, s: Size, p: Size, op: Size, groups: int, d: Size, excess: list[int]
-) -> Tensor:
-    # The transposed convolution of the zero-extended input, on a whole number of periods. output_padding
-    # gives the extra positions as long as it stays under max(stride, dilation); beyond that a zero after the
-    # input does.
+@constant
+def _grid(k: Size, s: Size, p: Size, d: Size, op: Size) -> _Grid:
+    axes = list(zip(k, s, p, d, op, strict=True))
+    excess, growth = zip(*(output_excess(*axis) for axis in axes), strict=True)
     extended = [a + b for a, b in zip(op, excess, strict=True)]
-    grow = [int(e >= max(a, b)) for e, a, b in zip(extended, s, d, strict=True)]
-    if any(grow):
-        x = padded(x, (0,) * len(s), grow)  # which adds one stride to the output
-    more = tuple(e - g * a for e, g, a in zip(extended, grow, s, strict=True))
-    return _TRANSPOSED[len(s)](x, weight, None, s, p, more, groups, d)
+    grow = tuple(int(e >= max(a, b)) for e, a, b in zip(extended, s, d, strict=True))
+    accepted = all(0 <= e < max(a, b) for e, a, b in zip(op, s, d, strict=True))
+    smallest = tuple(1 - (b * (a - 1) + e - 2 * c) // m for a, m, c, b, e in axes)
+    return _Grid(
+        anchor_phase(k, s, p, d),
+        excess,
+        growth,
+        tuple(e - g * a for e, g, a in zip(extended, grow, s, strict=True)),
+        grow,
+        smallest if accepted else None,
+    )
+
+
+def _refused(input: Tensor, grid: _Grid) -> bool:
+    # whether torch's own transposed convolution raises; in a graph sizes are not asked for
+    if grid.smallest is None:
+        return True
+    return not in_graph() and any(map(lt, input.shape[-len(grid.smallest) :], grid.smallest))

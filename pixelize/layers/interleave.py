@@ -2,13 +2,15 @@
 
 In eager execution both are autograd functions that read and write every value once, in the memory format of
 the output; in a graph (compiled, exported, traced) they are ordinary operators, which a compiler fuses and
-another runtime knows.
+another runtime knows, and so they are under torch.func's transforms and in forward mode, which know how to
+transform ordinary operators.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from operator import mod
 from typing import Any
 
 import torch
@@ -23,7 +25,13 @@ CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 def split_phases(x: Tensor, stride: Size) -> dict[Phase, Tensor]:
     """The phases of ``x`` (..., s_1 n_1, .., s_n n_n) as views (..., n_1, .., n_n)."""
-    views = _Split.apply(x, stride) if x.requires_grad and not in_graph() else _split(x, stride)
+    if max(stride) == 1:
+        return {(0,) * len(stride): x}
+    views = (
+        _Split.apply(x, stride)
+        if x.requires_grad and not (in_graph() or _transformed())
+        else _split(x, stride)
+    )
     return dict(zip(all_phases(stride), views, strict=True))
 
 
@@ -54,7 +62,12 @@ def interleave(
         channels_last = is_channels_last(first, n)
     if bias is not None:
         bias = bias.to(first.dtype)
-    run = _interleave if in_graph() or _is_batched(parts) else _written if _is_plain() else _Interleave.apply
+    if in_graph() or _transformed():
+        run: Any = _interleave
+    elif _is_batched(parts):
+        run, channels_last = _interleave, False
+    else:
+        run = _Interleave.apply if torch.is_grad_enabled() else _written
     return run(stride, size, channels_last, layout, bias, *parts)
 
 
@@ -62,7 +75,8 @@ def is_channels_last(x: Tensor, n: int) -> bool:
     """Whether the channels of ``x``, a batch of maps with ``n`` axes, lie side by side; it may be a strided
     view.
     """
-    batch = n in CHANNELS_LAST and x.dim() == n + 2
+    # under a transform there may be axes that do not show
+    batch = n in CHANNELS_LAST and x.dim() == n + 2 and (in_graph() or not _transformed())
     return batch and x.shape[1] > 1 and x.stride(1) == 1 and x.stride(-1) != 1
 
 
@@ -79,13 +93,9 @@ def in_graph() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def _is_plain() -> bool:
-    # nothing is to be differentiated or vectorised: an autograd function would only take time
-    return not (
-        torch.is_grad_enabled()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
+def _transformed() -> bool:
+    # whether the operators that run are seen by more than autograd's backward mode
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def _is_batched(maps: Sequence[Tensor]) -> bool:
@@ -98,8 +108,9 @@ def _split(x: Tensor, stride: Size) -> tuple[Tensor, ...]:
     # (..., s_h h, s_w w) seen as (..., h, s_h, w, s_w) and taken apart: fewer calls than with slices.
     # In a graph the sizes may not be known.
     n = len(stride)
-    whole = not in_graph() and not any(g % s for g, s in zip(x.shape[-n:], stride, strict=True))
-    if not whole or _is_batched([x]):
+    if max(stride) == 1:
+        return (x,)
+    if in_graph() or any(map(mod, x.shape[-n:], stride)) or _is_batched([x]):
         return tuple(x[(..., *(slice(a, None, s) for a, s in zip(p, stride, strict=True)))]
                      for p in all_phases(stride))  # fmt: skip
     for axis in range(n):
@@ -123,7 +134,8 @@ def _interleave(
         stacks = [torch.stack(stacks[i : i + s], -1 - 2 * axis) for i in range(0, len(stacks), s)]
     grid = parts[0].shape[-n:]
     y = stacks[0].reshape(*parts[0].shape[:-n], *(s * g for s, g in zip(stride, grid, strict=True)))
-    y = y[(..., *map(slice, size))]
+    if in_graph() or tuple(y.shape[-n:]) != size:
+        y = y[(..., *map(slice, size))]
     if bias is not None:
         y = y + _column(bias, n)
     return y.contiguous(memory_format=CHANNELS_LAST[n]) if channels_last else y
@@ -179,15 +191,6 @@ class _Split(torch.autograd.Function):
         phases = dict(zip(all_phases(ctx.stride), grads, strict=True))
         return interleave(phases, ctx.stride, channels_last=ctx.channels_last), None
 
-    @staticmethod
-    def jvp(ctx: Any, x: Tensor, _: None) -> tuple[Tensor, ...]:
-        return _split(x, ctx.stride)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, stride: Size) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        views = _Split.apply(x.movedim(in_dims[0], 0), stride)
-        return views, (0,) * len(views)
-
 
 class _Interleave(torch.autograd.Function):
     # Each phase is written into its place in the output; autograd would record such writes as a chain of
@@ -218,20 +221,3 @@ class _Interleave(torch.autograd.Function):
         others = [d for d in range(g.dim()) if d != g.dim() - n - 1]
         bias = g.sum(others) if ctx.needs_input_grad[4] else None
         return None, None, None, None, bias, *(grads[phase] for phase in layout)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return _interleave(*ctx.arguments, *tangents[4:])
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, stride: Size, size: Size, channels_last: bool, layout: Layout, *tensors: Any
-    ) -> tuple[Tensor, int]:
-        batched: list[Any] = [
-            t if t is None else t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
-            for t, d in zip(tensors, in_dims[4:], strict=True)
-        ]
-        bias, *parts = batched
-        if bias is not None and parts[0].dim() == len(stride) + 3:
-            bias = bias[:, None]
-        return _interleave(stride, size, False, layout, bias, *parts), 0
