@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+
 import pytest
 import torch
 
@@ -10,3 +13,20 @@ import torch
 def _reproducible() -> None:
     torch.set_num_threads(1)  # the suite runs as one process for each core
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """``with full_disk(300):`` no file can grow beyond 300 bytes: what a full disk does to who writes."""
+    resource = pytest.importorskip("resource")
+
+    @contextmanager
+    def full(size: int):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return full

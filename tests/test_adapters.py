@@ -16,13 +16,7 @@ from torch import nn
 
 import pixelize
 from pixelize import adapters
-from pixelize.adapters import adapter as registry
 from pixelize.running.outputs import relative_error
-
-
-@pytest.fixture
-def clean_registry(monkeypatch):
-    monkeypatch.setattr(registry, "_adapters", registry.adapters())
 
 
 class Strange(nn.Module):
@@ -49,51 +43,47 @@ def strange_inputs(model):
 STRANGE = adapters.Adapter("strange", lambda model: isinstance(model, Strange), strange_inputs)
 
 
-def test_a_registered_adapter_is_found_first(clean_registry):
+def test_a_registered_adapter_is_found_first():
     assert adapters.find(Strange()).name == "generic"
     adapters.register(STRANGE)
-    assert adapters.find(Strange()) is STRANGE
+    assert adapters.find(Strange()) is STRANGE and adapters.adapters()[0] is STRANGE
     better = replace(STRANGE, detect=lambda model: False)
     adapters.register(better)
     assert [a.name for a in adapters.adapters()].count("strange") == 1
     assert adapters.find(Strange()).name == "generic"
 
 
-def test_a_failed_registration_leaves_the_registry_as_it_was(clean_registry):
+def test_a_failed_registration_leaves_the_registry_as_it_was():
     before = adapters.adapters()
     with pytest.raises(TypeError, match="not an Adapter"):
         adapters.register("strange")
     assert adapters.adapters() == before
 
 
-class EntryPoint:
-    """What importlib.metadata gives for an entry point, as far as the registry asks."""
-
-    name, value = "strange", "somewhere:ADAPTER"
-
-    def __init__(self, load):
-        self.load = load
-
-
-def test_other_packages_add_adapters_by_entry_points(clean_registry, monkeypatch):
-    monkeypatch.setattr(registry, "_entry_points_read", False)
-    monkeypatch.setattr(
-        registry, "entry_points", lambda group: [EntryPoint(lambda: STRANGE)] * (group == "pixelize.adapters")
+def test_other_packages_add_adapters_by_entry_points_and_a_broken_one_is_a_warning(tmp_path):
+    """Two packages are installed: one with an adapter, one that cannot be imported."""
+    (tmp_path / "strange.py").write_text(
+        "from pixelize import adapters\n"
+        "ADAPTER = adapters.Adapter('strange', lambda m: type(m).__name__ == 'Identity', lambda m: 1)\n"
     )
-    assert adapters.find(Strange()) is STRANGE
+    for name, target in (("strange", "strange:ADAPTER"), ("broken", "nowhere:ADAPTER")):
+        folder = tmp_path / f"{name}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (folder / "entry_points.txt").write_text(f"[pixelize.adapters]\n{name} = {target}\n")
+    script = (
+        "import sys, torch\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from pixelize import adapters\n"
+        "print(adapters.find(torch.nn.Identity()).name)\n"
+    )
+    run = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "strange"
+    assert "adapter 'broken' (nowhere:ADAPTER) could not be loaded" in done.stderr
 
 
-def test_a_broken_entry_point_is_a_warning(clean_registry, monkeypatch):
-    def load():
-        raise ImportError("not installed")
-
-    monkeypatch.setattr(registry, "_entry_points_read", False)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint(load)])
-    with pytest.warns(UserWarning, match="strange.*not installed"):
-        adapters.adapters()
-
-
-def test_convert_asks_the_adapter_for_inputs(clean_registry):
+def test_convert_asks_the_adapter_for_inputs():
     adapters.register(STRANGE)
     model = Strange().eval()
     converted = pixelize.convert(model)
@@ -230,7 +220,7 @@ def test_another_process_loads_what_save_pretrained_wrote(tmp_path):
     assert told == ["refused", "1", "refused", "5", "refused", "1"]
 
 
-def test_the_third_party_example_runs(clean_registry, capsys):
+def test_the_third_party_example_runs(capsys):
     example = Path(__file__).parent.parent / "examples" / "third_party_adapter.py"
     runpy.run_path(str(example), run_name="__main__")
     out = capsys.readouterr().out

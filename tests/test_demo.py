@@ -18,7 +18,7 @@ from pixelize.measure.notch import clean_target, notch
 @pytest.mark.slow
 def test_demo_takes_the_checkerboard_down_and_writes_what_it_says(tmp_path):
     text = io.StringIO()
-    outcomes = run_demo(tmp_path / "out", steps=30, console=Console(file=text, width=80))
+    outcomes = run_demo(tmp_path / "out", steps=30, pool=160, console=Console(file=text, width=80))
     before, converted, control, repaired = outcomes
     peak = "(1/2,1/2)"
     assert before.checkerboard[peak] > 15

@@ -12,7 +12,7 @@ from torch import nn
 
 import pixelize
 from pixelize import ArgumentError, PixelDCL2d
-from pixelize.calibration import joint_fit, layer_fit, whitened_adam
+from pixelize.calibration import whitened_adam
 from pixelize.calibration.joint_fit import fit_jointly
 from pixelize.calibration.layer_fit import fit_layer, layer_error
 from pixelize.calibration.whitened_adam import WhitenedAdam
@@ -78,23 +78,11 @@ def test_it_gets_closer_than_least_squares(original, design):
     assert torch.equal(layer.bias, bias)
 
 
-def test_pictures_interpolate_at_a_higher_price_than_without_joint_training(monkeypatch):
-    taxes = []
-    monkeypatch.setattr(joint_fit, "fit_stage", lambda *_, tax: taxes.append(tax))
-    for channels in (3, 6):
-        plain = nn.ConvTranspose2d(8, channels, 4, 2, 1)
-        layer, _, _ = inherit(plain, "pixeldcl", Design(), "zero")
-        pairs = [(x, plain(x).detach()) for x in mixed(16, 8, seed=1).split(8)]
-        fit_jointly(layer, lambda pairs=pairs: pairs, 2)
-    assert taxes == [joint_fit.INTERPOLATION_TAX] * 2  # the stages of the layer of 3 channels
-    assert joint_fit.INTERPOLATION_TAX > layer_fit.INTERPOLATION_TAX
-
-
-def test_what_is_no_better_on_samples_held_back_is_not_kept(monkeypatch):
-    monkeypatch.setattr(joint_fit, "RATE", 1.0)
+def test_what_is_no_better_on_samples_held_back_is_not_kept():
+    """Targets of noise: whatever is learned of them holds for the samples that it was learned from."""
     plain = ORIGINALS["k3 s2"]
     layer, _, _ = inherit(plain, "pixeldcl", Design(), "zero")
-    pairs = [(x, plain(x).detach()) for x in mixed(64, 8, seed=1).split(16)]
+    pairs = [(x, torch.randn_like(plain(x))) for x in mixed(64, 8, seed=1).split(16)]
     before = fit_layer(layer, lambda: pairs)
     state = {k: v.clone() for k, v in layer.state_dict().items()}
     assert fit_jointly(layer, lambda: pairs, 8) == before
@@ -144,8 +132,8 @@ def convolution(weight):
     return conv
 
 
-def outputs_while_trained(model, x, wanted):
-    optimizer = WhitenedAdam(model, [x], lr=0.02)
+def outputs_while_trained(model, x, wanted, optimizer=lambda model, x: WhitenedAdam(model, [x], lr=0.02)):
+    optimizer = optimizer(model, x)
     for _ in range(10):
         optimizer.zero_grad()
         (model(x) - wanted).square().mean().backward()
@@ -153,19 +141,23 @@ def outputs_while_trained(model, x, wanted):
     return model(x).detach()
 
 
-def test_a_mixture_of_the_channels_changes_nothing(monkeypatch):
-    # L^-T of the moments of A x is A^-T L^-T for a lower triangular A: the same steps of the output
-    monkeypatch.setattr(whitened_adam, "RIDGE", 0.0)
+def test_a_mixture_of_the_channels_changes_next_to_nothing():
+    # L^-T of the moments of A x is A^-T L^-T for a lower triangular A: the same steps of the output, but for
+    # the ridge that is added to the moments
     x = torch.randn(4, 5, 6, 6, dtype=torch.float64)
     wanted, start = torch.randn(4, 3, 6, 6, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
-    mixture = torch.tril(torch.randn(5, 5, dtype=torch.float64), -1) + torch.diag(10.0 ** torch.arange(-2, 3))
+    mixture = torch.tril(torch.randn(5, 5, dtype=torch.float64), -1) / 2
+    mixture += torch.diag(torch.linspace(0.5, 2, 5, dtype=torch.float64))
     mixed_x = torch.einsum("ij,njhw->nihw", mixture, x)
-    torch.testing.assert_close(
-        outputs_while_trained(convolution(start @ mixture.inverse()), mixed_x, wanted),
-        outputs_while_trained(convolution(start), x, wanted),
-        rtol=1e-6,
-        atol=1e-8,
-    )
+
+    def difference(**optimizer):
+        """Of what the training changed in the outputs."""
+        found = outputs_while_trained(convolution(start), x, wanted, **optimizer)
+        other = outputs_while_trained(convolution(start @ mixture.inverse()), mixed_x, wanted, **optimizer)
+        return float((other - found).norm() / (found - convolution(start)(x).detach()).norm())
+
+    assert difference() < 0.03
+    assert difference(optimizer=lambda model, x: torch.optim.Adam(model.parameters(), lr=0.02)) > 0.3
 
 
 def test_a_rotation_of_the_outputs_changes_nothing():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,6 @@ import torch
 from torch import nn
 
 from pixelize.errors import LoadError, PixelizeError
-from pixelize.recipes.training import checkpoint
 from pixelize.recipes.training.checkpoint import (
     check_room,
     load_checkpoint,
@@ -30,17 +30,11 @@ def test_tensors_and_plain_data_come_back(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, full_disk: Any) -> None:
     path = tmp_path / "c"
     save_checkpoint(path, {"a": torch.zeros(2)}, {"step": 1})
-
-    def full(tensors: object, part: Path, metadata: object) -> None:
-        part.write_bytes(b"torn")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(PixelizeError, match=r"No space left on device.*is untouched"):
-        save_checkpoint(path, {"a": torch.ones(2)}, {"step": 2})
+    with full_disk(300), pytest.raises(PixelizeError, match=r"could not be written.*is untouched"):
+        save_checkpoint(path, {"a": torch.ones(200)}, {"step": 2})
     assert load_checkpoint(path)[1] == {"step": 1} and list(tmp_path.iterdir()) == [path]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,7 +32,6 @@ from pixelize.recipes.models.arms import SCRATCH_ARMS, share_weights, upsampler
 from pixelize.recipes.models.dcgan import Generator
 from pixelize.recipes.models.unet import UNet
 from pixelize.recipes.recipe_settings import GanSettings, RepairSettings, SegmentationSettings, VaeSettings
-from pixelize.recipes.training import checkpoint
 from pixelize.recipes.training.checkpoint import load_checkpoint
 from pixelize.recipes.training.processes import adam, descend, prepare, start
 from pixelize.recipes.training.settings import names_of, read_yaml
@@ -216,7 +216,7 @@ def test_room_for_all_runs_is_asked_for_before_the_first(
     s = SegmentationSettings(**TINY, out=str(tmp_path), arms="dcl-k2")
     weights = sum(t.nbytes for t in UNet(6, "dcl-k2", 4).state_dict().values())
     for_one = namedtuple("Usage", "free")(9 * weights + 2**20)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: for_one)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: for_one)
     with pytest.raises(PixelizeError, match=r"MiB free, and checkpoints need about \d+ MiB \(runs: 4\)"):
         segmentation.run(replace(s, seeds="0,1,2,3"))
     assert not list(tmp_path.rglob("*.safetensors"))

@@ -172,7 +172,7 @@ def test_what_cannot_be_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_saving_replaces_and_a_failed_save_leaves_the_old_one(tmp_path, monkeypatch):
+def test_saving_replaces_and_a_failed_save_leaves_the_old_one(tmp_path, full_disk):
     model = trained()
     folder = pixelize.save(model, tmp_path / "out")
     (folder / "notes.txt").write_text("mine")
@@ -180,12 +180,7 @@ def test_saving_replaces_and_a_failed_save_leaves_the_old_one(tmp_path, monkeypa
     pixelize.save(model, folder)
     x = torch.randn(1, 3, 2, 2)
     torch.testing.assert_close(pixelize.load(folder, into=Decoder().eval())(x), model(x), rtol=0, atol=0)
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(sys.modules["pixelize.conversion.saved_folder"], "save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with full_disk(300), pytest.raises(OSError):
         pixelize.save(trained(), folder)
     assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "notes.txt", "pixelize.json"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -45,7 +45,10 @@ def write(folder: Path, tensors: dict[str, Tensor], plan_text: Callable[[str], s
     with _alone(folder):
         try:
             part = folder / f".model-{secrets.token_hex(8)}.part"
-            save_file(tensors, part, metadata={"format": "pt"})
+            try:
+                save_file(tensors, part, metadata={"format": "pt"})
+            except SafetensorError as error:  # a full disk, say
+                raise OSError(f"{folder}: {WEIGHTS} could not be written ({error})") from error
             make_public(part)
             with part.open("rb+") as file:
                 os.fsync(file.fileno())

@@ -34,7 +34,8 @@ from pixelize.pages.figures import comparison_figure
 from pixelize.refit.repair import repair
 
 POOL = 768
-"""Latents that the fine-tuning draws from; as many as a few hundred steps can use."""
+"""Latents that the fine-tuning draws from, and that the repair is fitted to; as many as a few hundred steps
+can use."""
 HELD_OUT = 256
 """Latents that everything is measured on, none of them trained on."""
 BATCH = 16
@@ -62,6 +63,7 @@ def run_demo(
     *,
     steps: int = 500,
     seed: int = 0,
+    pool: int = POOL,
     console: Console | None = None,
 ) -> list[Outcome]:
     """Inspects, converts, fine-tunes without labels, and repairs the shipped generator; prints a table and
@@ -74,6 +76,7 @@ def run_demo(
         out: folder for ``model/`` (:func:`pixelize.save`), ``comparison.png`` and ``results.json``.
         steps: of fine-tuning, for each arm.
         seed: of the latents and of their order.
+        pool: how many latents there are to train on and to repair with.
 
     Returns:
         The rows of the table: before, iPixelDCL, control, repair.
@@ -83,9 +86,9 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     original = load_demo_model()
     latents = torch.randn(
-        POOL + HELD_OUT, original.latent_channels, generator=torch.Generator().manual_seed(seed)
+        pool + HELD_OUT, original.latent_channels, generator=torch.Generator().manual_seed(seed)
     )
-    pool, held_out = latents[:POOL], latents[POOL:]
+    given, held_out = latents[:pool], latents[pool:]
 
     console.rule("1. A trained generator: what up-samples in it")
     console.print(inspect(original, held_out[:1]).text(console.width), markup=False, highlight=False)
@@ -96,7 +99,7 @@ def run_demo(
 
     console.rule("3. Fine-tuned without labels: its own pictures, notched")
     control = copy.deepcopy(original)
-    before, clean = _draw(original, held_out), _draw(original, pool)
+    before, clean = _draw(original, held_out), _draw(original, given)
     wanted, goal = clean_target(before), clean_target(clean)
     seconds = {}
     with Progress(
@@ -109,9 +112,9 @@ def run_demo(
             def tick(loss: float, task: int = task) -> None:
                 progress.update(task, advance=1, loss=f"{loss:.2e}")  # type: ignore[arg-type]
 
-            seconds[name] = _fine_tune(model, pool, goal, steps, seed, tick)
+            seconds[name] = _fine_tune(model, given, goal, steps, seed, tick)
     start = time.perf_counter()
-    repaired = repair(original, pool, progress=False)
+    repaired = repair(original, given, progress=False)
     seconds["repair"] = time.perf_counter() - start
     drawn = {"before": before} | {
         name: _draw(model, held_out)
