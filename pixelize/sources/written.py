@@ -97,7 +97,8 @@ def write_repaired(
             again = opened.reread(trial).to(next(repaired.parameters()).device)
             _check_tensors(opened, again, repaired, values, checkpoint)
             error = _difference(repaired, again, example)
-            checks.append(f"read back, its outputs are within {error:.1g} of the repaired model's")
+            told = "equal to" if error == 0 else f"within {error:.1g} of"
+            checks.append(f"read back, its outputs are {told} the repaired model's")
         if out.suffix.lower() == ".onnx":
             found = onnx_difference(trial, repaired, example)
             if found is not None:
