@@ -102,6 +102,22 @@ def repair_table(names: list[str]) -> str:
     return markdown(rows)
 
 
+def designs_table(name: str = "models_designs_cpu") -> str:
+    """What each dependency design costs, over the model as it was: time in prediction and training
+    (quartiles), and parameters.
+    """
+    rows = [["model", "design", "prediction", "training", "parameters"]]
+    for entry in json.loads((RESULTS / f"{name}.json").read_text())["models"]:
+        first = entry["prediction"][0]
+        for one, other in zip(entry["prediction"][1:], entry["training"][1:], strict=True):
+            times = [
+                f"{r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f})" for r in (one, other)
+            ]
+            size = one["parameters"] / first["parameters"]
+            rows.append([entry["model"], one["contender"], *times, f"{size:.3f}"])
+    return markdown(rows)
+
+
 def _mean(values: Any) -> str:
     values = list(values)
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -130,8 +146,10 @@ def draw_curves(name: str = SCRATCH, metric: str = "val mIoU") -> None:
             continue
         own = dict(zip(arm.seeds, arm.histories, strict=True))
         steps = [row["step"] for row in arm.histories[0]]
-        at = [({s: h[i][metric] for s, h in runs.items()} for runs in (own, base)) for i in range(len(steps))]
-        gains = [difference(*values) for values in at]
+        gains = [
+            difference(*({seed: h[i][metric] for seed, h in runs.items()} for runs in (own, base)))
+            for i in range(len(steps))
+        ]
         right.plot(steps, [g.mean for g in gains], colour, lw=2)
         right.fill_between(
             steps,
@@ -140,12 +158,12 @@ def draw_curves(name: str = SCRATCH, metric: str = "val mIoU") -> None:
             color=colour,
             alpha=0.12,
         )
-    for arm, margin in PAPER.items():
+    for margin in PAPER.values():
         right.axhline(margin, color="k", lw=0.8, ls=":")
-        right.text(0, margin, f" paper, {arm}", fontsize=7, va="bottom")
+    right.text(steps[-1], max(PAPER.values()), "the paper's margins", fontsize=8, va="bottom", ha="right")
     right.axhline(0, color="k", lw=0.8)
-    left.set(xlabel="step", ylabel=metric, title="each seed, and the mean")
-    right.set(xlabel="step", ylim=(-0.1, 0.1), title=f"minus {first.arm}, same seed: mean and 95 % interval")
+    left.set(xlabel="step", ylabel=metric, title="seeds, and their mean")
+    right.set(xlabel="step", ylim=(-0.1, 0.1), title=f"minus {first.arm} (95 % interval)")
     left.legend(fontsize=8)
     save_png(figure, CURVES)
 
@@ -158,6 +176,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "linknet": lambda: recipe_table("camvid_smp_linknet_small", ["mIoU", "accuracy"]),
     "unet": lambda: recipe_table("camvid_smp_unet_small", ["mIoU", "accuracy"]),
     "vae": lambda: recipe_table("vae_faces_small", ["PSNR", "SSIM", "samples (1/2,1/2) dB"]),
+    "designs": designs_table,
     "repair": lambda: repair_table(["gan_repair", "gan_repair_short", "gan_repair_adapter"]),
 }
 

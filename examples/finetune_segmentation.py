@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassJaccardIndex
 
 import pixelize
-from pixelize.recipes.data.segmentation import IGNORE, Pairs, load_segmentation
+from pixelize.recipes.data.pairs import IGNORE, Pairs
+from pixelize.recipes.data.segmentation import load_segmentation
 from pixelize.recipes.models.unet import UNet
 
 parser = argparse.ArgumentParser(description="Fine-tune a segmentation model, converted and not.")

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from pixelize.errors import ArgumentError
+from pixelize.recipes.data.pairs import IGNORE
 from pixelize.recipes.data.pictures import load_pictures
-from pixelize.recipes.data.segmentation import IGNORE, load_segmentation
+from pixelize.recipes.data.segmentation import load_segmentation
 
 RNG = np.random.default_rng(0)
 

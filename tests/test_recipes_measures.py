@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -13,6 +14,7 @@ pytest.importorskip("torchvision")
 pytest.importorskip("scipy")
 
 import torch
+from safetensors.torch import save_file
 from scipy import stats
 from torch import Tensor, nn
 
@@ -157,3 +159,21 @@ def test_an_adapter_trains_depthwise_dependency_kernels_alone() -> None:
     assert all(torch.equal(after[name], value) for name, value in before.items())
     layers = [m for m in made.modules() if isinstance(m, pixelize.iPixelDCL2d)]
     assert [m.dependency_groups for m in layers] == [6, 3]
+
+
+def test_an_adapter_run_changes_nothing_but_what_its_small_file_holds(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = UNet(6, "dcl-k4", 4)
+    save_file(base.state_dict(), tmp_path / "base.safetensors")
+    s = SegmentationSettings(
+        out=str(tmp_path), weights=str(tmp_path / "base.safetensors"), arms="adapter", size=16, width=4,
+        steps=3, batch=4, limit=12, eval_every=3, warmup=1, lr=0.1, cpu=True,
+    )  # fmt: skip
+    facts = segmentation.run(s)["arms"]["adapter"]["facts"]
+    trained = pixelize.load(tmp_path / "adapter-seed0" / "model", into=UNet(6, "dcl-k4", 4)).eval()
+    adapter = pixelize.adapter_state_dict(trained)
+    assert facts["trained"] == sum(t.numel() for t in adapter.values()) < facts["parameters"]
+    again = pixelize.load_adapter(convert_arm("adapter", copy.deepcopy(base).eval(), None), adapter)
+    x = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(again(x), trained(x), rtol=0, atol=0)
+    assert (base.eval()(x) - again(x)).abs().max() > 1e-3

@@ -18,7 +18,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from pixelize.errors import ArgumentError
 from pixelize.measure.checkerboard import minimum_size
 from pixelize.recipes.boundary_iou import BoundaryIoU
-from pixelize.recipes.data.segmentation import IGNORE, Pairs, SegmentationData, load_segmentation
+from pixelize.recipes.data.pairs import IGNORE, Pairs
+from pixelize.recipes.data.segmentation import SegmentationData, load_segmentation
 from pixelize.recipes.models.arms import (
     ANNEALED,
     CONVERTED_ARMS,

@@ -14,6 +14,7 @@ from torch import nn
 
 import pixelize
 from pixelize.inheritance.record import converted_modules
+from pixelize.recipes.models.arms import ADAPTER
 from pixelize.recipes.training.loop import Trial, bars, fit
 from pixelize.recipes.training.order import mixed
 from pixelize.recipes.training.results import ArmResult, write_results
@@ -75,6 +76,8 @@ def compare(
                 folder = Path(s.out) / f"{arm}-seed{seed}"
                 torch.manual_seed(mixed(seed, 7))
                 model, trial = make(arm, seed)
+                if arm == ADAPTER:  # batch norm's statistics are no dependency kernels
+                    trial = replace(trial, training=False)
                 new = sum(not (f / "checkpoint.safetensors").exists() for f in folders)
                 at = fit(trial, s, seed, folder, accelerator, shown, max(1, new))
                 if trial.anneal:

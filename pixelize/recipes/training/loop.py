@@ -46,9 +46,8 @@ class Trial:
         evaluate, test: metrics of a bare model on validation and on test data.
         watch: the metric that tells the best weights: the highest, or for ``-name`` the lowest; ``step`` for
             the last.
-        anneal: whether the model goes from iPixelDCL to PixelDCL
-        (:class:`pixelize.layers.gate.GateSchedule`). training: whether updates run in training mode;
-        False keeps batch norm's statistics.
+        anneal: whether the model goes from iPixelDCL to PixelDCL (:class:`pixelize.GateSchedule`).
+        training: whether updates run in training mode; False keeps batch norm's statistics.
     """
 
     networks: dict[str, nn.Module]

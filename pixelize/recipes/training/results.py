@@ -117,7 +117,8 @@ def write_results(
     Console().print(table)
     told = markdown([header, *rows])
     if len(arms) > 1:
-        told += f"\n{INTERVALS}\n\n{differences(arms, columns)}"
+        told += f"\n{INTERVALS}\n\n"
+        told += differences(arms, [c for c in columns if c != "train minutes"])
     data = {
         "title": title,
         "settings": settings,
