@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -112,7 +112,11 @@ def test_an_import_brings_no_extra_and_changes_nothing():
 
 
 def test_one_version():
-    assert pixelize.__version__ == version("torch-pixelize")
+    try:
+        installed = version("torch-pixelize")
+    except PackageNotFoundError:
+        pytest.skip("run from a checkout that is not installed")
+    assert pixelize.__version__ == installed
 
 
 def test_each_extra_is_one_of_the_packages_own():

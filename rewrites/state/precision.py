@@ -38,7 +38,8 @@ def full_precision() -> Iterator[None]:
         for owner, name, exact in _settings():
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, exact)
-        accelerator = torch.accelerator.current_accelerator()
+        # torch 2.6 raises if asked for an accelerator that is not there
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         for kind in {"cpu", accelerator.type if accelerator is not None else "cpu"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield
