@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,13 @@ def sources() -> dict[str, Path]:
     return found
 
 
-def imports(file: Path) -> Iterator[str]:
+@cache
+def imports(file: Path) -> frozenset[str]:
+    """:func:`named_imports`, read once."""
+    return frozenset(named_imports(file))
+
+
+def named_imports(file: Path) -> Iterator[str]:
     """Names of this package that a file imports, less ``pixelize.``.
 
     What is imported for types alone does not count.
