@@ -391,4 +391,10 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     assert refused.exit_code == 1 and "no such folder" in refused.output and "Traceback" not in refused.output
     for recipe in ("segmentation", "vae", "gan", "repair"):
         told = CliRunner().invoke(app, [recipe, "--help"])
-        assert told.exit_code == 0 and "--arms" in told.output
+        assert told.exit_code == 0 and "--arms" in told.output and "--device" in told.output
+        assert "--cpu" not in told.output and "--model" not in told.output and "--inputs" not in told.output
+    for spelling in (["demo", "--data", "3x3"], ["--model", "demo", "--inputs", "3x3"]):
+        wrong = CliRunner().invoke(
+            app, ["repair", *spelling, "--device", "cpu", "--out", str(tmp_path / "o")]
+        )
+        assert wrong.exit_code == 1 and "demo does not take them" in wrong.output

@@ -15,7 +15,7 @@ import typer
 from pixelize.command_line.bench import bench_command
 from pixelize.command_line.convert import convert_command, inspect_command
 from pixelize.command_line.export import export_command, fold_command
-from pixelize.command_line.options import EXIT_CODES, SETTINGS, print_error
+from pixelize.command_line.options import EXIT_CODES, SETTINGS, check_writable, print_error
 from pixelize.command_line.pictures import measure_command
 from pixelize.command_line.repair import apply_command, repair_command
 from pixelize.command_line.report import report_command
@@ -114,6 +114,7 @@ def demo_command(
     """
     from pixelize.demo.run import run_demo
 
+    check_writable(out / "results.json")
     run_demo(out, steps=steps, seed=seed)
 
 

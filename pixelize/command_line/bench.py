@@ -23,6 +23,7 @@ from pixelize.command_line.options import (
     Weights,
     check_runs,
     libraries_silent,
+    print_error,
     print_json,
     print_text,
     progress,
@@ -100,7 +101,7 @@ def bench_command(
                 dependency_groups=dependency_groups, dependency_kernel_size=dependency_kernel_size,
                 schedule=schedule,
             )  # fmt: skip
-            models = _variants(built, layer or list(LAYERS), example, design, strict=bool(layer))
+            models = _variants(built, layer or list(LAYERS), example, design)
             tell("timing")
             machine = describe_machine(device, threads)
             kind = getattr(torch, dtype)
@@ -133,9 +134,9 @@ def _placed(value: Any, dtype: torch.dtype, memory_format: torch.memory_format) 
 
 
 def _variants(
-    built: nn.Module, layers: list[str], example: Any, design: dict[str, Any], strict: bool
+    built: nn.Module, layers: list[str], example: Any, design: dict[str, Any]
 ) -> dict[str, nn.Module]:
-    """The model as it came and converted; without ``strict``, ``"dcl"`` may find nothing."""
+    """The model as it came and converted; ``"dcl"`` beside others may find nothing to convert."""
     if converted_modules(built):
         raise ArgumentError("the model is converted already; bench converts one that is not")
     check_runs(built, example)
@@ -145,8 +146,9 @@ def _variants(
         try:
             models[layer] = convert(built, layer, init=init, example_inputs=one_sample(example), **design)
         except NothingToConvertError:
-            if strict or layer != "dcl":  # which passes over what is a transposed convolution already
+            if layers == [layer] or layer != "dcl":
                 raise
+            print_error("note: dcl: all sites are transposed convolutions already")
     return models
 
 

@@ -19,6 +19,8 @@ from pixelize.command_line.options import (
     Size,
     Source,
     Weights,
+    check_runs,
+    check_writable,
     print_error,
     print_json,
     print_text,
@@ -122,6 +124,7 @@ def convert_command(
     """  # fmt: skip
     if out.exists() and not out.is_dir():
         raise ArgumentError(f"{out}: a file; --out names a folder")
+    check_writable(out)
     with progress("building the model") as tell:
         opened = read_model(model, source, weights, device, arch)
         built = opened.model
@@ -129,6 +132,7 @@ def convert_command(
             raise PixelizeError(f"{model}: converted already; see it with pixelize inspect {model}")
         fitted = init == "calibrate" or layer == "auto"
         samples, _ = read_data(opened, data, size, scale, count if fitted else 1, seed, device)
+        check_runs(built, samples[0])
         if fitted and not data:
             print_error("note: no --data: fitted on what was drawn; real inputs are better")
         tell("converting")

@@ -23,6 +23,7 @@ from pixelize.command_line.options import (
     Source,
     Weights,
     check_runs,
+    check_writable,
     libraries_silent,
     print_error,
     print_json,
@@ -79,6 +80,7 @@ def fold_command(
     """
     if out.suffix.lower() not in (".safetensors", ".pth", ".pt2"):
         raise ArgumentError(f"{out}: end --out with .safetensors, .pth or .pt2")
+    check_writable(out)
     with progress("building the model") as tell:
         opened = read_model(model, source, weights, device, arch)
         samples, told = read_data(opened, data, size, scale, 8, seed, device)
@@ -133,6 +135,7 @@ def export_command(
     """
     if out.suffix.lower() != ".onnx":
         raise ArgumentError(f"{out}: end --out with .onnx")
+    check_writable(out)
     require("onnx", "pixelize export")
     with progress("building the model") as tell:
         opened = read_model(model, source, weights, "cpu", arch)
@@ -168,7 +171,7 @@ def _differences(model: nn.Module, other: nn.Module, samples: list[Any]) -> dict
     with evaluation(model), evaluation(other):
         pairs = [(run(model, x), run(other, x)) for x in samples]
     pictures = [(pictures_of(a), pictures_of(b)) for a, b in pairs]
-    found = [psnr(a, b) for a, b in pictures if a is not None and b is not None]
+    found = [psnr([a], [b]) for a, b in pictures if a is not None and b is not None]
     with libraries_silent():
         rows = compare_modules(
             {"model": model, "other": other}, samples[0], train=False, compiled=False, seconds=1.0,

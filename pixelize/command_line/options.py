@@ -6,9 +6,11 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -126,6 +128,16 @@ def read_data(
         found, told = drawn_inputs(opened.model, preparation, count, seed)
     kind = next((p.dtype for p in opened.model.parameters() if p.is_floating_point()), torch.float32)
     return [_moved(x, device, kind) for x in found], told
+
+
+def check_writable(out: Path) -> None:
+    """Raises ArgumentError if no file can be made where ``out`` is to be; before the work and not after it."""
+    nearest = next(p for p in (out.absolute().parent, *out.absolute().parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise ArgumentError(f"{out}: nothing can be written there ({error.strerror})") from error
 
 
 def check_runs(model: nn.Module, example: Any) -> None:

@@ -23,6 +23,7 @@ from pixelize.command_line.options import (
     Source,
     Weights,
     check_runs,
+    check_writable,
     print_error,
     print_json,
     print_text,
@@ -99,6 +100,7 @@ def repair_command(
     with progress("reading the model") as tell:
         opened = read_model(model, source, weights, device, arch)
         check_out(opened, out)
+        check_writable(out)
         tell("reading the data")
         samples, told = read_data(opened, data, size, scale, count, seed, device, crop)
         check_runs(opened.model, samples[0])

@@ -23,6 +23,7 @@ from pixelize.command_line.options import (
     Source,
     Weights,
     check_runs,
+    check_writable,
     moved,
     print_json,
     print_text,
@@ -31,7 +32,7 @@ from pixelize.command_line.options import (
     read_model,
 )
 from pixelize.conversion.convert import convert
-from pixelize.conversion.report import Report
+from pixelize.conversion.report import Report, report
 from pixelize.conversion.saved_plan import PLAN
 from pixelize.errors import ArgumentError, NothingToConvertError, PixelizeError
 from pixelize.measure.checkerboard import as_periods, frequency_name
@@ -99,6 +100,7 @@ def report_command(
         out = out / "report.html"
     if out.suffix.lower() not in (".html", ".htm"):
         raise ArgumentError(f"{out}: --out names an .html file")
+    check_writable(out)
     curves = read_curves(training) if training else None
     if period:
         as_periods(period)
@@ -109,7 +111,7 @@ def report_command(
         real = [x for x in read_inputs([natural]) if isinstance(x, Tensor)] if natural else None
         named: dict[str, nn.Module] = {Path(model).name if Path(model).is_dir() else "before": built}
         check_runs(built, samples[0])
-        made, notes = None, []
+        made, notes = report(built) if converted_modules(built) else None, []
         for other in _others(others):
             tell(f"making {other}")
             if other == "converted":
@@ -187,8 +189,6 @@ def _others(others: list[str] | None) -> list[str]:
 
 
 def _converted(built: nn.Module, example: Any, named: dict[str, nn.Module], required: bool) -> Report | None:
-    from pixelize.conversion.report import report
-
     try:
         named["converted"] = convert(built, example_inputs=example)
     except NothingToConvertError:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from pixelize.errors import PixelizeError
-from pixelize.inheritance.record import kept_report
+from pixelize.inheritance.record import kept_repair, kept_report
 from pixelize.running.models import uncompiled
 from pixelize.tables import Table, html_lines, wrapped
 
@@ -164,6 +164,11 @@ def report(model: nn.Module) -> Report:
     Raises PixelizeError if nothing of this package ever touched the model.
     """
     found: Report | None = kept_report(uncompiled(model))
+    if found is None and kept_repair(uncompiled(model)) is not None:
+        raise PixelizeError(
+            f"this {type(model).__name__} was repaired and not converted: pixelize.repair_report(model) tells "
+            "what was done"
+        )
     if found is None:
         raise PixelizeError(
             f"this {type(model).__name__} was not converted: call pixelize.convert(model) first, or "

@@ -29,8 +29,12 @@ RECIPES: dict[str, type[Settings]] = {
 }
 
 
+OLDER = ("model", "cpu")
+"""Settings whose options are the spellings of earlier versions, still understood: MODEL, --device."""
+
+
 def command_of(recipe: str, kind: type[Settings]) -> Callable[..., None]:
-    """A function with one option for each field of ``kind``, which runs ``pixelize.recipes.<recipe>``."""
+    """A function with one option for each field of ``kind`` and MODEL, which runs ``pixelize.recipes.<recipe>``."""
 
     def configure(context: typer.Context, path: str) -> str:
         if path:
@@ -42,6 +46,14 @@ def command_of(recipe: str, kind: type[Settings]) -> Callable[..., None]:
 
     def command(**given: Any) -> None:
         given.pop("config")
+        if named := given.pop("MODEL", None):
+            given["model"] = named
+        if device := given.pop("device"):
+            if device not in ("cpu", "auto"):
+                raise typer.BadParameter(
+                    f"--device {device}: a recipe trains on cpu, or on what is there (auto)"
+                )
+            given["cpu"] = device == "cpu"
         try:
             require("recipes", "finetune")
             importlib.import_module(f"pixelize.recipes.{recipe}").run(kind(**given))
@@ -52,9 +64,18 @@ def command_of(recipe: str, kind: type[Settings]) -> Callable[..., None]:
     told = typer.Option(
         help="YAML file of settings; options given beside it win.", is_eager=True, callback=configure
     )
-    options: dict[str, tuple[Any, Any]] = {"config": ("", Annotated[str, told])}
+    where = typer.Option(help="cpu, or auto: an accelerator where there is one.")
+    options: dict[str, tuple[Any, Any]] = {
+        "config": ("", Annotated[str, told]),
+        "device": ("", Annotated[str, where]),
+    }
     for f in fields(kind):
-        options[f.name] = (f.default, Annotated[type(f.default), typer.Option(help=f.metadata["help"])])
+        names = ("--data",) if f.name == "inputs" else ()
+        option = typer.Option(*names, help=f.metadata["help"], hidden=f.name in OLDER)
+        options[f.name] = (f.default, Annotated[type(f.default), option])
+        if f.name == "model":
+            target = typer.Argument(metavar="[MODEL]", help=f.metadata["help"], show_default=str(f.default))
+            options["MODEL"] = ("", Annotated[str, target])
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -67,4 +88,9 @@ def command_of(recipe: str, kind: type[Settings]) -> Callable[..., None]:
 
 
 for _recipe, _kind in RECIPES.items():
-    app.command(_recipe)(command_of(_recipe, _kind))
+    _takes_inputs = any(f.name == "inputs" for f in fields(_kind))
+    _older = {"inputs": "data", "input": "data"} if _takes_inputs else {}
+    app.command(
+        _recipe,
+        context_settings={"token_normalize_func": lambda token, older=_older: older.get(token, token)},
+    )(command_of(_recipe, _kind))

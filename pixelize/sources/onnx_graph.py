@@ -35,8 +35,8 @@ def onnx_model(path: Path) -> tuple[nn.Module, dict[str, str], Preparation]:
     fed = {t.name for t in graph.graph.initializer}
     inputs = [value for value in graph.graph.input if value.name not in fed]
     if len(inputs) != 1:
-        names = ", ".join(value.name for value in inputs)
-        raise LoadError(f"{path}: a graph of {len(inputs)} inputs ({names}); only those of one are repaired")
+        listed = ", ".join(value.name for value in inputs)
+        raise LoadError(f"{path}: a graph of {len(inputs)} inputs ({listed}); only those of one are repaired")
     model, used = _converted(onnx, onnx2torch, graph, path)
     names = _names(model, used)
     return model.eval(), names, _preparation(inputs[0])

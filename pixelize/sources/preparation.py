@@ -43,9 +43,11 @@ class Preparation:
     @property
     def told(self) -> str:
         """The range of values in words."""
-        names = {(): "[0, 1]", SIGNED: "[-1, 1]", IMAGENET: "ImageNet's mean and deviation taken out"}
-        key = (self.mean, self.deviation) if self.mean else ()
-        return names.get(key, f"mean {self.mean} and deviation {self.deviation} taken out")
+        if not self.mean:
+            return "[0, 1]"
+        names = {SIGNED: "[-1, 1]", IMAGENET: "ImageNet's mean and deviation taken out"}
+        given = f"mean {self.mean} and deviation {self.deviation} taken out"
+        return next((told for values, told in names.items() if values == (self.mean, self.deviation)), given)
 
 
 def preparation_of(scheme: str, model: nn.Module, folder: Path | None = None) -> Preparation:

@@ -43,8 +43,7 @@ class Written:
 
 
 def check_out(opened: OpenedModel, out: Path) -> None:
-    """Raises ArgumentError if ``out`` cannot be what the model's file becomes: of another kind, or where
-    nothing can be written."""
+    """Raises ArgumentError if ``out`` cannot be what the model's file becomes: of another kind."""
     came_from = opened.checkpoint
     folder = came_from is not None and came_from.path.is_dir()
     if folder and (out.suffix or out.is_file()):
@@ -60,12 +59,6 @@ def check_out(opened: OpenedModel, out: Path) -> None:
         raise ArgumentError(f"{out}: a folder; --out names a file")
     if folder and came_from is not None and out.resolve() == came_from.path.resolve():
         raise ArgumentError(f"{out}: the folder that the model came from; name another one")
-    nearest = next(p for p in (out.absolute().parent, *out.absolute().parents) if p.exists())
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise ArgumentError(f"{out}: nothing can be written there ({error.strerror})") from error
 
 
 def write_repaired(
