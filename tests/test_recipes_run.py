@@ -226,7 +226,7 @@ def test_room_for_all_runs_is_asked_for_before_the_first(
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"inputs": "3x3"}, "--inputs 3x3: demo does not take them"),
+        ({"inputs": "3x3"}, "--data 3x3: demo does not take them"),
         ({"inputs": "here"}, "neither a shape such as 100x1x1 nor a folder or zip"),
         ({"include": "nothing"}, "'nothing' matches no site"),
         ({"arms": "control-closed"}, "no arm 'control-closed'"),

@@ -131,7 +131,7 @@ def read_data(
 
 
 def check_writable(out: Path) -> None:
-    """Raises ArgumentError if no file can be made where ``out`` is to be; before the work and not after it."""
+    """Raises ArgumentError if no file can be made where ``out`` is to be: before the work, not after it."""
     nearest = next(p for p in (out.absolute().parent, *out.absolute().parents) if p.exists())
     try:
         with tempfile.TemporaryFile(dir=nearest):

@@ -35,6 +35,7 @@ from pixelize.conversion.convert import convert
 from pixelize.conversion.report import Report, report
 from pixelize.conversion.saved_plan import PLAN
 from pixelize.errors import ArgumentError, NothingToConvertError, PixelizeError
+from pixelize.inheritance.record import converted_modules
 from pixelize.measure.checkerboard import as_periods, frequency_name
 from pixelize.pages.figures import Curves
 from pixelize.pages.findings import Findings, measure

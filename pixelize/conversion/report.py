@@ -166,8 +166,8 @@ def report(model: nn.Module) -> Report:
     found: Report | None = kept_report(uncompiled(model))
     if found is None and kept_repair(uncompiled(model)) is not None:
         raise PixelizeError(
-            f"this {type(model).__name__} was repaired and not converted: pixelize.repair_report(model) tells "
-            "what was done"
+            f"this {type(model).__name__} was repaired and not converted: "
+            "pixelize.repair_report(model) tells what was done"
         )
     if found is None:
         raise PixelizeError(

@@ -73,7 +73,8 @@ def run_demo(
     generator as it came, fine-tuned in the same way on the same latents for the same number of steps.
 
     Args:
-        out: folder for ``model/`` and ``repaired/`` (:func:`pixelize.save`), ``comparison.png`` and ``results.json``.
+        out: folder for ``model/`` and ``repaired/`` (:func:`pixelize.save`), ``comparison.png`` and
+            ``results.json``.
         steps: of fine-tuning, for each arm.
         seed: of the latents and of their order.
         pool: how many latents there are to train on and to repair with.
@@ -140,7 +141,8 @@ def run_demo(
     picture = comparison_figure(drawn, "before", out / "comparison.png")
     write_bytes(out / "results.json", (json.dumps([asdict(o) for o in outcomes], indent=1) + "\n").encode())
     console.print(
-        f"\nWrote the converted model to {out / 'model'}, the repaired one to {out / 'repaired'} and the picture to {picture}",
+        f"\nWrote the converted model to {out / 'model'}, the repaired one to {out / 'repaired'} and the "
+        f"picture to {picture}",
         highlight=False,
     )
     return outcomes

@@ -31,10 +31,12 @@ RECIPES: dict[str, type[Settings]] = {
 
 OLDER = ("model", "cpu")
 """Settings whose options are the spellings of earlier versions, still understood: MODEL, --device."""
+SPELLED = {"inputs": ("--data",), "data": ("--natural",)}
+"""How a recipe that takes inputs spells them, and the real pictures to compare with: as ``report`` does."""
 
 
 def command_of(recipe: str, kind: type[Settings]) -> Callable[..., None]:
-    """A function with one option for each field of ``kind`` and MODEL, which runs ``pixelize.recipes.<recipe>``."""
+    """A function with one option for each field of ``kind``: runs ``pixelize.recipes.<recipe>``."""
 
     def configure(context: typer.Context, path: str) -> str:
         if path:
@@ -50,9 +52,7 @@ def command_of(recipe: str, kind: type[Settings]) -> Callable[..., None]:
             given["model"] = named
         if device := given.pop("device"):
             if device not in ("cpu", "auto"):
-                raise typer.BadParameter(
-                    f"--device {device}: a recipe trains on cpu, or on what is there (auto)"
-                )
+                raise typer.BadParameter(f"--device {device}: cpu, or auto (whatever is there)")
             given["cpu"] = device == "cpu"
         try:
             require("recipes", "finetune")
@@ -69,12 +69,13 @@ def command_of(recipe: str, kind: type[Settings]) -> Callable[..., None]:
         "config": ("", Annotated[str, told]),
         "device": ("", Annotated[str, where]),
     }
+    takes_inputs = any(f.name == "inputs" for f in fields(kind))
     for f in fields(kind):
-        names = ("--data",) if f.name == "inputs" else ()
+        names = SPELLED.get(f.name, ()) if takes_inputs else ()
         option = typer.Option(*names, help=f.metadata["help"], hidden=f.name in OLDER)
         options[f.name] = (f.default, Annotated[type(f.default), option])
         if f.name == "model":
-            target = typer.Argument(metavar="[MODEL]", help=f.metadata["help"], show_default=str(f.default))
+            target = typer.Argument(metavar="MODEL", help=f.metadata["help"], show_default=str(f.default))
             options["MODEL"] = ("", Annotated[str, target])
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [

@@ -91,7 +91,7 @@ class RepairSettings(Settings):
         "", "What it takes: a shape of normal noise, as 100x1x1, or a folder or zip of pictures."
     )
     channels: int = option(
-        3, "Channels of the pictures that --inputs names: 1 for grey, 3 for colour.", least=1
+        3, "Channels of the pictures that --data names: 1 for grey, 3 for colour.", least=1
     )
     data: str = option(
         "", "Real pictures (folder or zip) whose spectrum is aimed at; without them, typical figures are."

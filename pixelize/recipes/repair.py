@@ -75,14 +75,14 @@ def run(s: RepairSettings) -> dict[str, Any]:
     count = min(s.samples, len(held) // 2)
     if count < 1:
         raise ArgumentError(
-            f"--inputs {s.inputs}: of these {len(held)} is held back, and two are needed, one to choose the "
+            f"--data {s.inputs}: of these {len(held)} is held back, and two are needed, one to choose the "
             "weights by and one to measure on; give at least twenty pictures"
         )
     chosen, fresh = torch.stack([held[i] for i in range(2 * count)]).chunk(2)
     try:
         original = pictures_of(teacher, fresh)
     except RuntimeError as error:
-        raise ArgumentError(f"--inputs {s.inputs}: {s.model} does not take them ({error})") from error
+        raise ArgumentError(f"--data {s.inputs}: {s.model} does not take them ({error})") from error
     validation, test = (chosen, pictures_of(teacher, chosen)), (fresh, original)
     real = None
     if s.data:
@@ -162,7 +162,7 @@ def load_teacher(s: RepairSettings) -> tuple[nn.Module, Any, Any]:
         load_weights(model, s.weights)
     if not shape:
         raise ArgumentError(
-            "--inputs: say what the model takes: a shape such as 100x1x1, or a folder or zip of pictures"
+            "--data: say what the model takes: a shape such as 100x1x1, or a folder or zip of pictures"
         )
     if os.path.exists(shape):
         return model, *load_pictures(shape, s.size, s.channels, limit=s.limit)
@@ -170,7 +170,7 @@ def load_teacher(s: RepairSettings) -> tuple[nn.Module, Any, Any]:
         sizes = tuple(int(n) for n in shape.split("x"))
     except ValueError:
         raise ArgumentError(
-            f"--inputs {shape}: neither a shape such as 100x1x1 nor a folder or zip that exists"
+            f"--data {shape}: neither a shape such as 100x1x1 nor a folder or zip that exists"
         ) from None
     return model, Latents(sizes), Latents(sizes, first=2**21)
 
