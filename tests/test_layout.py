@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -157,3 +158,15 @@ def test_every_package_is_packaged() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {name.removesuffix("__init__").rstrip(".") for name in sources() if name.endswith("__init__")}
     assert sorted(listed) == sorted(f"pixelize.{f}" if f else "pixelize" for f in folders)
+
+
+def test_the_rooms_are_those_that_contributors_are_told_of() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    told = set(re.findall(r"^ *([a-z_]+)/(?: |$)", text, re.M))
+    rooms = {f.parent.name for f in sources().values() if f.name == "__init__.py"}
+    nested = {f.parent.name for f in sources().values() if f.parent.parent.name == "recipes"}
+    assert told - {"tests"} == rooms - nested
+
+
+def test_one_version_is_stated() -> None:
+    assert f"version: {pixelize.__version__}\n" in (ROOT / "CITATION.cff").read_text()
