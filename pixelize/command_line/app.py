@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +51,7 @@ given with `--arch`), or `.onnx`; a folder of diffusers, transformers or `pixeli
 
 {EXIT_CODES}""",
 )
-for _name, _command in {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "repair": repair_command,
     "apply": apply_command,
     "measure": measure_command,
@@ -60,7 +61,8 @@ for _name, _command in {
     "fold": fold_command,
     "export": export_command,
     "bench": bench_command,
-}.items():
+}
+for _name, _command in _COMMANDS.items():
     app.command(_name, context_settings=SETTINGS)(_command)
 
 

@@ -122,7 +122,7 @@ def parse(text: bytes, where: str) -> SavedPlan:
 
 
 def _site(entry: dict[str, Any]) -> SavedSite:
-    pairs = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["geometry"].items()}
+    pairs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["geometry"].items()}
     site = Site(
         entry["name"], tuple(entry["names"]), entry["kind"], entry["type"], Geometry(**pairs),
         entry["options"],

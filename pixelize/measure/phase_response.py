@@ -107,8 +107,10 @@ def _layer_gains(layer: nn.ConvTranspose2d, geometry: Geometry) -> dict[Phase, T
     layer = baked(layer)
     if isinstance(layer, PixelDCL):
         first = _by_output(_float64(layer.weight).sum((2, 3)), geometry.groups)
-        phases = [(a, b) for a in range(geometry.stride[0]) for b in range(geometry.stride[1])]
-        gains = {phase: first if phase == layer.anchor else torch.zeros_like(first) for phase in phases}
+        phases: list[Phase] = [(a, b) for a in range(geometry.stride[0]) for b in range(geometry.stride[1])]
+        gains: dict[Phase, Tensor] = {
+            phase: first if phase == layer.anchor else torch.zeros_like(first) for phase in phases
+        }
     else:
         gains = _gains(geometry, layer.weight)
     if isinstance(layer, iPixelDCL) and layer.input_gate is not None:

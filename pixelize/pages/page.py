@@ -111,7 +111,7 @@ def render(found: Findings, training: Curves | None = None) -> str:
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(
-        resources.files("pixelize.pages").joinpath("assets", TEMPLATE).read_text("utf-8")
+        resources.files("pixelize.pages").joinpath("assets").joinpath(TEMPLATE).read_text("utf-8")
     )
     shown = (
         tiles(found.pictures, next(iter(found.pictures)), period=found.period, rows=SHOWN)

@@ -27,6 +27,8 @@ class BoundaryIoU(Metric):
     """
 
     full_state_update = False
+    intersection: Tensor
+    union: Tensor
 
     def __init__(self, classes: int, ignore: int = 255, share: float = 0.02, **options: Any) -> None:
         super().__init__(**options)

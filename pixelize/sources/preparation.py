@@ -45,7 +45,10 @@ class Preparation:
         """The range of values in words."""
         if not self.mean:
             return "[0, 1]"
-        names = {SIGNED: "[-1, 1]", IMAGENET: "ImageNet's mean and deviation taken out"}
+        names: dict[tuple[Any, ...], str] = {
+            SIGNED: "[-1, 1]",
+            IMAGENET: "ImageNet's mean and deviation taken out",
+        }
         given = f"mean {self.mean} and deviation {self.deviation} taken out"
         return next((told for values, told in names.items() if values == (self.mean, self.deviation)), given)
 
