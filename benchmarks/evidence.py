@@ -118,6 +118,20 @@ def designs_table(name: str = "models_designs_cpu") -> str:
     return markdown(rows)
 
 
+def palette_table(name: str = "new_palette") -> str:
+    """Arms of benchmarks/new_palette.py: what a trained model is worth on new colours, before and after."""
+    data = json.loads((RESULTS / f"{name}.json").read_text())
+    metrics = ("mIoU", "boundary IoU", "accuracy")
+    rows = [["arm", "seeds", "trained numbers", *metrics]]
+    rows.append(["as it came", "", "0", *(f"{data['as it came'][m]:.3f}" for m in metrics)])
+    for arm, found in data.items():
+        if arm not in ("settings", "as it came"):
+            means = (statistics.fmean(r[m] for r in found["results"]) for m in metrics)
+            trained = f"{found['facts']['trained']:,}"
+            rows.append([f"`{arm}`", str(len(found["seeds"])), trained, *(f"{x:.3f}" for x in means)])
+    return markdown(rows)
+
+
 def _mean(values: Any) -> str:
     values = list(values)
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -176,6 +190,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "linknet": lambda: recipe_table("camvid_smp_linknet_small", ["mIoU", "accuracy"]),
     "unet": lambda: recipe_table("camvid_smp_unet_small", ["mIoU", "accuracy"]),
     "vae": lambda: recipe_table("vae_faces_small", ["PSNR", "SSIM", "samples (1/2,1/2) dB"]),
+    "palette": palette_table,
     "designs": designs_table,
     "repair": lambda: repair_table(["gan_repair", "gan_repair_short", "gan_repair_adapter"]),
 }

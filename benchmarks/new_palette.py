@@ -1,9 +1,9 @@
 """How far an adapter (depthwise dependency kernels alone) takes a trained segmentation model to a new domain:
 CamVid with red and blue exchanged.
 
-    python benchmarks/new_palette.py --data camvid256.zip --weights runs/camvid/dcl-k4-seed0/best.safetensors
+    python benchmarks/new_palette.py --data camvid256.zip --weights runs/camvid/dcl-k3-seed0/best.safetensors
 
-The weights are those of the recipe's U-Net, arm dcl-k4. Fine-tuned side by side: the model itself (control),
+The weights are those of the recipe's U-Net, arm dcl-k3. Fine-tuned side by side: the model itself (control),
 its iPixelDCL with depthwise dependencies, and that one's dependency kernels alone, at `--adapter-lr`. Writes
 benchmarks/results/new_palette.json and .md; `as it came` is the model before, on the new pictures.
 """
@@ -49,7 +49,7 @@ def exchanged(source: Path, target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="An adapter for CamVid with red and blue exchanged.")
     parser.add_argument("--data", required=True, type=Path, help="CamVid, a zip")
-    parser.add_argument("--weights", required=True, help="of the recipe's U-Net, arm dcl-k4")
+    parser.add_argument("--weights", required=True, help="of the recipe's U-Net, arm dcl-k3")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--steps", type=int, default=184)
@@ -70,8 +70,9 @@ def main() -> None:
     for arm in args.arms.split(","):
         rate = args.adapter_lr if arm == "adapter" else args.lr
         s = SegmentationSettings(
-            data=str(data), out=str(args.work), weights=args.weights, size=args.size, width=args.width,
-            batch=8, steps=args.steps, eval_every=args.steps, warmup=args.steps // 10, seeds=args.seeds,
+            data=str(data), out=str(args.work), weights=args.weights, size=args.size, batch=8,
+            model=f"pixelize.recipes.models.unet:UNet?classes=11&arm=dcl-k3&width={args.width}",
+            steps=args.steps, eval_every=args.steps, warmup=args.steps // 10, seeds=args.seeds,
             arms=arm, lr=rate, cpu=True, threads=1, precision="bf16", channels_last=True,
         )  # fmt: skip
         if not found:
