@@ -64,12 +64,26 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path: Path) -> Non
             call(Decoder())
 
 
-def test_a_copy_that_fails_half_way_is_undone() -> None:
+def test_values_that_are_not_there_are_refused_before_anything_is_written() -> None:
     adapter = pixelize.adapter_state_dict(trained())
-    model = fresh()
-    before = {n: t.clone() for n, t in model.state_dict().items()}
     last = sorted(adapter)[-1]
-    broken = {**adapter, last: adapter[last].to("meta")}
-    with pytest.raises((NotImplementedError, RuntimeError)):
-        pixelize.load_adapter(model, broken)
-    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    for told, value in (("meta", adapter[last].to("meta")), ("no such kernel", [0.0])):
+        model = fresh()
+        before = {n: t.clone() for n, t in model.state_dict().items()}
+        with pytest.raises(pixelize.LoadError, match=told):
+            pixelize.load_adapter(model, {**adapter, last: value})
+        assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    with pytest.raises(pixelize.LoadError, match="meta"):
+        pixelize.load_adapter(fresh().to("meta"), adapter)
+
+
+def test_every_layer_with_dependency_kernels_and_compiled_models_are_known() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(pixelize.iPixelDCL1d(3, 2, 4, 2, 1), pixelize.PixelDCL3d(2, 2, 2, 2))
+
+    one, other = build(), build()
+    adapter = pixelize.adapter_state_dict(torch.compile(one))
+    assert sorted(adapter) == sorted(n for n, _ in one.named_parameters() if "dependency_kernels" in n)
+    pixelize.load_adapter(torch.compile(other), adapter)
+    kept = {n: torch.equal(t, one.state_dict()[n]) for n, t in other.state_dict().items()}
+    assert all(equal == ("dependency_kernels" in name) for name, equal in kept.items())

@@ -24,13 +24,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pixelize.errors import LoadError, PixelizeError
-from pixelize.layers.pixel_dcl import PixelDCL2d, iPixelDCL2d
+from pixelize.layers.dependency_kernels import PixelDependencies
 from pixelize.rewrites.state.change import change
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The dependency kernels of all pixel deconvolutions in ``model`` by qualified name, shared ones once:
-    detached and contiguous, otherwise as ``state_dict`` gives them.
+    """The dependency kernels of all pixel deconvolutions and convolutions in ``model`` by qualified name,
+    those of shared layers once: detached and contiguous, otherwise as ``state_dict`` gives them. A compiled
+    model's names are those of the model itself.
 
     Raises PixelizeError if there is none.
     """
@@ -47,7 +48,7 @@ def load_adapter(model: nn.Module, adapter: Mapping[str, Tensor] | str | os.Path
     Raises:
         LoadError: the file cannot be read, or names or shapes differ from this model's. The model is then as
             it was.
-        PixelizeError: the model has no pixel deconvolution.
+        PixelizeError: the model has no such layer.
     """
     kernels = _kernels(model)
     if isinstance(adapter, Mapping):
@@ -60,14 +61,16 @@ def load_adapter(model: nn.Module, adapter: Mapping[str, Tensor] | str | os.Path
             raise LoadError(f"{where}: not a readable safetensors file ({error})") from error
     for name in sorted(kernels.keys() | given.keys()):
         has, told = kernels.get(name), given.get(name)
-        if has is None or told is None or has.shape != told.shape:
-            there, here = ("no such kernel" if t is None else str(tuple(t.shape)) for t in (told, has))
+        if not (isinstance(has, Tensor) and isinstance(told, Tensor)) or has.shape != told.shape:
+            there, here = (
+                str(tuple(t.shape)) if isinstance(t, Tensor) else "no such kernel" for t in (told, has)
+            )
             raise LoadError(
                 f"{name}: {there} in {where}, {here} in this {type(model).__name__}; convert it as the model "
                 "was from which the adapter comes (the same layer, sites and dependency arguments)"
             )
-        if has.device.type == "meta":
-            raise LoadError(f"{name}: it is on the meta device; give the model its weights first")
+        if has.is_meta or told.is_meta:
+            raise LoadError(f"{name}: on the meta device there are no values; give both their weights first")
     with change(model, kernels.values()), torch.no_grad():
         for name, parameter in kernels.items():
             parameter.copy_(given[name])
@@ -75,10 +78,11 @@ def load_adapter(model: nn.Module, adapter: Mapping[str, Tensor] | str | os.Path
 
 
 def _kernels(model: nn.Module) -> dict[str, nn.Parameter]:
+    model = getattr(model, "_orig_mod", model)
     found = {
         f"{name}.{own}" if name else own: parameter
         for name, module in model.named_modules()
-        if isinstance(module, iPixelDCL2d | PixelDCL2d)
+        if isinstance(module, PixelDependencies)
         for own, parameter in module.named_parameters()
         if own.startswith("dependency_kernels.")
     }
