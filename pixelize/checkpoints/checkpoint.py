@@ -54,14 +54,20 @@ def bytes_of(tensor: Tensor) -> bytes:
     """The elements in row-major order, as the machine holds them."""
     if tensor.numel() == 0:
         return b""  # of which torch shows no view
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return _as_bytes(tensor).numpy().tobytes()
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are of one type and shape and equal to the bit (NaN equals itself)."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    return a.layout == b.layout == torch.strided and bytes_of(a) == bytes_of(b)
+    if a.layout != torch.strided or b.layout != torch.strided:
+        return False
+    return a.numel() == 0 or torch.equal(_as_bytes(a), _as_bytes(b))
 
 
 def hash_of(tensor: Tensor) -> str:

@@ -13,6 +13,7 @@ from pixelize.errors import LoadError
 from pixelize.extras import require
 from pixelize.sources.preparation import Preparation
 
+_TYPES = {"tensor(float16)": torch.float16, "tensor(double)": torch.float64}
 OPSETS = (13, 11, 16)
 """Tried one after the other for a graph with operators that onnx2torch does not know in the graph's own."""
 
@@ -52,7 +53,9 @@ def run_onnx(path: Path, inputs: Tensor) -> list[Tensor] | None:
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        found = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+        first = session.get_inputs()[0]
+        kind = _TYPES.get(first.type, torch.float32)
+        found = session.run(None, {first.name: inputs.to(kind).numpy()})
     except Exception as error:  # onnxruntime's own errors
         text = " ".join(str(error).split())[:160]
         raise LoadError(f"{path}: onnxruntime cannot run it ({text})") from error
