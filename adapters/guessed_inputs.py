@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -11,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pixelize.adapters.adapter import call
-from pixelize.rewrites.seeing.capture import undisturbed
-from pixelize.rewrites.seeing.on_meta import shapes_of, weightless
+from pixelize.rewrites.seeing.apart import apart, copied_inputs
 
 
 def place_of(model: nn.Module) -> dict[str, Any]:
@@ -34,28 +32,28 @@ def noise(model: nn.Module, *shape: int) -> Tensor:
 
 
 def runs(model: nn.Module, inputs: Any) -> bool:
-    """Whether the model takes these inputs; it is run in evaluation mode and left as it was.
-
-    Run for shapes alone if it can be, else on the numbers.
-    """
+    """Whether the model takes these inputs: a copy of it is run in evaluation mode."""
     if any(is_lazy(p) for p in model.parameters()):  # running it would initialise it
         return False
-    for place in (weightless, nullcontext):
-        given = shapes_of(inputs) if place is weightless else inputs
-        try:
-            with undisturbed(model), place(model):
-                call(model, given)
-            return True
-        except Exception:  # a stranger's forward may raise anything
-            continue
-    return False
+    with apart(model) as copy:
+        return _runs(copy, inputs)
+
+
+def _runs(model: nn.Module, inputs: Any) -> bool:
+    try:
+        call(model, copied_inputs(inputs))
+        return True
+    except Exception:  # a stranger's forward may raise anything
+        return False
 
 
 def first_that_runs(model: nn.Module, candidates: list[Any]) -> Any:
     """The first of ``candidates`` that the model takes. Raises ValueError if it takes none."""
-    for inputs in candidates:
-        if runs(model, inputs):
-            return inputs
+    if not any(is_lazy(p) for p in model.parameters()):
+        with apart(model) as copy:
+            for inputs in candidates:
+                if _runs(copy, inputs):
+                    return inputs
     raise ValueError(
         f"no example inputs are known for this {type(model).__name__}: "
         "pass example_inputs, what its forward takes"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pixelize.rewrites.applying.outline import outline
+from pixelize.rewrites.applying.outline import inline, outline
 from pixelize.rewrites.finding.survey import survey
 from pixelize.rewrites.idioms.registry import canonical, check_site, replacement
 from pixelize.rewrites.site import (
@@ -29,6 +29,7 @@ __all__ = [
     "canonical",
     "check_site",
     "geometry_of",
+    "inline",
     "outline",
     "replacement",
     "state_of",

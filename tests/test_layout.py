@@ -41,6 +41,7 @@ INNER = {
         ("state",),
         ("seeing",),
         ("graph",),
+        ("watching",),
         ("idioms",),
         ("finding",),
         ("applying",),

@@ -39,6 +39,7 @@ class _UpsamplingPass(PassBase):
             module = graph_module.get_submodule(site.name)
             layer = plain_layer(canonical(site, module), module)
             if not _fused(graph_module, site, layer):
+                outline(graph_module, [site])
                 become(module, state_of(replacement(site, module, layer)))
         graph_module.recompile()
         return PassResult(graph_module, bool(sites))
@@ -48,9 +49,16 @@ class OutlineConvTranspose(PassBase):
     """``F.conv_transpose2d`` (or its aten operator) with a parameter for its weight becomes a call of an
     ``nn.ConvTranspose2d`` module.
 
-    def forward(self, x):                                     def forward(self, x):
-        w = self.up_w                                             return self.up_w_conv_transpose(x)
-        return torch.conv_transpose2d(x, w, stride=2)
+    Before::
+
+        def forward(self, x):
+            w = self.up_w
+            return torch.conv_transpose2d(x, w, stride=2)
+
+    After::
+
+        def forward(self, x):
+            return self.up_w_conv_transpose(x)
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
@@ -63,9 +71,16 @@ class OutlineConvTranspose(PassBase):
 class ResizeConvToConvTranspose(_UpsamplingPass):
     """A nearest or bilinear resize and the convolution that reads it become one transposed convolution.
 
-        def forward(self, x):                                     def forward(self, x):
-            u = interpolate(x, scale_factor=2)                        return self.conv(x)     # an
-            nn.ConvTranspose2d now return self.conv(u)
+    Before::
+
+        def forward(self, x):
+            u = interpolate(x, scale_factor=2)
+            return self.conv(u)
+
+    After, ``conv`` being an ``nn.ConvTranspose2d`` now::
+
+        def forward(self, x):
+            return self.conv(x)
 
     Where a skip is concatenated in between, or the resize has other readers, it stays, and the convolution's
     module becomes a :class:`pixelize.rewrites.idioms.resize_conv_module.ResizeConv2d`; likewise where a
@@ -78,9 +93,8 @@ class ResizeConvToConvTranspose(_UpsamplingPass):
 
 class PixelShuffleToConvTranspose(_UpsamplingPass):
     """The convolution before a pixel shuffle becomes a transposed convolution, unshuffled again
-    (:class:`pixelize.rewrites.idioms.pixel_shuffle.ShuffleConv2d`), so that what stands between the two
-    sees what it
-    saw."""
+    (:class:`pixelize.rewrites.idioms.pixel_shuffle.ShuffleConv2d`), so that what stands between the two sees
+    what it saw."""
 
     kinds = ("pixel_shuffle",)
 

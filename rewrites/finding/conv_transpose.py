@@ -6,7 +6,9 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import prune
 
+from pixelize.rewrites.idioms.resize_conv import INSTANCE_FORWARD, PRUNED
 from pixelize.rewrites.site import Site, Skipped, geometry_of
 
 _WRAPPERS = {
@@ -84,12 +86,19 @@ def _refusal(module: nn.Module) -> str | None:
         return "stride 1 does not up-sample"
     if hasattr(module, "dependency_kernels"):
         return "converted already: pixelize.revert(model) undoes a conversion"
+    if "forward" in module.__dict__:
+        return INSTANCE_FORWARD
+    if prune.is_pruned(module):
+        return PRUNED
     override = _own_forward(type(module))
-    if override is not None and "super" not in override.__code__.co_names:
+    if override is not None and "super" not in getattr(getattr(override, "__code__", None), "co_names", ()):
         return (
             f"{kind}.forward does not go through nn.ConvTranspose2d.forward; "
             "make it call super().forward(), or exclude it"
         )
+    c_in, c_out, groups = module.in_channels, module.out_channels, module.groups
+    if tuple(module.weight.shape) != (c_in, c_out // groups, *module.kernel_size):
+        return f"its weight has the shape {tuple(module.weight.shape)}, which its attributes do not tell"
     return None
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from pixelize.rewrites.finding.enclosing import enclosing
 from pixelize.rewrites.graph.flow import Flow, read_by
 from pixelize.rewrites.graph.operators import Op
-from pixelize.rewrites.graph.own_forward import attribute_of, functional_calls, module_name, traced
-from pixelize.rewrites.idioms import resize_conv
+from pixelize.rewrites.idioms.registry import matched
 from pixelize.rewrites.site import Site, Skipped, geometry_of
+from pixelize.rewrites.watching.watched import Settings, has_one_graph, refusal, settings_of
 
 
 def scan_functional(model: nn.Module, flow: Flow) -> tuple[list[Site], list[Skipped]]:
     """Every transposed convolution of a graph that no ``nn.ConvTranspose2d`` runs, and every convolution of a
-    resized picture that no ``nn.Conv2d`` runs: those that :func:`outline` can make one, and the others."""
+    resized picture that no ``nn.Conv2d`` runs: those that
+    :func:`pixelize.rewrites.applying.outline.outline` can make one, and the others."""
     sites: dict[str, Site] = {}
     skipped: dict[tuple[str, str], Skipped] = {}
     for node, op in flow.ops.items():
@@ -29,7 +32,7 @@ def scan_functional(model: nn.Module, flow: Flow) -> tuple[list[Site], list[Skip
         module = model.get_submodule(owner)
         if isinstance(module, _ConvNd):  # a module's own call
             continue
-        found = _site(model, owner, module, op, flow)
+        found = _site(model, owner, module, node, op, flow)
         if isinstance(found, Site):
             sites[found.name] = found
         elif found:
@@ -38,8 +41,8 @@ def scan_functional(model: nn.Module, flow: Flow) -> tuple[list[Site], list[Skip
     return list(sites.values()), list(skipped.values())
 
 
-def _site(model: nn.Module, owner: str, module: nn.Module, op: Op, flow: Flow) -> Site | str:
-    path = op.args["weight"].meta.get("state") if isinstance(op.args["weight"], fx.Node) else None
+def _site(model: nn.Module, owner: str, module: nn.Module, node: fx.Node, op: Op, flow: Flow) -> Site | str:
+    path = _state(op.args["weight"])
     if path is None:
         return (
             "its weight is computed at run time (modulated or demodulated for each sample): there is no one "
@@ -48,29 +51,95 @@ def _site(model: nn.Module, owner: str, module: nn.Module, op: Op, flow: Flow) -
     if not isinstance(attribute_of(model, path), nn.Parameter):
         return "its weight is a buffer, a fixed filter and nothing learned"
     prefix = f"{owner}." if owner else ""
-    if not path.startswith(prefix):
-        return f"its weight {path} belongs to another module"
-    try:
-        calls = functional_calls(module, traced(module))
-    except Exception as error:  # a stranger's forward may raise anything
-        return (
-            f"the forward of {type(module).__name__} cannot be traced symbolically ({type(error).__name__})"
-        )
+    bias = op.args.get("bias")
+    bias_path = _state(bias)
+    for what in (path, bias_path):
+        if what is not None and not what.startswith(prefix):
+            return f"its weight {what} belongs to another module"
+    if isinstance(module, fx.GraphModule):
+        if not has_one_graph(module):
+            return f"{type(module).__name__} has more than one graph"
+    elif (reason := refusal(module)) is not None:
+        return f"the forward of {owner or type(model).__name__} cannot be watched: {reason}"
+    if bias is not None and not isinstance(attribute_of(model, bias_path or ""), nn.Parameter):
+        return "its bias is no parameter"
+    settings = settings_of(
+        attribute_of(model, path), bias_path and bias_path.removeprefix(prefix), op.args.get("stride", 1),
+        op.args.get("padding", 0), op.args.get("dilation", 1), op.args.get("groups", 1),
+        op.args.get("output_padding", 0),
+    )  # fmt: skip
+    if settings is None:
+        return "called with numbers that are known only at run time"
     weight = path.removeprefix(prefix)
-    kind = nn.ConvTranspose2d if op.kind == "conv_transpose" else nn.Conv2d
-    mine = [layer for name, layer in calls.values() if name == weight and isinstance(layer, kind)]
-    if not mine:
-        return f"the forward of {type(module).__name__} does not show the call to a symbolic trace"
-    layer, name, where = mine[0], prefix + module_name(weight, op), {"owner": owner, "weight": weight}
+    layer = layer_of(module, weight, settings, op.kind == "conv_transpose")
+    name = prefix + module_name(weight, op)
+    where: dict[str, Any] = {"owner": owner, "weight": weight, "settings": list(settings)}
     if isinstance(layer, nn.ConvTranspose2d):
         if tuple(layer.stride) == (1, 1):
             return "stride 1 does not up-sample"
         return Site(name, (name,), "conv_transpose", "conv_transpose2d", geometry_of(layer), where)
+    others = [user for user in op.args["weight"].users if flow.ops[user].kind != "conv"]
+    if others or _read_by_methods(module, weight):
+        return f"its weight {weight} is read elsewhere too"
     nodes = [n for n, o in flow.ops.items() if o.kind == "conv" and o.args.get("weight") is op.args["weight"]]
-    sources = [s for n in nodes if (b := flow.blocks.get(read_by(flow, n))) is not None for s in b.sources]
-    if any(flow.ops[s].args["scale"] is None for s in sources):
-        return "resized to a given size: whether its factor is the same at another size cannot be seen"
-    found = resize_conv.match(flow, name, (name,), layer, nodes)
+    found = matched(flow, name, (name,), layer, nodes)
     if not isinstance(found, Site):
         return found or "not always after a resize"
-    return replace(found, type="conv2d", options={**found.options, **where})
+    watched = enclosing(flow, model, (name,), nodes)
+    if isinstance(watched, str):
+        return watched
+    return replace(found, type="conv2d", options={**found.options, **where, **watched})
+
+
+def layer_of(
+    module: nn.Module, weight: str, settings: Settings, transposed: bool
+) -> nn.ConvTranspose2d | nn.Conv2d:
+    """The module that does what ``module``'s forward does as a function, with the same parameters."""
+    parameter = module.get_parameter(weight)
+    bias = None if settings.bias is None else module.get_parameter(settings.bias)
+    first, second = parameter.shape[0], parameter.shape[1] * settings.groups
+    common: dict[str, Any] = {"groups": settings.groups, "bias": bias is not None, "device": "meta"}
+    kernel = (parameter.shape[2], parameter.shape[3])
+    layer: nn.ConvTranspose2d | nn.Conv2d
+    if transposed:
+        layer = nn.ConvTranspose2d(
+            first, second, kernel, settings.stride, settings.padding, settings.output_padding,
+            dilation=settings.dilation, **common,
+        )  # fmt: skip
+    else:
+        layer = nn.Conv2d(
+            second, first, kernel, settings.stride, settings.padding, settings.dilation, **common
+        )
+    layer.weight = parameter
+    if bias is not None:
+        layer.bias = bias
+    layer.training = module.training
+    return layer
+
+
+def attribute_of(module: nn.Module, path: str) -> Any:
+    """The attribute of a dotted path, None if there is none."""
+    prefix, _, attribute = path.rpartition(".")
+    return getattr(module.get_submodule(prefix), attribute, None)
+
+
+def module_name(weight: str, op: Op) -> str:
+    """What the module is called that takes over the calls with a parameter."""
+    return weight.replace(".", "_") + ("_conv_transpose" if op.kind == "conv_transpose" else "_conv")
+
+
+def _state(node: Any) -> str | None:
+    return node.meta.get("state") if isinstance(node, fx.Node) else None
+
+
+def _read_by_methods(module: nn.Module, weight: str) -> bool:
+    """Whether another method than the forward names the parameter."""
+    name = weight.rpartition(".")[2]
+    for cls in type(module).__mro__:
+        if cls in (nn.Module, object):
+            continue
+        for key, method in vars(cls).items():
+            code = getattr(getattr(method, "__func__", method), "__code__", None)
+            if key not in ("forward", "__init__") and code is not None and name in code.co_names:
+                return True
+    return False

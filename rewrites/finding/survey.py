@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from pixelize.rewrites.finding.conv_transpose import qualified_names, scan_conv_transpose
+from pixelize.rewrites.finding.enclosing import enclosing
 from pixelize.rewrites.finding.functional import scan_functional
+from pixelize.rewrites.finding.readers import weight_readers
 from pixelize.rewrites.graph.flow import Flow, analyse, read_by
-from pixelize.rewrites.idioms import pixel_shuffle, resize, resize_conv
+from pixelize.rewrites.idioms import resize
+from pixelize.rewrites.idioms.registry import matched
+from pixelize.rewrites.idioms.replacement import ConvReplacement
 from pixelize.rewrites.seeing.capture import capture
 from pixelize.rewrites.seeing.other_size import at_another_size
 from pixelize.rewrites.site import Site, Skipped, Survey
@@ -71,19 +75,35 @@ def _convolutions(
     used: set[fx.Node] = set()
     for path, nodes in calls.items():
         module = model.get_submodule(path)
-        if not isinstance(module, nn.Conv2d):
+        if not isinstance(module, nn.Conv2d) or isinstance(module, ConvReplacement):
             continue
-        for kind, match in (("resize_conv", resize_conv.match), ("pixel_shuffle", pixel_shuffle.match)):
-            found = match(flow, path, names[id(module)], module, nodes)
-            if found is None:
-                continue
-            if isinstance(found, str):
-                skipped.append(Skipped(path, kind, type(module).__name__, found))
-            else:
-                sites.append(found)
-            used |= {s for n in nodes for s in _sources(flow, n)}
-            break
+        mine = names[id(module)]
+        found = matched(flow, path, mine, module, nodes)
+        if found is None:
+            continue
+        if isinstance(found, Site):
+            found = _placed(found, flow, model, nodes)
+        if isinstance(found, str):
+            skipped.append(Skipped(path, _kind(flow, nodes), type(module).__name__, found))
+        else:
+            sites.append(found)
+        used |= {s for n in nodes for s in _sources(flow, n)}
     return sites, skipped, used
+
+
+def _placed(site: Site, flow: Flow, model: nn.Module, nodes: list[fx.Node]) -> Site | str:
+    """The site with what is to be watched around it, or the reason why it cannot be converted where it is."""
+    reason = weight_readers(model, flow, site.names)
+    if reason is not None:
+        return reason
+    if site.kind == "pixel_shuffle":
+        return site
+    found = enclosing(flow, model, site.names, nodes)
+    return found if isinstance(found, str) else replace(site, options={**site.options, **found})
+
+
+def _kind(flow: Flow, nodes: list[fx.Node]) -> str:
+    return "resize_conv" if any(_sources(flow, n) for n in nodes) else "pixel_shuffle"
 
 
 def _sources(flow: Flow, call: fx.Node) -> frozenset[fx.Node]:
@@ -96,7 +116,6 @@ def _resizes(
 ) -> tuple[list[Site], list[Skipped]]:
     """The resizes that no convolution takes up: those that can be converted by themselves, and the others."""
     names = qualified_names(model)
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(()))
     sites: list[Site] = []
     skipped: list[Skipped] = []
     for path, nodes in calls.items():
@@ -104,9 +123,7 @@ def _resizes(
         if not mine:
             continue
         module = model.get_submodule(path)
-        found = (
-            resize.match(flow, path, names[id(module)], module, mine, like) if len(mine) == len(nodes) else ""
-        )
+        found = resize.match(flow, path, names[id(module)], module, mine) if len(mine) == len(nodes) else ""
         if isinstance(found, Site):
             sites.append(found)
             continue

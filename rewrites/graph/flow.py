@@ -11,13 +11,15 @@ one affine map keeps that.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from math import gcd
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from pixelize.rewrites.graph.operators import Op, describe, shape_of
 
@@ -52,6 +54,8 @@ class Flow:
     it."""
 
     ops: dict[fx.Node, Op]
+    like: Tensor = field(default_factory=lambda: torch.empty(()))
+    """A parameter of the model, for its device and type."""
     blocks: dict[fx.Node, Blocks] = field(default_factory=dict)
     resizes: dict[fx.Node, str] = field(default_factory=dict)
     """Each resize and why its result is no block image, or ``""`` if it is one."""
@@ -63,7 +67,8 @@ class Flow:
 
 def analyse(graph: fx.Graph, root: nn.Module) -> Flow:
     """The block sizes of every value of ``graph``; ``root`` owns the modules that it calls."""
-    flow = Flow({node: describe(node, root) for node in graph.nodes})
+    like = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(()))
+    flow = Flow({node: describe(node, root) for node in graph.nodes}, like)
     changed = _changed_through_views(graph)
     for node, op in flow.ops.items():
         found = _transfer(node, op, flow) if node not in changed else None
@@ -183,24 +188,29 @@ def linear_factor(before: int, after: int, scale: float | None) -> int | None:
     return s if s >= 1 and before * s == after and scale in (None, s) else None
 
 
+@lru_cache(4096)
 def axis_factor(before: int, after: int, scale: float | None, exact: bool) -> int | None:
     """The s for which output index o of a nearest resize reads input o // s along one axis, or None.
 
     ``nearest`` reads floor(o / scale), ``nearest-exact`` floor((o + 1/2) / scale), scale being the given one
-    or after / before.
-    From a single pixel to many there is none: the factor would change with the input's size.
+    or after / before, all in float32. From a single pixel to many there is none: the factor would change
+    with the input's size.
     """
-    ratio = scale if scale is not None and scale > 0 else after / before
-    s = round(ratio) if scale is not None else -(-after // before)
-    if s < 1 or (scale is None and before == 1 and after > 1):
+    if before < 1 or (scale is None and before == 1 and after > 1):
+        return None
+    step = _float32(1 / scale if scale is not None and scale > 0 else before / after)
+    s = round(scale) if scale is not None else -(-after // before)
+    if s < 1 or -(-after // s) != before:
         return None
     shift = 0.5 if exact else 0.0
-    read = [min(int((o + shift) / ratio + 1e-9), before - 1) for o in range(after)]
-    return (
-        s
-        if all(r == min(o // s, before - 1) for o, r in enumerate(read)) and -(-after // s) == before
-        else None
-    )
+    for o in range(after):
+        if min(int(_float32((o + shift) * step)), before - 1) != min(o // s, before - 1):
+            return None
+    return s
+
+
+def _float32(value: float) -> float:
+    return struct.unpack("f", struct.pack("f", value))[0]
 
 
 def _movable(found: Blocks) -> bool:
@@ -309,13 +319,14 @@ def _owner(node: fx.Node) -> object:
     return node.meta.get("owner")
 
 
-def uses(flow: Flow, node: fx.Node, through: tuple[str, ...] = ("alias", "pointwise")) -> list[Any]:
-    """The operations that read ``node``, seen through those of the kinds in ``through`` with no other
-    operand."""
+def uses(flow: Flow, node: fx.Node, through: tuple[str, ...]) -> list[Any]:
+    """The operations that read ``node``, seen through those of the kinds in ``through`` with no other operand
+    (or, where they are affine maps of channels, none but their own weights)."""
     found: list[Any] = []
     for user in node.users:
         op = flow.ops[user]
-        if op.kind in through and len(user.all_input_nodes) == 1:
+        alone = len(user.all_input_nodes) == 1 or (op.kind == "channelwise" and op.args["input"] is node)
+        if op.kind in through and alone:
             found += uses(flow, user, through)
         else:
             found.append((user, op))

@@ -160,7 +160,7 @@ def describe(node: fx.Node, root: nn.Module) -> Op:
         return Op("channelwise", name, {"input": node.args[0] if node.args else node.kwargs.get("input")})
     if name in _ALIASES:
         return Op("alias", name, {"input": node.args[0] if node.args else node.kwargs.get("input")})
-    return Op("pointwise" if _is_pointwise(name) else "other", name)
+    return Op("pointwise" if is_pointwise(name) else "other", name)
 
 
 def _name(node: fx.Node) -> str:
@@ -173,7 +173,8 @@ def _name(node: fx.Node) -> str:
     return _OPERATORS.get(name, name)
 
 
-def _is_pointwise(name: str) -> bool:
+def is_pointwise(name: str) -> bool:
+    """Whether the aten operator of that name makes each value of its result of one value of each operand."""
     if name in _UNTAGGED:
         return True
     packet = getattr(torch.ops.aten, name, None) if name.isidentifier() else None

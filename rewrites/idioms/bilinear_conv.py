@@ -1,7 +1,12 @@
 """Bilinear resize, then convolution: a transposed convolution of the small picture with its edge repeated.
 
-    conv2d(interpolate(x, scale_factor=s, mode="bilinear"), W)  ==  conv_transpose2d(pad(x, q, "replicate"),
-    W', stride=s)
+Before::
+
+    y = conv2d(interpolate(x, scale_factor=s, mode="bilinear"), W)
+
+After::
+
+    y = conv_transpose2d(pad(x, q, "replicate"), W', stride=s)
 
 A bilinear resize (``align_corners=False``) by an integer is a depthwise transposed convolution of x with its
 edge repeated, so W' is its triangular kernel convolved with the flipped W. Beyond the border the resized
@@ -16,12 +21,15 @@ that doubles a rounding error at most.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from pixelize.rewrites.idioms.resize_conv import edge_of
+from pixelize.rewrites.idioms.idiom import Idiom
+from pixelize.rewrites.idioms.replacement import dressed
+from pixelize.rewrites.idioms.resize_conv import canonical, edge_of, is_bilinear, match_mode, stated
 from pixelize.rewrites.idioms.resize_conv_module import ResizeConv2d
 
 
@@ -39,32 +47,13 @@ def _reduced_across(u: Tensor, s: int) -> Tensor:
     return 1.5 * first - 0.5 * second
 
 
-def is_bilinear_image(x: Tensor, factor: Sequence[int]) -> bool:
-    """Whether ``x`` (..., H, W) is a bilinear enlargement by ``factor``, to rounding."""
-    h, w = x.shape[-2:]
-    if h % factor[0] or w % factor[1]:
-        return False
-    eps = torch.finfo(x.dtype).eps
-    x = x.float() if x.dtype.itemsize < 4 else x
-    again = F.interpolate(reduced(x, factor), size=(h, w), mode="bilinear")
-    error = torch.linalg.vector_norm(again - x)
-    return bool(error <= 8 * eps * torch.linalg.vector_norm(x)) or bool(x.isnan().any())
-
-
 class BilinearConv2d(ResizeConv2d):
     """Takes the place of a convolution that reads a bilinearly resized image, alone or concatenated with
     others; see :class:`pixelize.rewrites.idioms.resize_conv_module.ResizeConv2d`.
     """
 
-    looks_resized = staticmethod(is_bilinear_image)
-
-    def _is_resized(self, x: Tensor) -> bool:
-        if not isinstance(x, fx.Proxy) and (x.shape[-2] % self.factor[0] or x.shape[-1] % self.factor[1]):
-            return False  # a size that is no multiple needs no look at the values
-        return super()._is_resized(x)
-
-    def _reflects_a_cut(self, x: Tensor) -> bool:
-        return False
+    def _reaches(self, input: Tensor, top: int, left: int) -> bool:
+        return True
 
     def _up_sampled(self, resized: Tensor) -> Tensor:
         around = (self._around(0), self._around(1))
@@ -105,3 +94,16 @@ class BilinearConv2d(ResizeConv2d):
         ``u``."""
         mode = "constant" if self.options["around"] == "zeros" else self.options["around"]
         return F.pad(u, pads, mode=mode) - F.pad(u, pads, mode="replicate")
+
+
+IDIOM = Idiom(
+    "bilinear_conv",
+    "resize_conv",
+    partial(match_mode, True),
+    lambda site, module: (
+        site.kind != "pixel_shuffle" and isinstance(module, nn.Conv2d) and is_bilinear(site.options)
+    ),
+    stated,
+    canonical,
+    lambda site, module, layer: dressed(BilinearConv2d(layer, module, site.options), module),  # type: ignore[arg-type]
+)

@@ -1,7 +1,12 @@
 """Convolution, then PixelShuffle: a transposed convolution whose kernel holds r*r ordinary ones.
 
-    y = pixel_shuffle(conv2d(x, W, padding=p), r)    ==    y = conv_transpose2d(x, W', stride=r,
-    padding=r(k-1-p))
+Before::
+
+    y = pixel_shuffle(conv2d(x, W, padding=p), r)
+
+After::
+
+    y = conv_transpose2d(x, W', stride=r, padding=r(k-1-p))
 
 The convolution's module is replaced by one that returns ``pixel_unshuffle`` of the layer's output: the
 shuffle that follows puts it right again, and elementwise functions between the two see what they saw. A
@@ -19,22 +24,27 @@ from torch import Tensor, fx, nn
 
 from pixelize.rewrites.graph.flow import Flow, uses
 from pixelize.rewrites.graph.operators import shape_of
-from pixelize.rewrites.idioms.replacement import StandIn
+from pixelize.rewrites.idioms.idiom import Idiom
+from pixelize.rewrites.idioms.replacement import ConvReplacement, dressed
 from pixelize.rewrites.idioms.resize_conv import conv_refusal, own_padding
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
 
+THROUGH = ("alias", "pointwise", "channelwise", "dropout")
+"""What may stand between the convolution and the shuffle: it sees what it saw."""
 _MOVES = ("view", "reshape", "permute", "transpose", "_unsafe_view", "unflatten", "clone", "contiguous")
 
 
 def match(
-    flow: Flow, name: str, names: tuple[str, ...], module: nn.Conv2d, calls: list[fx.Node]
+    flow: Flow, name: str, names: tuple[str, ...], module: nn.Module, calls: list[fx.Node]
 ) -> Site | str | None:
     """The site that a convolution is whose output is shuffled and goes nowhere else; a reason or None if it
     is none."""
+    if not isinstance(module, nn.Conv2d):
+        return None
     shuffles: set[tuple[int, tuple[int, ...] | None]] = set()
     others = set()
     for call in calls:
-        for user, op in uses(flow, call):
+        for user, op in uses(flow, call, THROUGH):
             if op.kind == "shuffle":
                 shuffles.add((int(op.args["factor"]), None))
                 continue
@@ -136,7 +146,7 @@ def are_options(options: Mapping[str, Any], module: nn.Conv2d) -> bool:
     return order is None or sorted(order) == list(range(module.out_channels))
 
 
-def canonical(site: Site, module: nn.Conv2d) -> TransposedConv:
+def canonical(site: Site, module: nn.Module) -> TransposedConv:
     """The transposed convolution that convolution and shuffle are together: W'[r(k-1-t) + a] = W[t] of phase
     a.
 
@@ -169,7 +179,15 @@ def _ordered(values: Tensor, order: list[int] | None) -> Tensor:
     return values if order is None else values[list(order)]
 
 
-class ShuffleConv2d(StandIn):
+def unshuffled(x: Tensor, r: int) -> Tensor:
+    """``F.pixel_unshuffle``, of an empty batch too."""
+    if isinstance(x, fx.Proxy) or x.shape[0] != 0:
+        return F.pixel_unshuffle(x, r)
+    *batch, c, h, w = x.shape
+    return x.new_empty(*batch, c * r * r, h // r, w // r) + 0 * x.sum()
+
+
+class ShuffleConv2d(ConvReplacement):
     """Takes the place of a convolution whose output is shuffled: pixel_unshuffle(layer(x)) and what the bias
     differs by from phase to phase.
 
@@ -206,10 +224,23 @@ class ShuffleConv2d(StandIn):
 
     def forward(self, input: Tensor) -> Tensor:
         """What the convolution gave for ``input``."""
-        y = F.pixel_unshuffle(self.layer(input), self.factor)
-        y = y if self.phase_bias is None else y + self.phase_bias[:, None, None]
-        return y if self.places is None else y[:, self.places]
+        y = unshuffled(self.layer(input), self.factor)
+        y = y if self.phase_bias is None else y + self.phase_bias.to(y.dtype)[:, None, None]
+        return y if self.places is None else y[..., self.places, :, :]
 
     def extra_repr(self) -> str:
         """The shuffle's factor."""
         return f"factor={self.factor}"
+
+
+IDIOM = Idiom(
+    "pixel_shuffle",
+    "pixel_shuffle",
+    match,
+    lambda site, module: site.kind == "pixel_shuffle" and isinstance(module, nn.Conv2d),
+    lambda site, options, module: (
+        geometry(module, options["factor"]) if are_options(options, module) else None  # type: ignore[arg-type]
+    ),
+    canonical,
+    lambda site, module, layer: dressed(ShuffleConv2d(layer, module, site.options), module),  # type: ignore[arg-type]
+)

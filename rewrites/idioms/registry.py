@@ -1,40 +1,73 @@
-"""The two questions a conversion asks of a site of any kind: what transposed convolution is it, and what
-takes its module's place."""
+"""All idioms, and the two questions that a conversion asks of a site of any of them.
+
+A new idiom is a file with an :class:`~pixelize.rewrites.idioms.idiom.Idiom` in it, named here.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import fx, nn
 
-from pixelize.rewrites.idioms import bilinear_conv, pixel_shuffle, resize, resize_conv, resize_conv_module
-from pixelize.rewrites.site import Geometry, Site, TransposedConv, geometry_of
+from pixelize.rewrites.graph.flow import Flow
+from pixelize.rewrites.idioms import bilinear_conv, conv_transpose, pixel_shuffle, resize, resize_conv_module
+from pixelize.rewrites.idioms.idiom import Idiom
+from pixelize.rewrites.site import Site, TransposedConv
 
-FUNCTIONAL = {"owner", "weight"}
-"""Options of a site that is a call in somebody's forward."""
+PLACE = {"owner", "weight", "settings", "watch", "graph"}
+"""Options of a site that tell where it is: in whose forward it is a call, what is to be watched."""
+
+_idioms: dict[str, Idiom] = {}
+
+
+def register(idiom: Idiom) -> None:
+    """Adds an idiom. Raises ValueError if there is one of its name."""
+    if idiom.name in _idioms:
+        raise ValueError(f"there is an idiom {idiom.name!r} already")
+    _idioms[idiom.name] = idiom
+
+
+def idioms() -> tuple[Idiom, ...]:
+    """All idioms, in the order in which they are tried."""
+    return tuple(_idioms.values())
+
+
+for _module in (conv_transpose, resize_conv_module, bilinear_conv, pixel_shuffle, resize):
+    register(_module.IDIOM)
+
+
+def idiom_of(site: Site, module: nn.Module) -> Idiom:
+    """The idiom of a site whose module is ``module``. Raises TypeError if it is none's."""
+    for idiom in _idioms.values():
+        if idiom.owns(site, module):
+            return idiom
+    raise TypeError(f"{site.name}: a site of kind {site.kind} cannot be a {type(module).__name__}")
+
+
+def matched(
+    flow: Flow, name: str, names: tuple[str, ...], module: nn.Module, calls: list[fx.Node]
+) -> Site | str | None:
+    """The site that a convolution is, or the first reason why it cannot be one; None if it up-samples
+    nothing."""
+    reason = None
+    for idiom in _idioms.values():
+        if idiom.match is None or idiom.kind == "resize":
+            continue
+        found = idiom.match(flow, name, names, module, calls)
+        if isinstance(found, Site):
+            return found
+        reason = reason or found
+    return reason
 
 
 def check_site(site: Site, module: nn.Module) -> None:
     """Raises ValueError unless ``site`` is one that a survey of ``module`` could have found: it may come from
     a file.
     """
-    own = {name: value for name, value in site.options.items() if name not in FUNCTIONAL}
-    found: Geometry | str
-    if site.kind == "conv_transpose" and isinstance(module, nn.ConvTranspose2d) and not own:
-        found = geometry_of(module)
-    elif isinstance(module, nn.Upsample) and site.kind == "resize" and resize.are_options(own):
-        found = resize.geometry(site.geometry.in_channels, own)
-    elif (
-        isinstance(module, nn.Conv2d)
-        and site.kind == "pixel_shuffle"
-        and pixel_shuffle.are_options(own, module)
-    ):
-        found = pixel_shuffle.geometry(module, own["factor"])
-    elif (
-        isinstance(module, nn.Conv2d)
-        and site.kind != "pixel_shuffle"
-        and resize_conv.are_options(own, module)
-    ):
-        found = resize_conv.geometry(module, own)
-    else:
+    own = {name: value for name, value in site.options.items() if name not in PLACE}
+    try:
+        found = idiom_of(site, module).stated(site, own, module)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    if found is None:
         raise ValueError(f"no {site.kind} with the options {own}")
     if found != site.geometry:
         raise ValueError(f"its geometry is {found} here, and {site.geometry} there")
@@ -46,16 +79,7 @@ def check_site(site: Site, module: nn.Module) -> None:
 def canonical(site: Site, module: nn.Module) -> TransposedConv:
     """The site as one transposed convolution, its numbers taken (detached) from ``module``, the site's
     module."""
-    if isinstance(module, nn.ConvTranspose2d):
-        bias = None if module.bias is None else module.bias.detach()
-        return TransposedConv(site.geometry, module.weight.detach(), bias)
-    if isinstance(module, nn.Upsample):
-        return resize.canonical(site)
-    if not isinstance(module, nn.Conv2d):
-        raise TypeError(f"{site.name}: a site of kind {site.kind} cannot be a {type(module).__name__}")
-    if site.kind == "pixel_shuffle":
-        return pixel_shuffle.canonical(site, module)
-    return resize_conv.canonical(site, module)
+    return idiom_of(site, module).canonical(site, module)
 
 
 def replacement(site: Site, module: nn.Module, layer: nn.Module) -> nn.Module:
@@ -64,14 +88,4 @@ def replacement(site: Site, module: nn.Module, layer: nn.Module) -> nn.Module:
     The layer itself where the module is a transposed convolution, otherwise a module that holds it as
     ``layer``.
     """
-    if isinstance(module, nn.ConvTranspose2d):
-        return layer
-    if isinstance(module, nn.Upsample):
-        return resize.ResizeTransposed2d(layer, site.options)
-    if not isinstance(module, nn.Conv2d):
-        raise TypeError(f"{site.name}: a site of kind {site.kind} cannot be a {type(module).__name__}")
-    if site.kind == "pixel_shuffle":
-        return pixel_shuffle.ShuffleConv2d(layer, module, site.options)
-    if resize_conv.is_bilinear(site.options):
-        return bilinear_conv.BilinearConv2d(layer, module, site.options)
-    return resize_conv_module.ResizeConv2d(layer, module, site.options)
+    return idiom_of(site, module).replacement(site, module, layer)

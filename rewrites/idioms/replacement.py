@@ -1,11 +1,15 @@
-"""What stands in for a convolution: a module around the layer that makes its up-sampled part."""
+"""What takes the place of a convolution: a module around the layer that makes its up-sampled part."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from pixelize.rewrites.state.subclass import combined
 
-class StandIn(nn.Module):
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+class ConvReplacement(nn.Module):
     """Takes the place of a convolution; ``layer`` does its up-sampling."""
 
     layer: nn.Module
@@ -19,3 +23,21 @@ class StandIn(nn.Module):
     def bias(self) -> Tensor | None:
         """The layer's bias."""
         return self.layer.bias  # type: ignore[return-value]
+
+
+def dressed(new: nn.Module, module: nn.Module) -> nn.Module:
+    """``new``, which is to take the place of ``module``, as one of its kind.
+
+    Of the same class (with the methods of ``new`` before its own), with its attributes, its hooks, and what
+    parameters, buffers and children it has beside weight and bias.
+    """
+    for name, value in module.__dict__.items():
+        if name in _REGISTRIES:
+            mine = new.__dict__[name]
+            for key, held in value.items():
+                if key not in ("weight", "bias"):
+                    mine.setdefault(key, held)
+        elif "hooks" in name or name == "_is_full_backward_hook" or name not in new.__dict__:
+            new.__dict__[name] = value
+    new.__class__ = combined(type(new), type(module))
+    return new

@@ -1,9 +1,15 @@
 """A bare resize, by itself a depthwise transposed convolution; converted only where a caller asks for this
 kind of site.
 
-    interpolate(x, scale_factor=s, mode="nearest")   ==   conv_transpose2d(x, ones(s, s), stride=s, groups=C)
-    interpolate(x, scale_factor=2, mode="bilinear")  ==   conv_transpose2d(pad(x, 1, "replicate"),
-    [1,3,3,1]/4, stride=2, padding=3, groups=C)
+Nearest, by s::
+
+    y = interpolate(x, scale_factor=s, mode="nearest")
+    y = conv_transpose2d(x, ones(s, s), stride=s, groups=C)
+
+Bilinear, by 2::
+
+    y = interpolate(x, scale_factor=2, mode="bilinear")
+    y = conv_transpose2d(pad(x, 1, "replicate"), outer([1, 3, 3, 1]) / 16, stride=2, padding=3, groups=C)
 
 Only a module, ``nn.Upsample``, can be replaced: a call of ``F.interpolate`` in somebody's forward cannot.
 """
@@ -19,14 +25,15 @@ from torch import Tensor, fx, nn
 
 from pixelize.rewrites.graph.flow import Flow, resize_factor
 from pixelize.rewrites.graph.operators import shape_of
+from pixelize.rewrites.idioms.idiom import Idiom
+from pixelize.rewrites.idioms.replacement import dressed
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
 
 
 def match(
-    flow: Flow, name: str, names: tuple[str, ...], module: nn.Module, calls: list[fx.Node], like: Tensor
-) -> Site | str:
-    """The site that a resize module is, or the reason why it is none. ``like``: a parameter of the model, for
-    device and type."""
+    flow: Flow, name: str, names: tuple[str, ...], module: nn.Module, calls: list[fx.Node]
+) -> Site | str | None:
+    """The site that a resize module is, or the reason why it is none."""
     if not isinstance(module, nn.Upsample):
         return "called as a function: only an nn.Upsample module can be replaced"
     shapes = {(shape_of(flow.ops[c].args["input"]) or (0, 0))[1] for c in calls}
@@ -54,8 +61,8 @@ def match(
     options = {
         "factor": list(factor),
         "mode": mode,
-        "dtype": str(like.dtype).removeprefix("torch."),
-        "device": str(like.device),
+        "dtype": str(flow.like.dtype).removeprefix("torch."),
+        "device": str(flow.like.device),
     }
     return Site(name, names, "resize", type(module).__name__, geometry(channels, options), options)
 
@@ -103,7 +110,7 @@ def taps(s: int, bilinear: bool) -> list[float]:
     return [1 - abs(t - (count - 1) / 2) / s for t in range(count)]
 
 
-def canonical(site: Site) -> TransposedConv:
+def canonical(site: Site, module: nn.Module) -> TransposedConv:
     """The resize as a transposed convolution, in the type and on the device of the model that it was found
     in."""
     bilinear = site.options["mode"] == "bilinear"
@@ -115,14 +122,39 @@ def canonical(site: Site) -> TransposedConv:
 
 class ResizeTransposed2d(nn.Module):
     """Takes the place of an ``nn.Upsample``: ``layer`` on the picture, with one more pixel on each side where
-    the resize was bilinear."""
+    the resize was bilinear.
+
+    What is no picture of the layer's channels and type is resized as it was.
+    """
 
     def __init__(self, layer: nn.Module, options: Mapping[str, Any]) -> None:
         super().__init__()
         self.layer = layer.requires_grad_(True)
         self.edge = options["mode"] == "bilinear"
         self.mode, self.scale_factor = options["mode"], tuple(options["factor"])
+        self.channels = int(layer.in_channels)  # type: ignore[call-overload]
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, s H, s W)."""
-        return self.layer(F.pad(input, (1, 1, 1, 1), mode="replicate") if self.edge else input)
+        if isinstance(input, Tensor) and (
+            input.dim() != 4
+            or input.shape[1] != self.channels
+            or input.dtype != next(self.layer.parameters()).dtype
+        ):
+            scale = tuple(float(s) for s in self.scale_factor[: input.dim() - 2])
+            return F.interpolate(input, scale_factor=scale, mode=self.mode)  # type: ignore[arg-type]
+        y = self.layer(F.pad(input, (1, 1, 1, 1), mode="replicate") if self.edge else input)
+        return y.to(input.dtype)  # under autocast a resize keeps its input's type
+
+
+IDIOM = Idiom(
+    "resize",
+    "resize",
+    match,
+    lambda site, module: isinstance(module, nn.Upsample),
+    lambda site, options, module: (
+        geometry(site.geometry.in_channels, options) if are_options(options) else None
+    ),
+    canonical,
+    lambda site, module, layer: dressed(ResizeTransposed2d(layer, site.options), module),
+)

@@ -1,8 +1,13 @@
 """Resize, then convolution: a transposed convolution in disguise.
 
-    u = interpolate(x, scale_factor=s, mode="nearest")          y = conv_transpose2d(x, W', stride=s,
-    padding=k-1-p) y = conv2d(cat([u, skip]), W, padding=p)             ==         + conv2d(skip, W_skip,
-    padding=p)
+Before::
+
+    u = interpolate(x, scale_factor=s, mode="nearest")
+    y = conv2d(cat([u, skip]), W, padding=p)
+
+After::
+
+    y = conv_transpose2d(x, W', stride=s, padding=k-1-p) + conv2d(skip, W_skip, padding=p)
 
 Nearest resize is a transposed convolution with a kernel of s ones, so W' is the full convolution of those
 ones with the flipped W: s+k-1 taps, of which each output phase uses about k/s along each axis. Exact, borders
@@ -20,7 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -29,19 +34,34 @@ from pixelize.rewrites.idioms.resize import is_factor, taps
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
 
 Range = tuple[int, int]
-NO_MIXING = "a 1x1 convolution of a resized picture"
+INSTANCE_FORWARD = (
+    "its forward was set on the instance, as accelerate's hooks do: take them off "
+    "(accelerate.hooks.remove_hook_from_module), convert, and put them on again"
+)
+PRUNED = "pruned: make that permanent first (torch.nn.utils.prune.remove), then convert"
 
 
 def conv_refusal(module: nn.Conv2d) -> str | None:
     """Why a convolution that reads a resized image cannot become a transposed one, or None if it can."""
-    if type(module).forward is not nn.Conv2d.forward:
-        return f"{type(module).__name__} has a forward of its own, not nn.Conv2d's"
+    kind = type(module)
+    if "forward" in module.__dict__:
+        return INSTANCE_FORWARD
+    if kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward:
+        return f"{kind.__name__} has a forward of its own, not nn.Conv2d's"
+    if prune.is_pruned(module):
+        return PRUNED
     if not parametrize.is_parametrized(module) and "weight" not in module._parameters:
         norms = [h for h in module._forward_pre_hooks.values() if isinstance(h, WeightNorm | SpectralNorm)]
         if not norms:
             return "its weight is no parameter, and what computes it is not known"
     if tuple(module.stride) != (1, 1):
         return f"the convolution has stride {tuple(module.stride)}"
+    c_in, c_out, groups = module.in_channels, module.out_channels, module.groups
+    if tuple(module.weight.shape) != (c_out, c_in // groups, *module.kernel_size):
+        return f"its weight has the shape {tuple(module.weight.shape)}, which its attributes do not tell"
+    taken = {"layer", "skip", "options", "factor", "rest", "places", "phase_bias"}
+    if clash := taken & {*module.__dict__, *module._modules, *module._parameters, *dir(kind)}:
+        return f"its attribute {min(clash)!r} has the name of one that its replacement needs"
     return None
 
 
@@ -55,16 +75,18 @@ def own_padding(module: nn.Conv2d) -> tuple[int, int] | None:
     return int(module.padding[0]), int(module.padding[1])
 
 
-def match(
-    flow: Flow, name: str, names: tuple[str, ...], module: nn.Conv2d, calls: list[fx.Node]
+def match_mode(
+    bilinear: bool, flow: Flow, name: str, names: tuple[str, ...], module: nn.Module, calls: list[fx.Node]
 ) -> Site | str | None:
-    """The site that a convolution module is, given all its calls in a graph; a reason if it cannot be one,
-    None if it reads no resize.
+    """The site that a convolution module is which reads a resize of that mode, given all its calls in a
+    graph; a reason if it cannot be one, None if it reads no such resize.
 
     A 1x1 convolution mixes no pixels, makes no pattern and gains nothing: it counts as a bare resize.
     """
+    if not isinstance(module, nn.Conv2d):
+        return None
     seen = [flow.blocks.get(read_by(flow, call)) for call in calls]
-    if not any(seen):
+    if not any(b is not None and (b.mode == "bilinear") == bilinear for b in seen):
         return None
     first = seen[0]
     if first is None or any(
@@ -179,6 +201,12 @@ def is_bilinear(options: Mapping[str, Any]) -> bool:
     return options.get("mode") == "bilinear"
 
 
+def stated(site: Site, options: Mapping[str, Any], module: nn.Module) -> Geometry | str | None:
+    """The geometry of a site with these options, None if :func:`plan` makes no such options for it."""
+    assert isinstance(module, nn.Conv2d)
+    return geometry(module, options) if are_options(options, module) else None
+
+
 def edge_of(around: int, factor: int) -> int:
     """By how many pixels a small picture's edge is repeated so that its bilinear enlargement goes on for
     ``around`` pixels beyond the border: pixel -m lies at (1/2 - m) / s - 1/2, at least 1."""
@@ -209,8 +237,9 @@ def common_factor(factors: Sequence[Factor], bilinear: bool = False) -> tuple[Fa
     return shared, ranges
 
 
-def canonical(site: Site, module: nn.Conv2d) -> TransposedConv:
+def canonical(site: Site, module: nn.Module) -> TransposedConv:
     """The transposed convolution that the resize and its share of the convolution are together."""
+    assert isinstance(module, nn.Conv2d)
     weight = take(module.weight.detach(), site.options["ranges"])
     bias = None if module.bias is None else module.bias.detach().clone()
     full = merge_taps(

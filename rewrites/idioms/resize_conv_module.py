@@ -4,15 +4,29 @@ one and runs a transposed convolution on that."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from pixelize.rewrites.idioms.replacement import StandIn
+from pixelize.rewrites.idioms.idiom import Idiom
+from pixelize.rewrites.idioms.replacement import ConvReplacement, dressed
 from pixelize.rewrites.idioms.resize import taps
-from pixelize.rewrites.idioms.resize_conv import Range, is_bilinear, merge_taps, own_padding, split_taps, take
+from pixelize.rewrites.idioms.resize_conv import (
+    Range,
+    canonical,
+    is_bilinear,
+    match_mode,
+    merge_taps,
+    own_padding,
+    split_taps,
+    stated,
+    take,
+)
+from pixelize.rewrites.watching.claims import Claim, covers
+from pixelize.rewrites.watching.watch import claim_of
 
 
 def complement(ranges: Sequence[Sequence[int]], channels: int) -> list[Range]:
@@ -31,34 +45,24 @@ def pick(x: Tensor, options: Mapping[str, Any]) -> Tensor:
 
 def channels_of(x: Tensor, ranges: Sequence[Sequence[int]]) -> Tensor:
     """The channels of ``x`` (N, C, H, W) that lie in ``ranges``."""
-    if len(ranges) == 1:
-        a, b = ranges[0]
-        return x[:, a:b]
-    return torch.cat([x[:, a:b] for a, b in ranges], 1)
+    parts = [x.narrow(-3, a, b - a) for a, b in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -3)
 
 
-def is_block_image(x: Tensor, factor: Sequence[int]) -> bool:
-    """Whether ``x`` (..., H, W) is constant over blocks of ``factor`` pixels counted from the top left
-    corner."""
-    h, w = x.shape[-2:]
-    small = x[..., :: factor[0], :: factor[1]]
-    whole = small.repeat_interleave(factor[0], -2).repeat_interleave(factor[1], -1)
-    return bool(((whole[..., :h, :w] == x) | x.isnan()).all())
-
-
-class ResizeConv2d(StandIn):
+class ResizeConv2d(ConvReplacement):
     """Takes the place of a convolution that reads a nearest-resized image, alone or concatenated with others.
 
-    It receives what the convolution received, (N, C, H, W), picks the small image out of it, which the resize
-    had only repeated, and runs
-    ``layer`` on that; channels that were not resized go through ``skip``, an ordinary convolution with the
-    remaining weights. A picture whose last blocks are cut (a resize to an odd size), or that was not resized
-    at all, gives what the convolution gave, as far as the layer's weight still is one.
+    It receives what the convolution received, (N, C, H, W). Where it is known in this very call
+    (:func:`pixelize.rewrites.watching.watch.claim_of`) that a resize by ``factor`` made the channels that it
+    is there for, it picks the small image out of them, which the resize had only repeated, and runs ``layer``
+    on that; channels that were not resized go through ``skip``, an ordinary convolution with the remaining
+    weights. In every other call it is the convolution that it replaced, as far as the layer's weight still is
+    one.
 
     Shapes: input (N, C, H, W), output (N, C_out, H', W') as of the convolution.
     """
 
-    looks_resized = staticmethod(is_block_image)
+    takes_claims = True
 
     def __init__(self, layer: nn.Module, module: nn.Conv2d, options: Mapping[str, Any]) -> None:
         super().__init__()
@@ -87,12 +91,14 @@ class ResizeConv2d(StandIn):
             rest = take(module.weight.detach(), self.rest).clone()
             self.skip.weight = nn.Parameter(rest, requires_grad=module.weight.requires_grad)
         self.training = module.training
-        self._looked_at: dict[tuple[int, int, bool], bool] = {}
 
-    def forward(self, input: Tensor) -> Tensor:
-        """What the convolution gave for ``input``, the small image's part of it made by the layer."""
-        resized = pick(input, self.options)
-        if self._is_resized(resized) and not self._reflects_a_cut(resized):
+    def forward(self, input: Tensor, claim: Claim | bool | None = None) -> Tensor:
+        """What the convolution gave for ``input``, the small image's part of it made by the layer.
+
+        ``claim``: what is known of ``input``, where the caller knows it; True for all that is needed.
+        """
+        if self._is_resized(input, claim):
+            resized = pick(input, self.options)
             y = self._up_sampled(resized)
         else:
             x = channels_of(input, self.options["ranges"])
@@ -114,21 +120,28 @@ class ResizeConv2d(StandIn):
             state_dict[prefix + "layer.bias"] = state_dict.pop(prefix + "bias")
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
 
-    def _is_resized(self, x: Tensor) -> bool:
-        """Whether ``x`` repeats its pixels, looked at once for each size and mode; a graph being captured
-        takes it for granted."""
-        if type(x) is not Tensor or x.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    def _is_resized(self, input: Tensor, claim: Claim | bool | None) -> bool:
+        if claim is True:
             return True
-        case = (x.shape[-2], x.shape[-1], self.training)
-        if case not in self._looked_at:
-            self._looked_at[case] = self.looks_resized(x.detach(), self.factor)
-        return self._looked_at[case]
-
-    def _reflects_a_cut(self, x: Tensor) -> bool:
-        """Whether the last block is cut and reflected: one pixel on lies another block."""
-        if isinstance(x, fx.Proxy) or self.options["around"] != "reflect":
+        top, left = self.options["margin"]
+        margin = (self.options["around"], top, left) if top or left else None
+        known = claim_of(input) if claim is None else claim
+        if not covers(known, self._mode, margin, self.factor, self.options["ranges"]):  # type: ignore[arg-type]
             return False
-        return any(x.shape[-2 + i] % self.factor[i] and self._around(i) for i in (0, 1))
+        return not isinstance(input, Tensor) or self._reaches(input, top, left)
+
+    @property
+    def _mode(self) -> str:
+        """The resize's mode: nearest or bilinear."""
+        return "bilinear" if is_bilinear(self.options) else "nearest"
+
+    def _reaches(self, input: Tensor, top: int, left: int) -> bool:
+        """Whether what lies beyond the border is what the layer takes it for: where the last block is cut and
+        reflected, one pixel on lies another block."""
+        if self.options["around"] != "reflect":
+            return True
+        size = (input.shape[-2] - 2 * top, input.shape[-1] - 2 * left)
+        return all(size[i] % self.factor[i] == 0 or self._around(i) == 0 for i in (0, 1))
 
     def _around(self, axis: int) -> int:
         """What the convolution saw beyond the picture on each side of an axis: the margin and its own
@@ -142,15 +155,15 @@ class ResizeConv2d(StandIn):
             y = self.layer(F.pad(small, (q[1], q[1], q[0], q[0]), mode="replicate"))
         else:
             y = self.layer(small)
-        # a symbolic trace knows no sizes and takes whole blocks for granted
+        # what a symbolic trace knows to be resized was so by a number: its blocks are whole
         return y if isinstance(y, fx.Proxy) else self._cut(y, small, resized)  # type: ignore[return-value]
 
     def _cut(self, y: Tensor, small: Tensor, resized: Tensor) -> Tensor:
         """``y`` without what the last blocks have beyond the picture, which the convolution saw as
         padding."""
         (h, w), (sh, sw) = resized.shape[-2:], self.factor
-        if h % sh == 0 and w % sw == 0:
-            return y
+        if torch.compiler.is_compiling() or (h % sh == 0 and w % sw == 0):
+            return y  # of a size that is still open no more is known than that the blocks are whole
         size = [
             (h, w)[i] + 2 * self._around(i) - self.dilation[i] * (self.kernel_size[i] - 1) for i in (0, 1)
         ]
@@ -173,7 +186,8 @@ class ResizeConv2d(StandIn):
         training."""
         if not self._has_kernel():
             raise ValueError(
-                f"a converted resize-convolution got a picture that was not resized by {self.factor}; its "
+                f"a converted resize-convolution got a picture of which it is not known to be resized by "
+                f"{self.factor}; its "
                 f"layer ({type(self.layer).__name__}) cannot stand in for the convolution it replaced: leave "
                 "this module out of the conversion (exclude=...) or use layer='ipixeldcl'"
             )
@@ -199,3 +213,16 @@ class ResizeConv2d(StandIn):
     def extra_repr(self) -> str:
         """The resize's factor and the channels it made."""
         return f"factor={self.factor}, resized channels={self.options['ranges']}"
+
+
+IDIOM = Idiom(
+    "resize_conv",
+    "resize_conv",
+    partial(match_mode, False),
+    lambda site, module: (
+        site.kind != "pixel_shuffle" and isinstance(module, nn.Conv2d) and not is_bilinear(site.options)
+    ),
+    stated,
+    canonical,
+    lambda site, module, layer: dressed(ResizeConv2d(layer, module, site.options), module),  # type: ignore[arg-type]
+)

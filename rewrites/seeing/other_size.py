@@ -8,6 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from pixelize.rewrites.seeing.apart import apart
 from pixelize.rewrites.seeing.capture import recorded
 
 RATIOS = (1.5, 2.0, 0.5)
@@ -32,7 +33,8 @@ def at_another_size(model: nn.Module, example_inputs: Any) -> fx.Graph | None:
     (of those tried)."""
     for ratio in RATIOS:
         try:
-            return recorded(model, resized_inputs(example_inputs, ratio))
+            with apart(model) as copy:
+                return recorded(copy, resized_inputs(example_inputs, ratio))
         except Exception:  # a size that this model does not take
             continue
     return None

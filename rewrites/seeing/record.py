@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 _PLAIN = (int, float, bool, str, torch.memory_format, torch.dtype, torch.device, torch.layout)
-# what the dispatcher shows in parts, in evaluation mode not at all, or not as what it is (weightless.py)
+# what the dispatcher shows in parts, or in evaluation mode not at all
 _WHOLE = {
     "batch_norm",
     "layer_norm",
@@ -31,7 +31,8 @@ _WHOLE = {
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Graph:
     """Runs ``model`` once and returns the graph of the operators it ran.
 
-    Nodes carry ``meta["owner"]`` (the innermost module's qualified name), ``meta["val"]`` (a meta tensor)
+    Nodes carry ``meta["owner"]`` (the innermost module's qualified name), ``meta["calls"]`` (the calls of
+    modules that were going on, the outermost first: name and number of each), ``meta["val"]`` (a meta tensor)
     and, where they are parameters or buffers, ``meta["state"]`` (their qualified name). Raises what the model
     raises.
     """
@@ -39,7 +40,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(recorder.enter(name)))
-        handles.append(module.register_forward_hook(recorder.leave(), always_call=True))
+        handles.append(module.register_forward_hook(recorder.leave, always_call=True))
     try:
         with _Functions(recorder), recorder:
             model(*args, **kwargs)
@@ -54,22 +55,21 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.graph = fx.Graph()
-        self.stack: list[str] = [""]
+        self.calls: list[tuple[str, int]] = []
+        self.count = 0
         self.state = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
         self.nodes: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.shapes: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
 
     def enter(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any) -> None:
-            self.stack.append(name)
+            self.count += 1
+            self.calls.append((name, self.count))
 
         return hook
 
-    def leave(self) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self.stack.pop()
-
-        return hook
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.calls.pop()
 
     def whole(self, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
         self.note(self._call(func, args, kwargs), result)
@@ -89,18 +89,22 @@ class _Recorder(TorchDispatchMode):
         return node
 
     def note(self, node: fx.Node, tensor: Tensor) -> None:
-        node.meta["owner"] = self.stack[-1]
+        self._place(node)
         kind = (tensor.shape, tensor.dtype)
         if kind not in self.shapes:
             self.shapes[kind] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         node.meta["val"] = self.shapes[kind]
         self.nodes[tensor] = node
 
+    def _place(self, node: fx.Node) -> None:
+        node.meta["owner"] = self.calls[-1][0] if self.calls else ""
+        node.meta["calls"] = tuple(self.calls)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         node = self._call(func, args, kwargs)
-        node.meta["owner"] = self.stack[-1]
+        self._place(node)
         if isinstance(result, Tensor):
             self.note(node, result)
         elif isinstance(result, tuple | list):

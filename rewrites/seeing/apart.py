@@ -1,0 +1,85 @@
+"""A model to look at: a copy of the caller's, so that whatever its forward keeps is kept by the copy."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from pixelize.rewrites.state.change import Change
+from pixelize.rewrites.state.modules import devices_of, modules_of, tensors_of
+from pixelize.rewrites.state.random_state import random_state_kept
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@contextmanager
+def apart(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy of ``model`` in evaluation mode, without gradients, whose hooks are off, but for those by which
+    torch computes weights; random numbers go on afterwards as they would have.
+
+    Where a model cannot be copied it is the model itself, put back afterwards.
+    """
+    with random_state_kept(devices_of(model)), torch.no_grad():
+        try:
+            copied = copied_model(model)
+        except Exception:  # a stranger's attributes may not be such as can be copied
+            kept = Change(model, tensors_of(model))
+            try:
+                _quieten(model)
+                yield model
+            finally:
+                kept.undo()
+            return
+        _quieten(copied)
+        yield copied
+
+
+def copied_model(model: nn.Module) -> nn.Module:
+    """``copy.deepcopy``, also of a model that holds values with a gradient history (what a forward kept).
+
+    Raises what copying raises.
+    """
+    with _Copying():
+        return copy.deepcopy(model)
+
+
+def copied_inputs(inputs: Any) -> Any:
+    """``inputs`` with every tensor copied: a forward may write to what it is given."""
+    return tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, inputs)
+
+
+class _Copying(TorchFunctionMode):
+    # torch copies leaves only
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            value, memo = args
+            memo[id(value)] = made = value.detach().clone()
+            return made
+        return func(*args, **(kwargs or {}))
+
+
+def _quieten(model: nn.Module) -> None:
+    for module in modules_of(model):
+        module.training = False
+        for name, child in module._modules.items():
+            if hasattr(child, "_orig_mod") and hasattr(child, "dynamo_ctx"):  # torch.compile(child)
+                module._modules[name] = child._orig_mod
+        for registry in _HOOKS:
+            hooks = module.__dict__.get(registry)
+            if hooks:
+                kept = ((key, hook) for key, hook in hooks.items() if _computes(hook))
+                module.__dict__[registry] = OrderedDict(kept)
+
+
+def _computes(hook: Any) -> bool:
+    """Whether a hook is torch's own: those of weight_norm, spectral_norm and pruning compute weights."""
+    made_by = getattr(hook, "__module__", None) or type(hook).__module__
+    return made_by.startswith("torch.nn.")

@@ -1,0 +1,274 @@
+"""What is known of a value: which of its channels a resize has made, by what factor.
+
+The rules by which a function of torch carries that on from its arguments to its result. They hold for every
+input; what no rule names ends what was known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from pixelize.rewrites.graph.flow import axis_factor
+from pixelize.rewrites.graph.operators import is_pointwise
+
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch >= 2.7
+
+Margin = tuple[str, int, int]
+Run = tuple[int, int, int, int]
+ALL = -1
+"""In the place of a run's end: to the last channel, however many there are."""
+LARGEST = 40
+"""Up to this factor s, floor(o * (1 / s)) in float32, as torch computes it, is o // s."""
+
+
+class Claim(NamedTuple):
+    """What is known of a value (N, C, H, W).
+
+    The channels ``start`` to ``stop`` (exclusive) of each run ``(start, stop, rows, columns)`` are a picture
+    enlarged by the factors ``rows`` and ``columns``; ``mode`` says how, ``"nearest"`` or ``"bilinear"``.
+    ``margin``: what was padded around it since, the padding's mode and its width above and below, left and
+    right.
+    """
+
+    mode: str
+    margin: Margin | None
+    runs: tuple[Run, ...]
+
+
+def covers(
+    claim: Claim | None,
+    mode: str,
+    margin: Margin | None,
+    factor: Sequence[int],
+    ranges: Iterable[Sequence[int]],
+) -> bool:
+    """Whether a claim says that the channels of ``ranges`` are a picture enlarged by ``factor``."""
+    if claim is None or claim.mode != mode or claim.margin != margin:
+        return False
+    for start, stop in ranges:
+        at = start
+        while at < stop:
+            end = at
+            for a, b, rows, columns in claim.runs:
+                if a <= at and (b == ALL or at < b) and _is_multiple(rows, columns, factor, mode):
+                    end = stop if b == ALL else b
+            if end == at:
+                return False
+            at = end
+    return True
+
+
+def _is_multiple(rows: int, columns: int, factor: Sequence[int], mode: str) -> bool:
+    if mode == "bilinear":
+        return rows == factor[0] and columns == factor[1]
+    return rows % factor[0] == 0 and columns % factor[1] == 0
+
+
+def functions(names: Iterable[str]) -> frozenset[Any]:
+    """The functions and methods of torch of these names, operators and those that write in place among
+    them."""
+    found = set()
+    for name in names:
+        for variant in (name, f"{name}_", f"__{name}__", f"__r{name}__", f"__i{name}__"):
+            for owner in (torch, F, Tensor):
+                function = getattr(owner, variant, None)
+                if callable(function) and not isinstance(function, type):
+                    found.add(function)
+    return frozenset(found)
+
+
+POINTWISE = functions(
+    [n for n in {*dir(torch), *dir(Tensor)} if not n.startswith("_") and is_pointwise(n)]
+    + ["truediv", "relu6", "hardtanh", "threshold", "softsign", "logsigmoid", "tanhshrink"]
+)
+CHANNELWISE = functions(
+    ["batch_norm", "instance_norm", "group_norm", "prelu", "dropout2d", "feature_dropout"]
+)
+KINKED = functions(["prelu"])
+ALIASES = functions(
+    ["contiguous", "clone", "to", "type_as", "detach", "float", "half", "double", "bfloat16", "cuda", "cpu"]
+)
+TYPE_AS = functions(["type_as", "to"])
+ITEMS = functions(["getitem"])
+DROPOUTS = functions(["dropout", "alpha_dropout"])
+RESIZES = functions(["interpolate", "upsample", "repeat_interleave"])
+CONCATENATIONS = functions(["cat", "concat", "concatenate"])
+PADS = functions(["pad"])
+# those of any result's own storage that also take what is no longer a resized picture
+FRESH = functions(
+    ["conv2d", "conv_transpose2d", "linear", "matmul", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d",
+     "adaptive_max_pool2d", "mean", "sum", "amax", "amin", "layer_norm", "softmax", "interpolate", "dim",
+     "size", "numel", "stride", "is_contiguous", "is_floating_point", "repeat_interleave"]
+)  # fmt: skip
+
+
+_REPEATS = functions(["repeat_interleave"])
+_FACTORS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)
+
+
+def resized(function: Any, args: Any, kwargs: Any, result: Any, before: Claim | None) -> Claim | None:
+    """What a resize says of its result; ``before`` is what was known of its argument."""
+    if function in _REPEATS:
+        return _repeated(result, before, *args, **kwargs)
+    return _interpolated(result, before, *args, **kwargs)
+
+
+def _interpolated(
+    result: Any,
+    before: Claim | None,
+    input: Any,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Claim | None:
+    if mode not in ("nearest", "nearest-exact", "bilinear") or align_corners or antialias:
+        return None
+    if scale_factor is not None:
+        pair = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
+        if len(pair) != 2 or any(not isinstance(v, (int, float)) or v != int(v) for v in pair):
+            return None
+        rows, columns = int(pair[0]), int(pair[1])
+    elif isinstance(input, Tensor) and result.dim() == 4:
+        rows = _factor(input.shape[-2], result.shape[-2], mode)
+        columns = _factor(input.shape[-1], result.shape[-1], mode)
+    else:
+        return None
+    return _enlarged(result, before, rows, columns, "bilinear" if mode == "bilinear" else "nearest")
+
+
+def _repeated(
+    result: Any, before: Claim | None, input: Any, repeats: Any, dim: Any = None, **_: Any
+) -> Claim | None:
+    if not isinstance(repeats, int) or not isinstance(dim, int):
+        return None
+    if dim not in (2, 3) and (dim not in (-1, -2) or not isinstance(result, Tensor)):
+        return None
+    along_rows = dim in (2, -2)
+    return _enlarged(result, before, repeats if along_rows else 1, 1 if along_rows else repeats, "nearest")
+
+
+def _enlarged(result: Any, before: Claim | None, rows: int, columns: int, mode: str) -> Claim | None:
+    if not 1 <= rows <= LARGEST or not 1 <= columns <= LARGEST or not has_channels(result):
+        return None
+    if rows == columns == 1:
+        return before
+    runs: list[Run] = []
+    at = 0
+    if before is not None and before.margin is None and before.mode == mode == "nearest":
+        for a, b, h, w in before.runs:
+            if a > at:
+                runs.append((at, a, rows, columns))
+            runs.append((a, b, h * rows, w * columns))
+            at = b
+    stop = result.shape[1] if isinstance(result, Tensor) else ALL
+    if at != ALL and (stop == ALL or at < stop):
+        runs.append((at, stop, rows, columns))
+    return Claim(mode, None, tuple(runs))
+
+
+def _factor(before: Any, after: Any, mode: str) -> int:
+    """The factor between two lengths of an axis; 0 where there is none, or none for every call that a graph
+    being captured will be used for."""
+    if torch.jit.is_tracing():
+        return 0
+    if not torch.compiler.is_compiling():
+        if before and after % before == 0 and (mode == "bilinear" or after <= LARGEST * before):
+            return after // before
+        if mode == "bilinear":
+            return 0
+        return axis_factor(before, after, None, mode == "nearest-exact") or 0
+    for factor in _FACTORS:
+        if _holds(after == factor * before):
+            return factor
+    return 0
+
+
+def _holds(condition: Any) -> bool:
+    if torch.compiler.is_dynamo_compiling() and not _is_exporting():
+        return True if condition else False  # noqa: SIM210  (a guard: at other sizes it is compiled anew)
+    return condition if isinstance(condition, bool) else statically_known_true(condition)
+
+
+def has_channels(value: Any) -> bool:
+    """Whether a value is (N, C, H, W); of a symbolic one that is taken from what is done to it."""
+    return value.dim() == 4 if isinstance(value, Tensor) else isinstance(value, fx.Proxy)
+
+
+def concatenated(result: Any, known: Sequence[tuple[Any, Claim | None]], dim: int) -> Claim | None:
+    """What is known of tensors, each with the claim on it, put side by side along ``dim``."""
+    claims = [claim for _, claim in known if claim is not None]
+    if dim not in (1, -3) or not isinstance(result, Tensor) or result.dim() != 4:
+        return None
+    if any(claim.margin != claims[0].margin for claim in claims):
+        return None
+    mode = "nearest" if any(claim.mode == "nearest" for claim in claims) else "bilinear"
+    runs: list[Run] = []
+    at = 0
+    for tensor, claim in known:
+        if claim is not None and claim.mode == mode:
+            runs += [(at + a, at + b, h, w) for a, b, h, w in claim.runs]
+        at += tensor.shape[1]
+    return Claim(mode, claims[0].margin, tuple(runs))
+
+
+def padded(result: Any, claim: Claim, pads: Any, mode: str = "constant", value: Any = None) -> Claim | None:
+    """Symmetric padding: with zeros; with the outermost pixels; or reflected by one pixel, which within a
+    block is the same."""
+    if claim.margin is not None or not isinstance(pads, (tuple, list)) or len(pads) != 4:
+        return None
+    left, right, top, bottom = pads
+    if left != right or top != bottom or left < 0 or top < 0:
+        return None
+    if mode == "constant":
+        return Claim(claim.mode, ("zeros", top, left), claim.runs) if not value else None
+    if mode == "reflect" and claim.mode == "nearest":
+        for _, _, rows, columns in claim.runs:
+            if not (top == 0 or (top == 1 and rows > 1)) or not (left == 0 or (left == 1 and columns > 1)):
+                return None
+    return Claim(claim.mode, (mode, top, left), claim.runs) if mode in ("reflect", "replicate") else None
+
+
+def pointwise(result: Any, operands: Sequence[tuple[Any, Claim | None]]) -> Claim | None:
+    """What is known of a function of corresponding pixels: what was known of all operands alike, those that
+    are the same all over the picture aside."""
+    found: Claim | None = None
+    for operand, claim in operands:
+        if claim is None:
+            if not isinstance(operand, Tensor) or any(d != 1 for d in operand.shape[-2:]):
+                return None
+        elif (found is not None and claim != found) or not movable(claim) or claim.mode != "nearest":
+            return None
+        else:
+            found = claim
+            if isinstance(operand, Tensor) and operand.shape[1:] != result.shape[1:]:
+                return None
+    return found
+
+
+def movable(claim: Claim) -> bool:
+    """Whether a function of the values keeps the margin what it is: a zero may become another number."""
+    return claim.margin is None or claim.margin[0] != "zeros"
+
+
+def sliced(result: Any, claim: Claim, index: Any) -> Claim | None:
+    """``value[:, start:stop]``: some of the channels."""
+    if not isinstance(index, tuple) or len(index) != 2 or index[0] != slice(None):
+        return None
+    part = index[1]
+    if not isinstance(part, slice) or part.step not in (None, 1) or not isinstance(result, Tensor):
+        return None
+    start = part.start or 0
+    if not isinstance(start, int) or start < 0:
+        return None
+    stop = start + result.shape[1]
+    runs = [(max(a, start) - start, min(b, stop) - start, h, w) for a, b, h, w in claim.runs]
+    return Claim(claim.mode, claim.margin, tuple(r for r in runs if r[0] < r[1]))
