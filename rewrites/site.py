@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -52,6 +52,26 @@ class Site:
     type: str
     geometry: Geometry
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def seen_as(self, name: str) -> Site:
+        """The site in a model in which its module is called ``name``: the one that it was found in may be a
+        part of it.
+        """
+        above = next((name.removesuffix(f".{n}") for n in self.names if name.endswith(f".{n}")), "")
+        if name in self.names or not (above or self.name == ""):
+            return self
+        above = above or name  # the part is the site's module itself
+
+        def moved(path: str) -> str:
+            return f"{above}.{path}" if path else above
+
+        options = dict(self.options)
+        for key in ("owner", "graph"):
+            if key in options:
+                options[key] = moved(options[key])
+        if "watch" in options:
+            options["watch"] = [moved(path) for path in options["watch"]]
+        return replace(self, name=name, names=tuple(moved(n) for n in self.names), options=options)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pixelize.inheritance.record import (
     record_of,
     unchanged_since,
 )
-from pixelize.rewrites import become
+from pixelize.rewrites import become, inline
 from pixelize.rewrites.state.change import change
 from pixelize.rewrites.state.splice import State
 from pixelize.running.models import check_model, uncompiled
@@ -38,6 +38,7 @@ def revert(model: nn.Module) -> nn.Module:
     with change(inner):
         for name, module in converted.items():
             become(module, origins[name])  # type: ignore[union-attr]
+        inline(inner)
         forget(inner)
         return model
 

@@ -67,7 +67,7 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
         gates = {
             n: gate_of(m) for n, m in module.named_modules() if isinstance(m, iPixelDCL) and gate_of(m) != 1.0
         }
-        site = record.site
+        site = record.site.seen_as(name)
         sites.append(
             {
                 "name": name,
@@ -204,8 +204,10 @@ def _hash(value: Any) -> bool:
 
 
 def _option(value: Any) -> bool:
-    """Words, numbers, and lists of numbers, two deep; what each means is for the kind of site to say."""
+    """Words, numbers, lists of words, and of numbers two deep; what each means is for the kind of site."""
     if isinstance(value, list):
+        if all(map(_text, value)):
+            return True
         return all(_whole(0)(v) or (isinstance(v, list) and all(map(_whole(0), v))) for v in value)
     return value is None or _text(value) or isinstance(value, bool) or _whole(0)(value)
 

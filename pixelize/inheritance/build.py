@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from pixelize.inheritance.inherit import LAYERS, Design, baked, inherit
 from pixelize.inheritance.prior_fit import InputPrior
@@ -56,11 +56,15 @@ def _plain(form: TransposedConv, module: nn.Module) -> nn.ConvTranspose2d:
         g.dilation,
         device="meta",
     )  # fmt: skip
-    trainable = any(p.requires_grad for p in module.parameters())
-    plain.weight = nn.Parameter(form.weight, requires_grad=trainable)
+    plain.weight = nn.Parameter(form.weight, requires_grad=_is_trained(module, "weight"))
     if form.bias is not None:
-        plain.bias = nn.Parameter(form.bias, requires_grad=trainable)
+        plain.bias = nn.Parameter(form.bias, requires_grad=_is_trained(module, "bias"))
     return plain.train(module.training)
+
+
+def _is_trained(module: nn.Module, name: str) -> bool:
+    value = getattr(module, name, None)  # a resize has no weight of its own
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def layer_name(layer: str, n: int) -> str:

@@ -34,6 +34,7 @@ from pixelize.layers.pixel_dcl import (
 )
 from pixelize.rewrites import TransposedConv, geometry_of
 from pixelize.rewrites.state.evaluation import evaluation
+from pixelize.rewrites.state.subclass import combined
 
 LAYERS: dict[str, dict[int, type[PixelDeconvolution]]] = {
     "ipixeldcl": {1: iPixelDCL1d, 2: iPixelDCL2d, 3: iPixelDCL3d},
@@ -190,8 +191,8 @@ def _class_for(origin: type, layer: type) -> type:
     own_forward = any(
         "forward" in vars(c) for c in origin.__mro__[: origin.__mro__.index(nn.ConvTranspose2d)]
     )
-    bases = (origin, layer) if own_forward else (layer, origin)
-    return type(origin.__name__, bases, {"__module__": origin.__module__, "__doc__": origin.__doc__})
+    first, second = (origin, layer) if own_forward else (layer, origin)
+    return combined(first, second, origin)
 
 
 def reclass(module: nn.Module, old: type, new: type) -> Any:
@@ -199,7 +200,10 @@ def reclass(module: nn.Module, old: type, new: type) -> Any:
     stays.
     """
     kind = type(module)
-    if kind is not old:
+    if kind is not old and "_combined" in vars(kind):
+        first, second, like = vars(kind)["_combined"]
+        kind = combined(new if first is old else first, new if second is old else second, like)
+    elif kind is not old:
         kind = type(
             kind.__name__, tuple(new if base is old else base for base in kind.__bases__), dict(vars(kind))
         )

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 
 from pixelize.errors import ArgumentError, ConversionError
 
@@ -29,7 +30,8 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    return getattr(model, "_orig_mod", model)
+    """What ``torch.compile`` was given, for what it returned; any other model itself."""
+    return model._orig_mod if isinstance(model, OptimizedModule) else model
 
 
 def check_model(model: Any) -> None:

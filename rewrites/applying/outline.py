@@ -23,11 +23,11 @@ from collections.abc import Callable, Iterable
 
 from torch import fx, nn
 
-from pixelize.rewrites.finding.functional import layer_of
+from pixelize.rewrites.finding.functional import from_options, layer_of
 from pixelize.rewrites.graph.operators import describe
 from pixelize.rewrites.site import Site
 from pixelize.rewrites.state.modules import modules_of
-from pixelize.rewrites.watching.watched import Settings, redirect, unwatch, watch
+from pixelize.rewrites.watching.watched import redirect, unwatch, watch
 
 _GRAPH = "_graph_before_conversion"
 
@@ -94,7 +94,7 @@ def _kept(module: nn.Module) -> Callable[[], None]:
 
 def _made_module(owner: nn.Module, site: Site) -> Callable[[], None]:
     undo = _kept(owner)
-    settings = Settings(*(tuple(v) if isinstance(v, list) else v for v in site.options["settings"]))
+    settings = from_options(site.options)
     weight, transposed = site.options["weight"], site.kind == "conv_transpose"
     layer = layer_of(owner, weight, settings, transposed)
     child = site.name.rpartition(".")[2]

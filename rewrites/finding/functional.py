@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -73,7 +74,7 @@ def _site(model: nn.Module, owner: str, module: nn.Module, node: fx.Node, op: Op
     weight = path.removeprefix(prefix)
     layer = layer_of(module, weight, settings, op.kind == "conv_transpose")
     name = prefix + module_name(weight, op)
-    where: dict[str, Any] = {"owner": owner, "weight": weight, "settings": list(settings)}
+    where: dict[str, Any] = {"owner": owner, "weight": weight, **as_options(settings)}
     if isinstance(layer, nn.ConvTranspose2d):
         if tuple(layer.stride) == (1, 1):
             return "stride 1 does not up-sample"
@@ -89,6 +90,19 @@ def _site(model: nn.Module, owner: str, module: nn.Module, node: fx.Node, op: Op
     if isinstance(watched, str):
         return watched
     return replace(found, type="conv2d", options={**found.options, **where, **watched})
+
+
+def as_options(settings: Settings) -> dict[str, Any]:
+    """Settings as a site's options: words and numbers."""
+    pairs = (settings.stride, settings.padding, settings.dilation, settings.output_padding)
+    return {"bias": settings.bias, "settings": [*map(list, pairs), settings.groups]}
+
+
+def from_options(options: Mapping[str, Any]) -> Settings:
+    """What :func:`as_options` made them of. Raises ValueError for what it cannot have made."""
+    *pairs, groups = options["settings"]
+    stride, padding, dilation, output_padding = ((p[0], p[1]) for p in pairs)
+    return Settings(options["bias"], stride, padding, dilation, groups, output_padding)
 
 
 def layer_of(

@@ -35,7 +35,7 @@ from pixelize.rewrites.idioms.resize_conv_module import ResizeConv2d
 
 def reduced(u: Tensor, factor: Sequence[int]) -> Tensor:
     """The picture (..., H, W) of which ``u`` (..., s H, s W) is the bilinear enlargement."""
-    return _reduced_across(_reduced_across(u.mT, factor[0]).mT, factor[1])
+    return _reduced_across(_reduced_across(u.transpose(-1, -2), factor[0]).transpose(-1, -2), factor[1])
 
 
 def _reduced_across(u: Tensor, s: int) -> Tensor:

@@ -12,7 +12,7 @@ from pixelize.rewrites.idioms import bilinear_conv, conv_transpose, pixel_shuffl
 from pixelize.rewrites.idioms.idiom import Idiom
 from pixelize.rewrites.site import Site, TransposedConv
 
-PLACE = {"owner", "weight", "settings", "watch", "graph"}
+PLACE = {"owner", "weight", "bias", "settings", "watch", "graph"}
 """Options of a site that tell where it is: in whose forward it is a call, what is to be watched."""
 
 _idioms: dict[str, Idiom] = {}

@@ -59,7 +59,7 @@ def conv_refusal(module: nn.Conv2d) -> str | None:
     c_in, c_out, groups = module.in_channels, module.out_channels, module.groups
     if tuple(module.weight.shape) != (c_out, c_in // groups, *module.kernel_size):
         return f"its weight has the shape {tuple(module.weight.shape)}, which its attributes do not tell"
-    taken = {"layer", "skip", "options", "factor", "rest", "places", "phase_bias"}
+    taken = {"layer", "skip", "options", "factor", "rest", "inverse", "places", "phase_bias"}
     if clash := taken & {*module.__dict__, *module._modules, *module._parameters, *dir(kind)}:
         return f"its attribute {min(clash)!r} has the name of one that its replacement needs"
     return None
@@ -285,24 +285,24 @@ def _spread(
     return axes
 
 
-def split_taps(
-    weight: Tensor,
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    factor: Sequence[int],
-    bilinear: bool = False,
-) -> Tensor:
-    """The convolution kernel nearest, in least squares, to what :func:`merge_taps` made of it: its left
-    inverse."""
-    rows, columns = (
-        torch.linalg.pinv(axis.mT).to(weight.device, weight.dtype)
-        for axis in _spread(kernel_size, dilation, factor, bilinear)
-    )
-    flat = rows @ weight @ columns.T
+Inverse = list[list[list[float]]]
+
+
+def left_inverse(
+    kernel_size: Sequence[int], dilation: Sequence[int], factor: Sequence[int], bilinear: bool = False
+) -> Inverse:
+    """For each axis the matrix that takes the taps of :func:`merge_taps` back to those of the convolution."""
+    return [torch.linalg.pinv(a.mT).tolist() for a in _spread(kernel_size, dilation, factor, bilinear)]
+
+
+def split_taps(weight: Tensor, kernel_size: Sequence[int], groups: int, inverse: Inverse) -> Tensor:
+    """The convolution kernel nearest, in least squares, to what :func:`merge_taps` made of it."""
+    kind = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    rows, columns = (torch.tensor(axis, dtype=kind, device=weight.device) for axis in inverse)
+    flat = rows @ weight.to(kind) @ columns.transpose(0, 1)
     c_in, c_out = weight.shape[:2]
     grouped = flat.reshape(groups, c_in // groups, c_out, *kernel_size).transpose(1, 2)
-    return grouped.reshape(groups * c_out, c_in // groups, *kernel_size)
+    return grouped.reshape(groups * c_out, c_in // groups, *kernel_size).to(weight.dtype)
 
 
 def take(weight: Tensor, ranges: Sequence[Sequence[int]]) -> Tensor:

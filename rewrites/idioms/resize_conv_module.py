@@ -18,6 +18,7 @@ from pixelize.rewrites.idioms.resize_conv import (
     Range,
     canonical,
     is_bilinear,
+    left_inverse,
     match_mode,
     merge_taps,
     own_padding,
@@ -75,6 +76,7 @@ class ResizeConv2d(ConvReplacement):
         self.in_channels, self.out_channels = module.in_channels, module.out_channels
         self.kernel_size, self.stride, self.dilation = module.kernel_size, module.stride, module.dilation
         self.groups, self.padding, self.padding_mode = module.groups, padding, module.padding_mode
+        self.inverse = left_inverse(self.kernel_size, self.dilation, self.factor, is_bilinear(options))  # type: ignore[arg-type]
         self.skip: nn.Conv2d | None = None
         if self.rest:
             self.skip = nn.Conv2d(
@@ -191,14 +193,7 @@ class ResizeConv2d(ConvReplacement):
                 f"layer ({type(self.layer).__name__}) cannot stand in for the convolution it replaced: leave "
                 "this module out of the conversion (exclude=...) or use layer='ipixeldcl'"
             )
-        return split_taps(
-            self.layer.weight,  # type: ignore[arg-type]
-            self.kernel_size,
-            self.dilation,
-            self.groups,
-            self.factor,
-            is_bilinear(self.options),
-        )
+        return split_taps(self.layer.weight, self.kernel_size, self.groups, self.inverse)  # type: ignore[arg-type]
 
     def _has_kernel(self) -> bool:
         """Whether the layer's weight tells what the convolution was: that of a PixelDCL, or one folded into a

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -70,7 +71,7 @@ def _quieten(model: nn.Module) -> None:
     for module in modules_of(model):
         module.training = False
         for name, child in module._modules.items():
-            if hasattr(child, "_orig_mod") and hasattr(child, "dynamo_ctx"):  # torch.compile(child)
+            if isinstance(child, OptimizedModule):  # torch.compile(child)
                 module._modules[name] = child._orig_mod
         for registry in _HOOKS:
             hooks = module.__dict__.get(registry)
