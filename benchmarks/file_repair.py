@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,11 @@ def photographs() -> str:
 
 
 def text_detector() -> str:
-    """The detection graph of rapidocr-onnxruntime."""
-    import rapidocr_onnxruntime
-
-    folder = Path(rapidocr_onnxruntime.__file__).parent / "models"
-    return str(next(folder.glob("*det*.onnx")))
+    """The detection graph of rapidocr-onnxruntime, which is not imported (it needs OpenCV)."""
+    found = find_spec("rapidocr_onnxruntime")
+    if found is None or found.origin is None:
+        sys.exit("rapidocr-onnxruntime is not installed")
+    return str(next(Path(found.origin).parent.glob("models/*det*.onnx")))
 
 
 def cases() -> dict[str, list[str]]:

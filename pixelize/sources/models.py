@@ -17,22 +17,13 @@ Options follow a ``?`` as ``key=value&key=value``; values are Python literals, a
 from __future__ import annotations
 
 import ast
-import contextlib
-import difflib
 import importlib
 import importlib.util
-import inspect
-import json
 import os
-import re
-import socket
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from urllib.parse import urlsplit
 
 from torch import nn
 
@@ -40,8 +31,8 @@ from pixelize.conversion.saved import load
 from pixelize.conversion.saved_folder import read_plan
 from pixelize.conversion.saved_plan import PLAN
 from pixelize.errors import ArgumentError, LoadError, PixelizeError
-from pixelize.extras import MODULES, require
-from pixelize.sources.trust import WEIGHTS, check_config, refused_part
+from pixelize.sources.libraries import LIBRARIES, library_of, make, package, quiet, short, suggest
+from pixelize.sources.trust import WEIGHTS, refused_part
 
 _FORMS = (
     "demo, smp:NAME, timm:NAME, torchvision:NAME, diffusers:PATH_OR_ID, transformers:PATH_OR_ID, "
@@ -102,7 +93,7 @@ def library_folder(name: str) -> tuple[str, str, Path, dict[str, Any]] | None:
     target, _, query = name.partition("?")
     scheme, _, rest = target.partition(":")
     if Path(target).is_dir() and not Path(target, PLAN).is_file():
-        scheme, rest = _library_of(Path(target)) or "", target
+        scheme, rest = library_of(Path(target)) or "", target
     if scheme not in ("diffusers", "transformers"):
         return None
     options = _options(name, query)
@@ -139,20 +130,20 @@ def _named(name: str) -> nn.Module:
         return load_demo_model()
     scheme, colon, rest = target.partition(":")
     if not colon or not scheme or not rest:
-        raise ArgumentError(f"no model is named {name!r}{_suggest(name, ['demo'])}; MODEL is {_FORMS}")
-    if scheme in _LIBRARIES:
-        with _quiet():
-            return _LIBRARIES[scheme](_package(scheme, name), rest, options)
+        raise ArgumentError(f"no model is named {name!r}{suggest(name, ['demo'])}; MODEL is {_FORMS}")
+    if scheme in LIBRARIES:
+        with quiet():
+            return LIBRARIES[scheme](package(scheme, name), rest, options)
     return _from_code(name, scheme, rest, options)
 
 
 def _saved(folder: Path, source: str | None) -> nn.Module:
     if not (folder / PLAN).is_file():
-        library = _library_of(folder)
+        library = library_of(folder)
         hint = f"; did you mean {library}:{folder}?" if library else "; is it one that pixelize.save wrote?"
         raise LoadError(f"{folder}: a folder without {PLAN}{hint}")
     if source is None:
-        library = _library_of(folder)
+        library = library_of(folder)
         noted = read_plan(folder).source
         source = noted or (f"{library}:{folder}" if library in ("diffusers", "transformers") else None)
         if not isinstance(source, str):
@@ -174,7 +165,7 @@ def _checked(folder: Path, source: str) -> str:
     scheme, _, name = target.partition(":")
     if target == "demo":
         return source
-    if scheme not in _LIBRARIES:
+    if scheme not in LIBRARIES:
         raise LoadError(
             f"{folder}: its model is built by running {source!r}; if you trust that code, repeat it: "
             f"--source '{source}'"
@@ -190,160 +181,18 @@ def _checked(folder: Path, source: str) -> str:
     return "?".join(filter(None, (target, "&".join(items))))
 
 
-def _library_of(folder: Path) -> str | None:
-    """The library that a folder's ``config.json`` or ``model_index.json`` belongs to."""
-    try:
-        if (folder / "model_index.json").is_file():
-            return "diffusers"
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(config, dict):
-        return None
-    return "diffusers" if "_class_name" in config else "transformers" if "architectures" in config else None
-
-
-def _package(scheme: str, name: str) -> ModuleType:
-    require(scheme, name)
-    module = MODULES[scheme][0]
-    try:
-        return importlib.import_module(module)
-    except Exception as error:
-        raise PixelizeError(f"{name}: {module} cannot be imported ({_short(error)})") from error
-
-
-def _smp(smp: Any, name: str, options: dict[str, Any]) -> nn.Module:
-    classes = {n: c for n, c in vars(smp).items() if _is_class(c, smp.base.SegmentationModel)}
-    if name not in classes:
-        raise ArgumentError(
-            f"segmentation_models_pytorch has no model {name!r}{_suggest(name, classes)}; it has "
-            f"{', '.join(sorted(classes))}"
-        )
-    encoder = options.get("encoder_name")
-    if isinstance(encoder, str) and ":" not in encoder and not encoder.startswith("tu-"):
-        known = smp.encoders.get_encoder_names()
-        if encoder not in known:
-            raise ArgumentError(f"smp:{name}: no encoder is named {encoder!r}{_suggest(encoder, known)}")
-    return _make(f"smp:{name}", classes[name], {"encoder_weights": None, **options})
-
-
-def _timm(timm: Any, name: str, options: dict[str, Any]) -> nn.Module:
-    if not timm.is_model(name.split(".")[0]) and ":" not in name:
-        raise ArgumentError(f"timm has no model {name!r}{_suggest(name, timm.list_models())}")
-    return _make(
-        f"timm:{name}", lambda **given: timm.create_model(name, **given), {"pretrained": False, **options}
-    )
-
-
-def _diffusers(diffusers: Any, name: str, options: dict[str, Any]) -> nn.Module:
-    told = f"diffusers:{name}"
-    if not Path(name).exists() and _is_class(getattr(diffusers, name, None), nn.Module):
-        return _make(told, getattr(diffusers, name), options)
-    folder = Path(name, options.get("subfolder", ""))
-    if Path(name).is_dir():
-        if (folder / "model_index.json").is_file():
-            parts = [f"{told}?subfolder={p.parent.name}" for p in sorted(folder.glob("*/config.json"))]
-            raise ArgumentError(f"{told}: a whole pipeline; name the model in it: {', '.join(parts)}")
-        if _library_of(folder) != "diffusers":
-            raise ArgumentError(f"{told}: {folder} has no config.json that diffusers wrote")
-    elif "/" not in name:
-        known = _suggest(name, dir(diffusers))
-        raise ArgumentError(f"{told}: no such folder, and diffusers has no such class{known}")
-    return _pretrained(told, name, diffusers.AutoModel.from_pretrained, options)
-
-
-def _transformers(transformers: Any, name: str, options: dict[str, Any]) -> nn.Module:
-    told = f"transformers:{name}"
-    if not Path(name).exists():
-        cls: Any = getattr(transformers, name, None) if name.isidentifier() else None
-        if _is_class(cls, nn.Module):
-            return _make(told, lambda **given: cls(cls.config_class(**given)), options)
-        if name.isidentifier() and name[0].isupper():
-            known = _suggest(name, dir(transformers))
-            raise ArgumentError(f"{told}: transformers has no such class{known}")
-    elif not Path(name, "config.json").is_file():
-        raise ArgumentError(f"{told}: no config.json in {name}")
-
-    def load_named(name: str, **given: Any) -> nn.Module:
-        given = {"trust_remote_code": False, **given}  # unless told, transformers asks on the terminal
-        if not given["trust_remote_code"]:
-            check_config(Path(name, given.get("subfolder") or ""))
-        config = transformers.AutoConfig.from_pretrained(name, **given)
-        named = (getattr(config, "architectures", None) or ["AutoModel"])[0]
-        cls = getattr(transformers, str(named), None)
-        if cls is None:
-            raise ArgumentError(f"{told}: transformers has no class {named!r}, which its config.json names")
-        return cls.from_pretrained(name, **given)
-
-    return _pretrained(told, name, load_named, options)
-
-
-def _pretrained(told: str, name: str, factory: Callable[..., Any], options: dict[str, Any]) -> nn.Module:
-    """What a library loads by folder or hub id; a hub out of reach would be tried for minutes."""
-    offline = not Path(name).is_dir() and not _hub_in_reach()
-    if offline:
-        options = {"local_files_only": True, **options}
-    try:
-        return _make(told, lambda **given: factory(name, **given), options)
-    except ArgumentError as error:
-        if offline:
-            raise ArgumentError(
-                f"{told}: no such folder, and the hub cannot be reached, nor is it in the local cache"
-            ) from error
-        raise
-
-
-def _hub_in_reach() -> bool:
-    from huggingface_hub import constants
-
-    if any(os.environ.get(n) for n in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    try:
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        return False
-    return True
-
-
-def _torchvision(torchvision: Any, name: str, options: dict[str, Any]) -> nn.Module:
-    known = torchvision.models.list_models()
-    if name.lower() not in known:
-        raise ArgumentError(f"torchvision has no model {name!r}{_suggest(name.lower(), known)}")
-    bare = {"weights": None, **({"weights_backbone": None} if "/" in _module_of(torchvision, name) else {})}
-    return _make(
-        f"torchvision:{name}",
-        lambda **given: torchvision.models.get_model(name, **given),
-        {**bare, **options},
-    )
-
-
-def _module_of(torchvision: Any, name: str) -> str:
-    """Where a model's builder is defined, ``segmentation/fcn`` say."""
-    module = torchvision.models.get_model_builder(name).__module__
-    return module.removeprefix("torchvision.models.").replace(".", "/")
-
-
-_LIBRARIES: dict[str, Callable[[Any, str, dict[str, Any]], nn.Module]] = {
-    "torchvision": _torchvision,
-    "smp": _smp,
-    "timm": _timm,
-    "diffusers": _diffusers,
-    "transformers": _transformers,
-}
-
-
 def _from_code(name: str, place: str, attribute: str, options: dict[str, Any]) -> nn.Module:
     found: Any = _module(name, place)
     for part in attribute.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise ArgumentError(f"{name}: {place} has no {attribute!r}{_suggest(part, dir(found))}") from None
+            raise ArgumentError(f"{name}: {place} has no {attribute!r}{suggest(part, dir(found))}") from None
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
         raise ArgumentError(f"{name}: a {type(found).__name__}, neither a model nor something that makes one")
-    return _make(name, found, options)
+    return make(name, found, options)
 
 
 def _module(name: str, place: str) -> ModuleType:
@@ -363,34 +212,16 @@ def _module(name: str, place: str) -> ModuleType:
     except PixelizeError:
         raise
     except ModuleNotFoundError as error:
-        known = [*_LIBRARIES, "demo"]
+        known = [*LIBRARIES, "demo"]
         if error.name and (place == error.name or place.startswith(error.name + ".")):
             raise ArgumentError(
-                f"{name}: there is no module {error.name!r} here{_suggest(place, known)}; MODEL is {_FORMS}"
+                f"{name}: there is no module {error.name!r} here{suggest(place, known)}; MODEL is {_FORMS}"
             ) from None
         raise PixelizeError(f"{name}: {place} needs {error.name}, which is not installed") from error
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise PixelizeError(f"{name}: importing {place} failed ({_short(error)})") from error
-
-
-def _make(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> nn.Module:
-    try:
-        inspect.signature(factory).bind(**options)
-    except TypeError as error:
-        raise ArgumentError(f"{name}: {error}; options follow a '?', as in {name}?key=value") from None
-    except ValueError:
-        pass  # a builtin without a signature
-    try:
-        model = factory(**options)
-    except PixelizeError:
-        raise
-    except Exception as error:
-        raise ArgumentError(f"{name}: could not be built ({_short(error)})") from error
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"{name}: gave a {type(model).__name__}, not a torch.nn.Module")
-    return model
+        raise PixelizeError(f"{name}: importing {place} failed ({short(error)})") from error
 
 
 def _options(name: str, query: str) -> dict[str, Any]:
@@ -411,29 +242,3 @@ def _value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def _is_class(value: Any, parent: type) -> bool:
-    return isinstance(value, type) and issubclass(value, parent)
-
-
-def _suggest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
-
-
-def _short(error: BaseException) -> str:
-    """The error's kind and the beginning of its message, on one line."""
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    return f"{type(error).__name__}: {text[:240]}{'...' if len(text) > 240 else ''}"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without a library's own warnings and progress bars while it builds a model."""
-    names = ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY")
-    for name, value in zip(names, ("1", "error", "error"), strict=True):
-        os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -16,6 +16,7 @@ from pixelize.errors import ArgumentError
 from pixelize.extras import require
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 LARGEST = 2**29
 """Bytes of one file in an archive, unpacked, at most."""
 
@@ -40,6 +41,10 @@ def listed(name: str) -> list[tuple[str, str | None]]:
             n for n in names if n.lower().endswith(SUFFIXES) and not n.split("/")[0].startswith("__MACOSX")
         ]
         found = [(str(path), n) for n in kept]
+    elif path.suffix.lower() in VIDEOS:
+        raise ArgumentError(
+            f"{name}: a video; write its frames as pictures first: ffmpeg -i {path.name} frames/%05d.png"
+        )
     else:
         return [(str(path), None)]
     if not found:
