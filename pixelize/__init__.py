@@ -23,6 +23,8 @@ from pixelize.conversion.inspect import inspect
 from pixelize.conversion.report import Report, report
 from pixelize.conversion.revert import revert
 from pixelize.conversion.saved import connect_pretrained, load, save
+from pixelize.diagnosis.diagnose import diagnose
+from pixelize.diagnosis.report import Diagnosis
 from pixelize.errors import (
     ArgumentError,
     ConversionError,
@@ -76,6 +78,7 @@ from pixelize.version import __version__ as __version__
 __all__ = [
     "ArgumentError",
     "ConversionError",
+    "Diagnosis",
     "GateSchedule",
     "LoadError",
     "MissingExtraError",
@@ -96,6 +99,7 @@ __all__ = [
     "checkerboard",
     "connect_pretrained",
     "convert",
+    "diagnose",
     "fold",
     "harden",
     "iPixelConv1d",

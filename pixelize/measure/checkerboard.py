@@ -246,20 +246,23 @@ def _neighbourhood(frequency: Frequency, reach: int, form: str) -> Tensor:
     return mask
 
 
-def excess(power: ArtifactPower, periods: tuple[int, int]) -> dict[tuple[str, Frequency], Tensor]:
+def excess(
+    power: ArtifactPower, periods: tuple[int, int], floor: float = _FLOOR
+) -> dict[tuple[str, Frequency], Tensor]:
     """The figures of :func:`checkerboard` in dB by form and frequency, 0-dimensional.
 
+    ``floor``: power, as a share of the pictures' mean square, that counts as nothing (the e of the formula).
     Differentiable in the power at the frequency alone: a picture is not to be mended by raising what lies
     around it.
     """
     mean_square = power.mean_square.detach()
     # all-zero pictures leave nothing to compare: no pattern, 0 dB
-    floor = torch.where(mean_square > 0, _FLOOR * mean_square, torch.ones_like(mean_square))
+    least = torch.where(mean_square > 0, floor * mean_square, torch.ones_like(mean_square))
     found = {}
     for form, table in power.by_form.items():
         for f in frequencies(periods):
             peak, around = peak_and_around(table, f, periods, form)
-            found[form, f] = 10 * ((peak + floor) / (around.detach() + floor)).log10()
+            found[form, f] = 10 * ((peak + least) / (around.detach() + least)).log10()
     return found
 
 

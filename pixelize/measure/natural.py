@@ -12,7 +12,6 @@ from torch import Tensor
 from pixelize.measure.checkerboard import (
     GLOBAL,
     WINDOWED,
-    ArtifactPower,
     Frequency,
     artifact_power,
     frequencies,
@@ -55,12 +54,8 @@ def artifact_levels(pictures: Iterable[Tensor], period: int) -> ArtifactLevels:
 
     Raises ArgumentError as :func:`pixelize.checkerboard`.
     """
-    return levels_of(total_power(pictures, (period, period)), period)
-
-
-def levels_of(total: ArtifactPower, period: int) -> ArtifactLevels:
-    """:func:`artifact_levels` from the sum of the pictures' power."""
     periods = (period, period)
+    total = total_power(pictures, periods)
     planes = float(total.planes)
     least = 1e-12 * float(total.mean_square) / planes or 1.0  # all-zero pictures: level everywhere
     power, natural = {}, {}
@@ -82,7 +77,7 @@ def _expected(table: Tensor, f: Frequency, period: int, around: float) -> float:
     low, just :data:`DIAGONAL`.
     """
     half = all(2 * v % 1 == 0 for v in f)
-    known = around * 10 ** ((DIAGONAL if all(f) else ON_AXIS) / 10)
+    known = around * 10 ** (natural_excess(WINDOWED, f) / 10)
     if half and all(f):
         return known
     log = table[round(f[0] * period), :, round(f[1] * period), :].log()
@@ -95,6 +90,13 @@ def _expected(table: Tensor, f: Frequency, period: int, around: float) -> float:
             levels.append(two - 4 * (three - two) / 5)
     level = math.exp(sum(levels) / len(levels))
     return min(level, known) if half else level
+
+
+def natural_excess(form: str, f: Frequency) -> float:
+    """Decibels that :func:`pixelize.checkerboard` measures on natural pictures at a frequency."""
+    if form == GLOBAL or any(2 * v % 1 for v in f):
+        return 0.0
+    return DIAGONAL if all(f) else ON_AXIS
 
 
 def prominence(pictures: Tensor, period: int) -> Tensor:

@@ -19,12 +19,13 @@ from pixelize.measure.checkerboard import (
     ArtifactPower,
     Frequency,
     artifact_power,
+    excess,
     frequencies,
     frequency_name,
     minimum_size,
 )
 from pixelize.measure.local_map import checkerboard_map
-from pixelize.measure.natural import NOTICEABLE, levels_of
+from pixelize.measure.natural import NOTICEABLE, natural_excess
 from pixelize.measure.planes import Images, picture_batches, planes_of
 from pixelize.tables import Table
 
@@ -33,9 +34,15 @@ PERIODS = (2, 3, 4, 8, 16)
 FALSE_ALARMS = 1e-3
 """Chance that pictures without any pattern are said to have one, over all frequencies together."""
 
+ROUNDING = 5e-6
+"""Power, as a share of pictures' mean square, that rounding to 8 bits leaves at each frequency: (1/255)^2 / 12
+of pictures from 0 to 1 (more from -1 to 1). What lies below cannot be seen."""
 _ERRORS = 4.0
-"""Standard errors of what is natural in windows. It is continued from the levels two and three bins away to
-the frequency itself, with the weights 1.8 and -0.8, of n draws each: about 8.7 / sqrt(n) dB."""
+"""Standard errors of what is around in windows: on an axis the median of four bins, of n draws each, about
+4.3 / sqrt(n) dB."""
+GAP = 10.0
+"""Decibels below natural in windows from which a frequency lies in a gap of the spectrum: nobody sees what
+stands out there."""
 LOW = 1 / 8
 """Cycles per pixel: a pattern as slow as this may be content, such as faces that are all at one place."""
 
@@ -55,8 +62,8 @@ class PatternLevel:
 
     @property
     def noticeable(self) -> bool:
-        """Whether one of the levels exceeds its threshold."""
-        return self.over > 0
+        """Whether one of the levels exceeds its threshold, outside of gaps in the spectrum."""
+        return self.over > 0 and self.levels[WINDOWED] > -GAP
 
     @property
     def over(self) -> float:
@@ -156,13 +163,13 @@ def measure_pictures(images: Images, periods: Sequence[int] = PERIODS) -> Pictur
     tests = 2 * sum(len(frequencies(p)) for p in totals)
     found: dict[Frequency, PatternLevel] = {}
     for period, total in sorted(totals.items()):
-        excess = levels_of(total, period).excess
+        measured = excess(total, (period, period), ROUNDING)
         threshold = {
             GLOBAL: NOTICEABLE + by_chance(counts[period], tests),
-            WINDOWED: NOTICEABLE + by_chance(windows[period], tests) + _ERRORS * 8.7 / windows[period] ** 0.5,
+            WINDOWED: NOTICEABLE + by_chance(windows[period], tests) + _ERRORS * 4.3 / windows[period] ** 0.5,
         }
         for f in frequencies(period):
-            levels = {form: excess[form, f] for form in threshold}
+            levels = {form: float(measured[form, f]) - natural_excess(form, f) for form in threshold}
             found.setdefault(_rounded(f), PatternLevel(f, period, levels, threshold))
     return PictureLevels(pictures, tuple(found.values()), tuple(p for p in periods if p not in totals))
 

@@ -1,0 +1,1 @@
+"""Which part of a model makes the pattern in its pictures, if any does."""

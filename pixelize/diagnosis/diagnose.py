@@ -1,0 +1,315 @@
+"""``pixelize.diagnose(model, data)``: which part of a model makes the pattern in its pictures."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixelize.diagnosis.phases import PhaseAnswers, right_order
+from pixelize.diagnosis.report import Diagnosis, PatternSource, UpSamplerRow
+from pixelize.diagnosis.seams import tile_size
+from pixelize.diagnosis.upsampling import Call, UpSampler, Watch
+from pixelize.errors import ArgumentError
+from pixelize.measure.checkerboard import GLOBAL, frequencies
+from pixelize.measure.natural import NOTICEABLE
+from pixelize.measure.notch import notch
+from pixelize.measure.pictures import PERIODS, PatternLevel, PictureLevels, measure_pictures
+from pixelize.rewrites.state.evaluation import evaluation
+from pixelize.running.batches import samples_of, selected
+from pixelize.running.models import check_model, uncompiled
+from pixelize.running.outputs import tensors
+from pixelize.running.pictures import pictures_of, run
+
+SAMPLES = 48
+"""Samples of the data that are run, at most; the rest is not read."""
+BATCH = 8
+MOST = 0.5
+"""Share of the excess that must go with a source for it to be the source; several may have it together."""
+SOME = 0.15
+"""Share from which one of several is named."""
+Change = Callable[[Call], Tensor | None]
+
+
+def diagnose(model: nn.Module, data: Iterable[Any] | Tensor) -> Diagnosis:
+    """Says where the pattern in a model's pictures comes from: an up-sampler, and which; phases in the wrong
+    order; the inputs; tiles that pictures are put together from; or something else.
+
+    The pictures are measured at each plausible period (:func:`~pixelize.measure.pictures.measure_pictures`).
+    For each frequency that stands out the model is run again, on the same inputs, without the pattern of one
+    up-sampler at a time (a notch in its output, at the multiples of 1/stride), then without that of any, then
+    with inputs from which the pattern is taken out: what falls tells the source. Of each up-sampler the other
+    orders of its sub-kernels are tried: where one makes its output far smoother, the order is what is wrong
+    with it.
+
+    Changes nothing. Up-samplers are seen as they run, whoever calls them: transposed convolutions, pixel
+    shuffles, resizes by a whole number, and axes merged by a reshape.
+
+    Args:
+        model: any model whose output holds a picture, as for :func:`pixelize.repair`.
+        data: inputs, real ones if there are any: an iterable of batches (a tensor, tuple or dict each), or
+            one tensor. The first 48 samples are run; a few tell less.
+
+    Raises:
+        ArgumentError: no data, no picture in the output, pictures smaller than 16 pixels, NaN or inf in them.
+    """
+    check_model(model)
+    inner = uncompiled(model)
+    inputs = _first(data)
+    answers: dict[UpSampler, PhaseAnswers] = {}
+    calls: Counter[UpSampler] = Counter()
+    heights: dict[UpSampler, int] = {}
+    better: dict[UpSampler, str] = {}
+
+    def look(call: Call) -> None:
+        calls[call.place] += 1
+        if call.place not in heights and (order := right_order(call)) is not None:
+            better[call.place] = order
+        heights[call.place] = call.output.shape[-2]
+        answers.setdefault(call.place, PhaseAnswers(call.place.stride)).add(call.output)
+
+    with evaluation(inner):
+        pictures = _pictures(inner, inputs, look)
+    scales = {place: round(pictures[-1].shape[-2] / height) for place, height in heights.items()}
+    levels = measure_pictures(pictures, _periods(scales))
+    view = _View(inner, inputs, pictures, levels, scales, better)
+    rows = [
+        UpSamplerRow(
+            place.name, place.kind, place.stride, round(calls[place] / len(inputs)) or 1,
+            answers[place].constant, answers[place].roughness, view.falls(place),
+        )
+        for place in answers
+    ]  # fmt: skip
+    notes = [] if answers else ["The model runs no up-sampler that could be seen."]
+    return Diagnosis(levels, tuple(view.sources()), tuple(rows), tuple(notes))
+
+
+class _View:
+    """One model, its pictures, and what becomes of them without this or that."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: list[Any],
+        pictures: list[Tensor],
+        levels: PictureLevels,
+        places: dict[UpSampler, int],
+        orders: dict[UpSampler, str],
+    ) -> None:
+        self.model, self.inputs, self.pictures, self.levels = model, inputs, pictures, levels
+        self.places, self.orders = places, orders
+        self.scale = max((scale * math.lcm(*u.stride) for u, scale in places.items()), default=1)
+        # images of what a model up-samples lie beside its own frequencies: of others more is asked
+        self.patterns = [
+            p
+            for p in levels.noticeable
+            if p.levels[GLOBAL] > p.threshold[GLOBAL] + NOTICEABLE
+            or any(_leaves(u, s, p) for u, s in places.items())
+            or not places
+        ]
+        self.periods = sorted({p.period for p in self.patterns})
+        self.without = {p: self._levels(_without_pattern({p})) for p in places} if self.patterns else {}
+
+    def falls(self, place: UpSampler) -> dict[str, float]:
+        """Decibels by which each frequency that stands out falls without a place's pattern."""
+        after = self.without.get(place, {})
+        return {p.name: _worst(p) - _worst(after[p.name], _form(p)) for p in self.patterns}
+
+    def sources(self) -> list[PatternSource]:
+        left = list(self.patterns)
+        found: list[PatternSource] = []
+        found += self._inputs(left)
+        found += self._up_samplers(left)
+        named = {name for source in found if source.kind == "swapped phases" for name in source.names}
+        for place, order in self.orders.items():
+            if place.name not in named:
+                found.append(PatternSource("swapped phases", (place.name,), detail=order))
+        found += self._tiles(left)
+        if left:
+            found.append(PatternSource("elsewhere", frequencies=tuple(p.name for p in left)))
+        return sorted(found, key=lambda s: -(s.share or 0.0))
+
+    def _levels(self, change: Change | None, inputs: list[Any] | None = None) -> dict[str, PatternLevel]:
+        with evaluation(self.model):
+            pictures = _pictures(self.model, self.inputs if inputs is None else inputs, change)
+        return {p.name: p for p in measure_pictures(pictures, self.periods).patterns}
+
+    def _inputs(self, left: list[PatternLevel]) -> list[PatternSource]:
+        """What the inputs bring with them; it is taken from ``left``."""
+        shown = [x for x in (_picture_in(i) for i in self.inputs) if x is not None]
+        if not left or len(shown) < len(self.inputs) or min(min(x.shape[-2:]) for x in shown) < 16:
+            return []
+        there = measure_pictures(shown).noticeable
+        if not there:
+            return []
+        period = math.lcm(*(p.period for p in there))
+        depth = {_canonical(p, period): 1.0 for p in there}
+        clean = [_exchanged(i, lambda x: notch(x.float(), period, depth=depth).to(x)) for i in self.inputs]
+        after = self._levels(None, clean)
+        gone = [p for p in left if _share(p, after[p.name]) >= MOST]
+        return self._source("inputs", (), gone, after, left)
+
+    def _up_samplers(self, left: list[PatternLevel]) -> list[PatternSource]:
+        """Each frequency's maker, or makers; what is explained is taken from ``left``."""
+        if not left or not self.places:
+            return []
+        every = self._levels(_without_pattern(set(self.places)))
+        made: dict[tuple[UpSampler, ...], list[PatternLevel]] = {}
+        for p in left:
+            shares = {place: _share(p, self.without[place][p.name]) for place in self.places}
+            makers = [place for place, share in shares.items() if share >= MOST]
+            makers = makers or [u for u in self.orders if _leaves(u, self.places[u], p)]
+            if not makers and _share(p, every[p.name]) >= MOST:
+                makers = [place for place, share in shares.items() if share >= SOME] or list(self.places)
+            if makers:
+                made.setdefault(tuple(makers), []).append(p)
+        found = []
+        for makers, patterns in made.items():
+            after = self.without[makers[0]] if len(makers) == 1 else every
+            kind = "swapped phases" if any(m in self.orders for m in makers) else "up-sampler"
+            if kind == "swapped phases":
+                makers = tuple(m for m in makers if m in self.orders)
+            detail = ", ".join(self.orders[m] for m in makers if m in self.orders)
+            found += self._source(kind, tuple(m.name for m in makers), patterns, after, left, detail)
+        return found
+
+    def _tiles(self, left: list[PatternLevel]) -> list[PatternSource]:
+        sizes = {p.shape[-2:] for p in self.pictures}
+        tall, wide = tile_size(self.pictures, self.scale) if len(sizes) == 1 else (None, None)
+        if tall is None and wide is None:
+            return []
+        height, width = next(iter(sizes))
+        detail = f"{tall or height}x{wide or width} pixels"
+        # a seam is a line: what it adds lies on the axes
+        gone = [p for p in left if 0 in p.frequency]
+        return self._source("tiles", (), gone, None, left, detail)
+
+    @staticmethod
+    def _source(
+        kind: Any,
+        names: tuple[str, ...],
+        patterns: list[PatternLevel],
+        after: Mapping[str, PatternLevel] | None,
+        left: list[PatternLevel],
+        detail: str = "",
+    ) -> list[PatternSource]:
+        for p in patterns:
+            left.remove(p)
+        if not patterns and kind != "tiles":
+            return []
+        share = None
+        if after is not None:
+            over = sum(_power(p) - 1 for p in patterns)
+            share = sum(_share(p, after[p.name]) * (_power(p) - 1) for p in patterns) / over
+        return [PatternSource(kind, names, tuple(p.name for p in patterns), share, detail)]
+
+
+def _periods(scales: Mapping[UpSampler, int]) -> list[int]:
+    """Of the patterns that up-samplers can leave, from the scale of what follows each: that times its stride.
+    Period 2 anyway, and where nothing up-samples all that are plausible."""
+    if not scales:
+        return list(PERIODS)
+    own = {scale * math.lcm(*place.stride) for place, scale in scales.items()}
+    return sorted({2} | {p for p in own if 1 < p <= max(PERIODS)})
+
+
+def _leaves(place: UpSampler, scale: int, p: PatternLevel) -> bool:
+    """Whether an up-sampler makes a pattern at this frequency out of a constant: a multiple of 1 / (its stride
+    times the scale of what follows) that is none of 1 / scale."""
+    turns = [Fraction(v).limit_denominator(p.period) * scale for v in p.frequency]
+    whole = all((v * s).denominator == 1 for v, s in zip(turns, place.stride, strict=True))
+    return whole and any(v.denominator != 1 for v in turns)
+
+
+def _form(p: PatternLevel) -> str:
+    """The form of the measure in which a pattern stands out most."""
+    return max(p.levels, key=lambda form: p.levels[form] - p.threshold[form])
+
+
+def _worst(p: PatternLevel, form: str | None = None) -> float:
+    return p.levels[form or _form(p)]
+
+
+def _power(p: PatternLevel, form: str | None = None) -> float:
+    """Over the natural level, as a ratio."""
+    return 10 ** (_worst(p, form) / 10)
+
+
+def _share(before: PatternLevel, after: PatternLevel) -> float:
+    """The part of what is over the natural level that has gone."""
+    form = _form(before)
+    return min(1.0, (_power(before, form) - _power(after, form)) / (_power(before, form) - 1))
+
+
+def _first(data: Iterable[Any] | Tensor) -> list[Any]:
+    """The first samples, in batches of a few."""
+    taken: list[Any] = []
+    count = 0
+    for batch in [data] if isinstance(data, Tensor) else data:
+        size = samples_of(batch)
+        for n in range(0, size, BATCH):
+            if count >= SAMPLES:
+                return taken
+            taken.append(selected(batch, slice(n, n + BATCH), size))
+            count += samples_of(taken[-1])
+    if not taken:
+        raise ArgumentError("data is empty: a diagnosis needs inputs")
+    return taken
+
+
+def _pictures(model: nn.Module, inputs: list[Any], see: Change | None) -> list[Tensor]:
+    found = []
+    for x in inputs:
+        watch = Watch(see or (lambda call: None))
+        with watch.within(model):
+            output = run(model, x)
+        picture = pictures_of(output)
+        if picture is None:
+            raise ArgumentError(f"the output of this {type(model).__name__} holds no picture")
+        found.append(picture.float().cpu())
+    return found
+
+
+def _without_pattern(places: set[UpSampler]) -> Change:
+    """The outputs of up-samplers without what lies around the multiples of 1/stride."""
+
+    def change(call: Call) -> Tensor | None:
+        if call.place not in places or min(call.output.shape[-2:]) < 2:
+            return None
+        (down, across), y = call.place.stride, call.output
+        period = math.lcm(down, across)
+        depth = {
+            f: 1.0
+            for f in frequencies(period)
+            if all(abs(v * s - round(v * s)) < 1e-9 for v, s in zip(f, (down, across), strict=True))
+        }
+        return notch(y.float(), period, depth=depth).to(y)
+
+    return change
+
+
+def _picture_in(inputs: Any) -> Tensor | None:
+    """The largest picture in one element of data."""
+    pictures = [t for t in tensors(inputs) if t.dim() == 4]
+    return max(pictures, key=Tensor.numel, default=None)
+
+
+def _exchanged(inputs: Any, clean: Callable[[Tensor], Tensor]) -> Any:
+    """One element of data with its picture cleaned."""
+    picture = _picture_in(inputs)
+    return torch.utils._pytree.tree_map(lambda x: clean(x) if x is picture else x, inputs)
+
+
+def _canonical(p: PatternLevel, period: int) -> tuple[float, float]:
+    """The pattern's frequency as :func:`~pixelize.measure.checkerboard.frequencies` of ``period`` has it."""
+    wanted = tuple(Fraction(v).limit_denominator(period) for v in p.frequency)
+    for f in frequencies(period):
+        here = tuple(Fraction(v).limit_denominator(period) for v in f)
+        if here in (wanted, tuple(-v % 1 for v in wanted)):
+            return f
+    raise AssertionError(p)
