@@ -24,7 +24,7 @@ ORDER = (
     ("layers",),
     ("inheritance",),
     ("measure", "benchmarking"),
-    ("calibration",),
+    ("calibration", "diagnosis"),
     ("conversion",),
     ("refit", "checkpoints"),
     ("pages",),

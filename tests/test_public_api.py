@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 PUBLIC = {
     "ArgumentError",
     "ConversionError",
+    "Diagnosis",
     "GateSchedule",
     "LoadError",
     "MissingExtraError",
@@ -42,6 +43,7 @@ PUBLIC = {
     "checkerboard",
     "connect_pretrained",
     "convert",
+    "diagnose",
     "fold",
     "harden",
     "iPixelConv1d",

@@ -75,7 +75,10 @@ def diagnose(model: nn.Module, data: Iterable[Any] | Tensor) -> Diagnosis:
 
     with evaluation(inner):
         pictures = _pictures(inner, inputs, look)
-    scales = {place: round(pictures[-1].shape[-2] / height) for place, height in heights.items()}
+    # up-samplers that all run several times in one run of the model are given pieces of the picture
+    pieces = all(n >= 2 * len(inputs) for n in calls.values())
+    whole = max(heights.values(), default=1) if pieces else pictures[-1].shape[-2]
+    scales = {place: max(1, round(whole / height)) for place, height in heights.items()}
     levels = measure_pictures(pictures, _periods(scales))
     view = _View(inner, inputs, pictures, levels, scales, better)
     rows = [
@@ -117,8 +120,10 @@ class _View:
 
     def falls(self, place: UpSampler) -> dict[str, float]:
         """Decibels by which each frequency that stands out falls without a place's pattern."""
-        after = self.without.get(place, {})
-        return {p.name: _worst(p) - _worst(after[p.name], _form(p)) for p in self.patterns}
+        return {p.name: self._fall(place, p) for p in self.patterns}
+
+    def _fall(self, place: UpSampler, p: PatternLevel) -> float:
+        return _worst(p) - _worst(self.without[place][p.name], _form(p))
 
     def sources(self) -> list[PatternSource]:
         left = list(self.patterns)
@@ -162,7 +167,8 @@ class _View:
         made: dict[tuple[UpSampler, ...], list[PatternLevel]] = {}
         for p in left:
             shares = {place: _share(p, self.without[place][p.name]) for place in self.places}
-            makers = [place for place, share in shares.items() if share >= MOST]
+            falls = {place: self._fall(place, p) for place in self.places}
+            makers = [u for u, share in shares.items() if share >= MOST and falls[u] >= max(falls.values()) / 2]
             makers = makers or [u for u in self.orders if _leaves(u, self.places[u], p)]
             if not makers and _share(p, every[p.name]) >= MOST:
                 makers = [place for place, share in shares.items() if share >= SOME] or list(self.places)

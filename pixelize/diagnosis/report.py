@@ -38,8 +38,8 @@ class PatternSource:
         """What it is, what it makes, what to do."""
         which = " and ".join(name or "(the model)" for name in self.names)
         told = {
-            "up-sampler": f"{which} makes it",
-            "swapped phases": f"{which} has its phases in the wrong order ({self.detail} would be right)",
+            "up-sampler": f"{which} {'makes' if len(self.names) == 1 else 'make'} it",
+            "swapped phases": f"the phases of {which} are in the wrong order (right: {self.detail})",
             "inputs": "it comes with the inputs",
             "tiles": f"the pictures are put together from tiles ({self.detail})",
             "elsewhere": "no up-sampler, and not the inputs",
@@ -49,7 +49,7 @@ class PatternSource:
             told += f", at {shown}"
         if self.share is not None:
             told += f": without it {self.share:.0%} of the excess is gone"
-        return f"{told}. {_ADVICE[self.kind][0].upper()}{_ADVICE[self.kind][1:]}."
+        return f"{told}; {_ADVICE[self.kind]}."
 
 
 @dataclass(frozen=True)
