@@ -63,7 +63,10 @@ def up_sampler(kind: str, channels: int, s: int) -> nn.Module:
 
 
 def phase_taps(layer: nn.ConvTranspose2d) -> list[tuple[tuple[int, int], list[tuple[int, int]]]]:
-    axes = [axis_phases(k, s, p, 1) for k, s, p in zip(layer.kernel_size, layer.stride, layer.padding, strict=True)]
+    axes = [
+        axis_phases(k, s, p, 1)
+        for k, s, p in zip(layer.kernel_size, layer.stride, layer.padding, strict=True)
+    ]
     return [
         ((a, b), [(i, j) for i in down.taps for j in across.taps])
         for a, down in enumerate(axes[0])

@@ -70,7 +70,10 @@ def test_functions_without_a_module_are_seen() -> None:
             return {"depth": F.conv_transpose2d(F.interpolate(x, scale_factor=2.0), self.w, stride=2)}
 
     found = pixelize.diagnose(Functional(), smooth(16, 4, 16, 0))
-    assert [(row.kind, row.stride) for row in found.up_samplers] == [("resize", (2, 2)), ("conv_transpose", (2, 2))]
+    assert [(row.kind, row.stride) for row in found.up_samplers] == [
+        ("resize", (2, 2)),
+        ("conv_transpose", (2, 2)),
+    ]
     assert found.sources[0].kind == "up-sampler"
 
 

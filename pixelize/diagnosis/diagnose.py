@@ -168,7 +168,9 @@ class _View:
         for p in left:
             shares = {place: _share(p, self.without[place][p.name]) for place in self.places}
             falls = {place: self._fall(place, p) for place in self.places}
-            makers = [u for u, share in shares.items() if share >= MOST and falls[u] >= max(falls.values()) / 2]
+            makers = [
+                u for u, share in shares.items() if share >= MOST and falls[u] >= max(falls.values()) / 2
+            ]
             makers = makers or [u for u in self.orders if _leaves(u, self.places[u], p)]
             if not makers and _share(p, every[p.name]) >= MOST:
                 makers = [place for place, share in shares.items() if share >= SOME] or list(self.places)

@@ -103,7 +103,11 @@ def orders(call: Call) -> Iterator[tuple[str, Order]]:
         else:
             yield name, lambda c, order=order: _permuted_output(c.output, s, order)  # type: ignore[misc]
     if call.place.kind == "conv_transpose":
-        for name, axes in (("mirrored down", (2,)), ("mirrored across", (3,)), ("turned by 180 degrees", (2, 3))):
+        for name, axes in (
+            ("mirrored down", (2,)),
+            ("mirrored across", (3,)),
+            ("turned by 180 degrees", (2, 3)),
+        ):
             yield f"kernel {name}", lambda c, axes=axes: _with_weight(c, c.args[1].flip(axes))  # type: ignore[misc]
         if call.args[1].shape[2] == call.args[1].shape[3] and s[0] == s[1]:
             yield "kernel transposed", lambda c: _with_weight(c, c.args[1].transpose(2, 3))

@@ -27,7 +27,9 @@ def tile_size(pictures: Sequence[Tensor], scale: int = 1) -> tuple[int | None, i
 
 def _along(pictures: Sequence[Tensor], axis: int, scale: int) -> int | None:
     size = pictures[0].shape[axis]
-    power = sum(p.double().diff(dim=axis).square().movedim(axis, -1).flatten(0, -2).sum(0).cpu() for p in pictures)
+    power = sum(
+        p.double().diff(dim=axis).square().movedim(axis, -1).flatten(0, -2).sum(0).cpu() for p in pictures
+    )
     assert isinstance(power, Tensor)
     lines = power[scale - 1 :: scale]
     if len(lines) < 4:
