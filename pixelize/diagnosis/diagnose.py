@@ -227,8 +227,8 @@ def _periods(scales: Mapping[UpSampler, int]) -> list[int]:
 
 
 def _leaves(place: UpSampler, scale: int, p: PatternLevel) -> bool:
-    """Whether an up-sampler makes a pattern at this frequency out of a constant: a multiple of 1 / (its stride
-    times the scale of what follows) that is none of 1 / scale."""
+    """Whether an up-sampler makes a pattern at this frequency out of a constant: a multiple of 1 / (its
+    stride times the scale of what follows) that is none of 1 / scale."""
     turns = [Fraction(v).limit_denominator(p.period) * scale for v in p.frequency]
     whole = all((v * s).denominator == 1 for v, s in zip(turns, place.stride, strict=True))
     return whole and any(v.denominator != 1 for v in turns)

@@ -12,7 +12,7 @@ SourceKind = Literal["up-sampler", "swapped phases", "inputs", "tiles", "elsewhe
 
 _ADVICE = {
     "up-sampler": "pixelize.repair(model, data) takes it out",
-    "swapped phases": "its sub-kernels are in the wrong order, a mistake in porting: nothing is to be trained",
+    "swapped phases": "a mistake in porting its sub-kernels: nothing is to be trained",
     "inputs": "the model passes it on: clean the inputs (they may be decoded or enlarged pictures)",
     "tiles": "let the tiles overlap and blend them, or run the model on the whole picture",
     "elsewhere": "no up-sampler makes it: look at what else the model adds, or at what is done to its output",
@@ -97,7 +97,8 @@ class Diagnosis:
         rows = [
             (
                 row.name or "(the model)", row.kind, "x".join(map(str, row.stride)), str(row.calls),
-                f"{row.constant:.0f}", f"{row.roughness:.2g}", *(f"{row.falls.get(f, 0.0):.1f}" for f in shown),
+                f"{row.constant:.0f}", f"{row.roughness:.2g}",
+                *(f"{row.falls.get(f, 0.0):.1f}" for f in shown),
             )
             for row in self.up_samplers
         ]  # fmt: skip

@@ -35,8 +35,8 @@ FALSE_ALARMS = 1e-3
 """Chance that pictures without any pattern are said to have one, over all frequencies together."""
 
 ROUNDING = 5e-6
-"""Power, as a share of pictures' mean square, that rounding to 8 bits leaves at each frequency: (1/255)^2 / 12
-of pictures from 0 to 1 (more from -1 to 1). What lies below cannot be seen."""
+"""Power, as a share of pictures' mean square, that rounding to 8 bits leaves at each frequency: (1/255)^2 /
+12 of pictures from 0 to 1 (more from -1 to 1). What lies below cannot be seen."""
 _ERRORS = 4.0
 """Standard errors of what is around in windows: on an axis the median of four bins, of n draws each, about
 4.3 / sqrt(n) dB."""
