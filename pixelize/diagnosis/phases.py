@@ -30,7 +30,7 @@ class PhaseAnswers:
     *Step*: let b be the mean of a block's phases and g_v, g_h its central differences down and across. Phase
     (a, c) lies p_a = (a - (s-1)/2) / s blocks below the block's middle and p_c to its right, so that
     interpolation gives it b + p_a g_v + p_c g_h. The mean square of what it is beside that is the
-    *roughness*, in units of what repetition (b alone) has: 0 interpolates, 1 repeats, 4 has its phases back to front.
+    *roughness*, in units of what repetition (b alone) has: 0 interpolates, 1 repeats, 4 is back to front.
     """
 
     def __init__(self, stride: tuple[int, int]) -> None:

@@ -27,10 +27,8 @@ def tile_size(pictures: Sequence[Tensor], scale: int = 1) -> tuple[int | None, i
 
 def _along(pictures: Sequence[Tensor], axis: int, scale: int) -> int | None:
     size = pictures[0].shape[axis]
-    power = sum(
-        p.double().diff(dim=axis).square().movedim(axis, -1).flatten(0, -2).sum(0).cpu() for p in pictures
-    )
-    assert isinstance(power, Tensor)
+    steps = (p.double().diff(dim=axis).square().movedim(axis, -1) for p in pictures)
+    power = torch.stack([s.flatten(0, -2).sum(0).cpu() for s in steps]).sum(0)
     lines = power[scale - 1 :: scale]
     if len(lines) < 4:
         return None
