@@ -14,7 +14,8 @@ from pixelize.inheritance.record import forget
 from pixelize.layers.functional import gate_mask
 from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernels_of, iPixelDCL
 from pixelize.rewrites import become, state_of
-from pixelize.rewrites.state.precision import float64, zeros64
+from pixelize.rewrites.state.change import change
+from pixelize.rewrites.state.precision import float64, full_precision, zeros64
 from pixelize.running.models import copy_model
 
 PLAIN = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -35,12 +36,14 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     layers = [m for m in target.modules() if isinstance(m, PixelDeconvolution)]
     if not layers:
         raise PixelizeError(f"this {type(model).__name__} has no PixelDCL or iPixelDCL to fold")
-    folded = [(layer, folded_layer(layer)) for layer in layers]
-    forget(target)
-    for layer, plain in folded:
-        plain.__dict__.update({key: value for key, value in baked(layer).__dict__.items() if "hooks" in key})
-        become(layer, state_of(plain))
-    return target
+    with full_precision(), change(target):
+        folded = [(layer, folded_layer(layer)) for layer in layers]
+        forget(target)
+        for layer, plain in folded:
+            hooks = {key: value for key, value in baked(layer).__dict__.items() if "hooks" in key}
+            plain.__dict__.update(hooks)
+            become(layer, state_of(plain))
+        return target
 
 
 def folded_layer(layer: PixelDeconvolution) -> nn.Module:

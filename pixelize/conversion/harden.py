@@ -21,6 +21,7 @@ from pixelize.layers.pixel_dcl import (
     iPixelDCL3d,
 )
 from pixelize.rewrites import become, state_of
+from pixelize.rewrites.state.change import change
 
 HARDENED: dict[type[iPixelDCL], type[PixelDCL]] = {
     iPixelDCL1d: PixelDCL1d,
@@ -45,10 +46,11 @@ def harden(model: nn.Module) -> nn.Module:
                 f"{name}: its input gate is {gate_of(layer):g}; anneal it to 0 first "
                 "(pixelize.set_input_gate(model, 0))"
             )
-    hardened = [(layer, _hardened(layer)) for layer in layers.values()]
-    for layer, new in hardened:
-        become(layer, state_of(new))
-    return model
+    with change(model):
+        hardened = [(layer, _hardened(layer)) for layer in layers.values()]
+        for layer, new in hardened:
+            become(layer, state_of(new))
+        return model
 
 
 def _hardened(layer: iPixelDCL) -> PixelDCL:

@@ -13,6 +13,7 @@ from torch import nn
 
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.layers.dependency_kernels import InputGated
+from pixelize.rewrites.state.change import change
 
 
 def gate_of(layer: InputGated) -> float:
@@ -46,9 +47,10 @@ def set_input_gate(model: nn.Module, g: float) -> nn.Module:
         raise PixelizeError(
             f"this {type(model).__name__} has no iPixelDCL; convert it with layer='ipixeldcl' first"
         )
-    for layer in layers:
-        set_gate(layer, float(g))
-    return model
+    with change(nn.ModuleList(layers)):
+        for layer in layers:
+            set_gate(layer, float(g))
+        return model
 
 
 class GateSchedule:
