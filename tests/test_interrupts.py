@@ -27,8 +27,8 @@ from pixelize.running.models import copy_model
 
 ROOT = Path(pixelize.__file__).parent.parent
 OWN = tuple(str(ROOT / folder) for folder in ("pixelize", "rewrites", "adapters"))
-OPERATORS, LINES = 90, 150
-"""How many moments are tried of each operation, spread over all that it has; the first and last few always."""
+OPERATORS, LINES = 60, 150
+"""Moments tried of each operation, spread over all that it has; the first and last few always."""
 
 
 class Net(nn.Module):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from pixelize.calibration.fit_model import fit_model
 from pixelize.conversion.report import Report
-from pixelize.inheritance.record import kept_report
+from pixelize.inheritance.record import keep_report, kept_report
 from pixelize.layers.pixel_dcl import PixelDeconvolution
 from pixelize.rewrites.state.change import change
 from pixelize.rewrites.state.precision import full_precision
@@ -48,9 +49,10 @@ def calibrate(
     check_model(model)
     inner = uncompiled(model)
     kernels = [p for m in inner.modules() if isinstance(m, PixelDeconvolution) for p in m.parameters()]
-    with full_precision(), change(inner, written=kernels):
+    with change(inner, written=kernels), full_precision():
         errors = fit_model(inner, data, joint_steps=joint_steps, progress=progress)
-    found: Report | None = kept_report(uncompiled(model))
-    for row in found.converted if found is not None else ():
-        row.error = errors.get(row.name, row.error)
-    return model
+        found: Report | None = kept_report(inner)
+        if found is not None:
+            rows = [replace(row, error=errors.get(row.name, row.error)) for row in found.sites]
+            keep_report(inner, replace(found, sites=rows))
+        return model

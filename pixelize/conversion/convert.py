@@ -91,9 +91,10 @@ def convert(
     check_request(request, data)
     inner = uncompiled(model)
     inputs, notes = known_inputs(inner, example_inputs)
-    plan = plan_conversion(inner, request, look(inner, inputs, notes))
+    with change(inner):  # a look at it that is interrupted leaves no trace
+        plan = plan_conversion(inner, request, look(inner, inputs, notes))
     target = inner if inplace else copy_model(inner)
-    with full_precision(), change(target):
+    with change(target), full_precision():
         if plan.planned:
             _carry_out(plan, request, target, data, inputs, given=example_inputs is not None)
         else:

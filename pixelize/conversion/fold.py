@@ -36,7 +36,7 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     layers = [m for m in target.modules() if isinstance(m, PixelDeconvolution)]
     if not layers:
         raise PixelizeError(f"this {type(model).__name__} has no PixelDCL or iPixelDCL to fold")
-    with full_precision(), change(target):
+    with change(target), full_precision():
         folded = [(layer, folded_layer(layer)) for layer in layers]
         forget(target)
         for layer, plain in folded:

@@ -28,6 +28,7 @@ from pixelize.rewrites.idioms.idiom import Idiom
 from pixelize.rewrites.idioms.replacement import ConvReplacement, dressed
 from pixelize.rewrites.idioms.resize_conv import conv_refusal, own_padding
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
+from pixelize.rewrites.state.precision import float64
 
 THROUGH = ("alias", "pointwise", "channelwise", "dropout")
 """What may stand between the convolution and the shuffle: it sees what it saw."""
@@ -170,7 +171,7 @@ def merge_phases(weight: Tensor, options: Mapping[str, Any], g: int) -> Tensor:
 def _split_bias(bias: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """A convolution's bias as the mean over the phases of each channel, (C,), and the rest, (C r^2,)."""
     phases = _ordered(bias, options["order"]).reshape(-1, options["factor"] ** 2)
-    mean = phases.double().mean(1).to(bias.dtype)
+    mean = float64(phases).mean(1).to(bias)
     return mean, (phases - mean[:, None]).reshape(-1)
 
 

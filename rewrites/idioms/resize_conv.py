@@ -32,6 +32,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from pixelize.rewrites.graph.flow import Blocks, Factor, Flow, read_by
 from pixelize.rewrites.idioms.resize import is_factor, taps
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
+from pixelize.rewrites.state.precision import float64
 
 Range = tuple[int, int]
 INSTANCE_FORWARD = (
@@ -258,7 +259,7 @@ def merge_taps(
     """
     c_out, c_in, kh, kw = weight.shape
     rows, columns = _spread((kh, kw), dilation, factor, bilinear)
-    spread = torch.kron(rows, columns).to(weight.device)
+    spread = torch.kron(rows, columns).to(float64(weight.new_empty(0)).device)
     full = weight.new_empty(groups * c_in, c_out // groups, spread.shape[1])
     step = max(1, min(c_in, 2**17 // (c_out // groups * kh * kw)))
     parts, sums = (spread.new_empty(step, c_out // groups, n) for n in spread.shape)
