@@ -221,18 +221,18 @@ def test_a_model_on_two_devices(layer):
     class Split(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.second = nn.ConvTranspose2d(6, 4, 4, 2, 1), nn.ConvTranspose2d(4, 3, 4, 2, 1)
+            self.first, self.last = nn.ConvTranspose2d(6, 4, 4, 2, 1), nn.ConvTranspose2d(4, 3, 4, 2, 1)
 
         def forward(self, x):
-            return self.second(self.first(x).relu().to(self.second.weight.device))
+            return self.last(self.first(x).relu().to(self.last.weight.device))
 
     torch.manual_seed(0)
     model = Split().eval()
     wanted = model(inputs())
-    model.second.to(THERE)
+    model.last.to(THERE)
     converted = pixelize.convert(model, layer, example_inputs=inputs())
     assert {p.device.type for p in converted.first.parameters()} == {"cpu"}
-    assert {p.device.type for p in converted.second.parameters()} == {THERE}
+    assert {p.device.type for p in converted.last.parameters()} == {THERE}
     if layer == "ipixeldcl":
         same(converted(inputs()), wanted)
     pixelize.calibrate(converted, [inputs(16)], progress=False)
@@ -270,11 +270,11 @@ def test_measures_agree_with_the_cpu():
 
 
 def test_a_default_device_changes_nothing():
-    model = net()
+    model, x, data = net(), inputs(), [inputs(16)]
     torch.set_default_device(THERE)
     try:
-        converted = pixelize.convert(model, example_inputs=inputs().cpu())
-        pixelize.calibrate(converted, [inputs(16)], progress=False)
+        converted = pixelize.convert(model, "pixeldcl", example_inputs=x)
+        pixelize.calibrate(converted, data, progress=False)
     finally:
         torch.set_default_device(None)
     assert {p.device.type for p in converted.parameters()} == {"cpu"}

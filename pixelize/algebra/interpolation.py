@@ -25,14 +25,13 @@ def interpolation(stage: Stage, stride: tuple[int, int], channels: Tensor) -> tu
     they are at the targets. ``channels``: the identity of the C channels of one group, in the dtype and on
     the device of the result. Returns (6 C, features C) and (6 C, targets C).
     """
-    steps = torch.tensor(stride, dtype=torch.float64)
-    features = stage.features(stage.targets[0])
-    read = torch.tensor([f.source for f in features]) / steps + torch.tensor([f.offset for f in features])
-    made = torch.tensor(stage.targets) / steps
+    features, here = stage.features(stage.targets[0]), channels.new_tensor
+    read = here([f.source for f in features]) / here(stride) + here([f.offset for f in features])
+    made = here(stage.targets) / here(stride)
     powers = [(a, b) for a in range(3) for b in range(3 - a)]
 
     def rows(at: Tensor) -> Tensor:
-        values = torch.stack([at[:, 0] ** a * at[:, 1] ** b for a, b in powers]).to(channels)
+        values = torch.stack([at[:, 0] ** a * at[:, 1] ** b for a, b in powers])
         return torch.kron(values, channels)
 
     return rows(read), rows(made)

@@ -125,7 +125,7 @@ def fit_stage(
     if layer.out_channels > PICTURE_CHANNELS or sees_input or stage.shared:
         solved = equations.solve()
     else:
-        channels = torch.eye(layer.out_channels // groups).to(equations.gram)
+        channels = torch.eye(layer.out_channels // groups, device="cpu").to(equations.gram)
         rows, wanted_rows = interpolation(stage, layer.stride, channels)
         solved = equations.solve_favouring(rows, wanted_rows, tax=tax or INTERPOLATION_TAX)
     solved = solved.unflatten(1, (len(reads[targets[0]]), -1))
@@ -156,7 +156,8 @@ def layer_errors(
         return float64(weighed).square().sum((1, 2, 3)).cpu()
 
     bias = layers[0].bias
-    wanted, missed = torch.zeros(2).double(), torch.zeros(2, len(layers)).double()
+    cpu = torch.device("cpu")
+    wanted, missed = zeros64((2,), cpu), zeros64((2, len(layers)), cpu)
     for x, y, held in numbered(pairs):
         with torch.no_grad():
             power_of = power(y if bias is None else y - bias[:, None, None])
@@ -235,7 +236,9 @@ def _blocks(
     device = maps[0].device
     rows = torch.arange(n * height * width, device=device)
     if len(rows) > ROWS_PER_BATCH:
-        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:ROWS_PER_BATCH]
+        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0), device="cpu")[
+            :ROWS_PER_BATCH
+        ]
         rows = rows[drawn.to(device)]
     sample, pixel = rows // (height * width), rows % (height * width)
     at = torch.stack([sample, pixel // width, pixel % width])

@@ -77,7 +77,7 @@ def _gradients(
                 stack.callback(p.requires_grad_(False).requires_grad_, True)
         stack.enter_context(evaluation(model, seed))
         stack.enter_context(torch.enable_grad())
-        projected = torch.zeros(())
+        projected = torch.zeros((), device="cpu")
         for output in tensors(call(model, batch)):
             if output.requires_grad:
                 size = output.detach().float().square().mean().sqrt().clamp_min(1e-12)

@@ -144,7 +144,7 @@ def _outline(model: nn.Module, plan: SavedPlan, where: str) -> Callable[[], None
 
 def _apply(model: nn.Module, plan: SavedPlan, shapes: Shapes, where: str) -> None:
     """Gives ``model`` the layers of a plan, with its own weights still in them."""
-    like = next((t for t in tensors_of(model) if t.is_floating_point()), torch.zeros(()))
+    like = next((t for t in tensors_of(model) if t.is_floating_point()), torch.zeros((), device="cpu"))
     modules = [_module(model, saved, plan, where) for saved in plan.sites]
     if len({id(module) for module in modules}) != len(modules):
         raise LoadError(f"{where}: a module is listed twice")

@@ -143,7 +143,8 @@ def _arithmetic_error(kind: tuple[torch.device, torch.dtype]) -> float:
     """
     device, dtype = kind
     generator = torch.Generator().manual_seed(0)
-    x, w = torch.randn(1, 16, 8, 8, generator=generator), torch.randn(16, 16, 3, 3, generator=generator)
+    shapes = (1, 16, 8, 8), (16, 16, 3, 3)
+    x, w = (torch.randn(shape, generator=generator, device="cpu") for shape in shapes)
     x, w = x.to(dtype), w.to(dtype)
     try:
         exact = nn.functional.conv2d(x.double(), w.double())

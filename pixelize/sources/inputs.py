@@ -9,12 +9,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -25,6 +27,8 @@ from pixelize.running.inputs import BATCH, default_inputs, shape_of
 from pixelize.sources.pictures import crops, drawn, frames, listed
 from pixelize.sources.preparation import Preparation
 
+LARGEST_ARRAY = 2**32
+"""Bytes of an array in an archive, unpacked, at most."""
 _SHAPE = re.compile(r"\d+(x\d+)+(,\d+(x\d+)+)*", re.IGNORECASE)
 
 
@@ -153,17 +157,34 @@ def _random(name: str, generator: torch.Generator) -> Any:
 
 def _array(path: Path) -> Any:
     try:
-        with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return _tensor(loaded, str(path))
+        if not zipfile.is_zipfile(path):
+            with open(path, "rb") as file:
+                _check_size(file, path.stat().st_size)
+            return _tensor(np.load(path, allow_pickle=False), str(path))
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                with archive.open(member) as stream:
+                    _check_size(stream, min(member.file_size, LARGEST_ARRAY))
+        with np.load(path, allow_pickle=False) as loaded:
             return {name: _tensor(loaded[name], f"{path}[{name}]") for name in loaded.files}
     except ArgumentError:
         raise
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (
+        ValueError, OSError, EOFError, KeyError, RuntimeError, NotImplementedError, MemoryError, zlib.error,
+        zipfile.BadZipFile,
+    ) as error:  # fmt: skip
         raise ArgumentError(
             f"{path}: not an array file that numpy reads, or one of Python objects"
         ) from error
+
+
+def _check_size(stream: IO[bytes], size: int) -> None:
+    """Raises ValueError if an array's header promises more than ``size`` bytes: numpy makes room for it."""
+    major, _ = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    shape, _, kind = read(stream)
+    if math.prod(shape) * kind.itemsize > size:
+        raise ValueError(f"an array of shape {shape} in {size} bytes")
 
 
 def _tensor(array: np.ndarray, told: str) -> Tensor:

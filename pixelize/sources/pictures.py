@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -21,6 +23,10 @@ LARGEST = 2**29
 """Bytes of one file in an archive, unpacked, at most."""
 
 
+LARGEST_PICTURE = 2**27
+"""Pixels of a picture at most."""
+
+
 def listed(name: str) -> list[tuple[str, str | None]]:
     """The picture files that ``name`` stands for, in the order of their names: a path, and the place in it if
     that is a zip archive.
@@ -29,7 +35,8 @@ def listed(name: str) -> list[tuple[str, str | None]]:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not _hidden(p, path))
+        there = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not _hidden(p, path))
+        inside = sorted(p for p in there if p.is_file())  # no pipe, which would be waited for
         found: list[tuple[str, str | None]] = [(str(p), None) for p in inside]
     elif path.suffix.lower() == ".zip":
         try:
@@ -71,15 +78,18 @@ def frames(
 
     try:
         with _opened(path, inside) as file, Image.open(file) as animation:
+            if math.prod(animation.size) > LARGEST_PICTURE:
+                raise ValueError("too many pixels")
             for image in ImageSequence.Iterator(animation) if every_frame else (animation,):
                 frame = image.convert("L" if grey else "RGB")
                 if size is not None:
                     frame = frame.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-                array = np.asarray(frame, dtype=np.float32) / 255
+                array = np.array(frame, dtype=np.float32)
+                array /= 255
                 yield torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
     except (
         UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, KeyError, RuntimeError,
-        zipfile.BadZipFile, Image.DecompressionBombError,
+        zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
     ) as error:  # fmt: skip
         raise ArgumentError(f"{told}: not a readable picture ({type(error).__name__})") from error
 

@@ -278,8 +278,8 @@ def _spread(
     # adds to
     axes = []
     for k, d, s in zip(kernel_size, dilation, factor, strict=True):
-        one = torch.tensor(taps(s, bilinear), dtype=torch.float64)
-        matrix = torch.zeros(k, d * (k - 1) + len(one), dtype=torch.float64)
+        one = torch.tensor(taps(s, bilinear), dtype=torch.float64, device="cpu")
+        matrix = torch.zeros(k, d * (k - 1) + len(one), dtype=torch.float64, device="cpu")
         for t in range(k):
             matrix[t, d * (k - 1 - t) : d * (k - 1 - t) + len(one)] = one
         axes.append(matrix)

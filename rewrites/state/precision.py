@@ -23,7 +23,7 @@ def zeros64(shape: tuple[int, ...], device: torch.device) -> Tensor:
     try:
         return torch.zeros(shape, dtype=torch.float64, device=device)
     except (TypeError, RuntimeError):
-        return torch.zeros(shape, dtype=torch.float64)
+        return torch.zeros(shape, dtype=torch.float64, device="cpu")
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,10 @@ from PIL import Image
 
 from pixelize.errors import ArgumentError
 
+LARGEST_FILE = 2**29
+"""Bytes of one file of an archive, unpacked, at most."""
+LARGEST_PICTURE = 2**27
+"""Pixels of a picture at most."""
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -52,14 +58,26 @@ class Files:
         return [n for n in self.names if n.lower().endswith(PICTURES)]
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file."""
-        return (self.root / name).read_bytes() if self.root.is_dir() else self._zip().read(name)
+        """The bytes of one file. Raises ArgumentError if an archive's is larger than any picture."""
+        if self.root.is_dir():
+            return (self.root / name).read_bytes()
+        if (size := self._zip().getinfo(name).file_size) > LARGEST_FILE:
+            raise ArgumentError(f"{self.root}/{name}: {size} bytes unpacked; no picture is so large")
+        return self._zip().read(name)
 
     def open(self, name: str) -> Image.Image:
         """The picture, its header read. Raises ArgumentError, naming it, if it is none."""
         try:
-            return Image.open(io.BytesIO(self.read(name)))
-        except (OSError, ValueError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+            found = Image.open(io.BytesIO(self.read(name)))
+            if math.prod(found.size) > LARGEST_PICTURE:
+                raise ValueError(f"{found.size[0]}x{found.size[1]} pixels are too many")
+            return found
+        except ArgumentError:
+            raise
+        except (
+            OSError, ValueError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile,
+            Image.DecompressionBombError,
+        ) as error:  # fmt: skip
             raise ArgumentError(f"{self.root}/{name}: not a readable picture ({error})") from error
 
     def decode(self, name: str, mode: str | None = None) -> Image.Image:

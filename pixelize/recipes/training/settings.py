@@ -99,7 +99,7 @@ def read_yaml(path: str, known: Iterable[str]) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             found = yaml.load(file, yaml.BaseLoader) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ArgumentError(f"--config {path}: {error}") from error
     if not isinstance(found, dict):
         raise ArgumentError(
@@ -110,8 +110,11 @@ def read_yaml(path: str, known: Iterable[str]) -> dict[str, Any]:
     if wrong:
         raise ArgumentError(f"--config {path}: no setting {wrong[0]!r}; there are {', '.join(sorted(known))}")
     for name, value in given.items():
-        if isinstance(value, dict):
-            raise ArgumentError(f"--config {path}: {name} holds a mapping; give it a value or a list")
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, str) for part in parts):  # a few lines of aliases hold a million lists
+            raise ArgumentError(
+                f"--config {path}: {name} holds a mapping or lists in lists; give it a value or a list"
+            )
     return {n: ",".join(map(str, v)) if isinstance(v, list) else v for n, v in given.items() if v != ""}
 
 
