@@ -5,9 +5,12 @@ of the package's own, before much memory is taken.
 from __future__ import annotations
 
 import io
+import os
+import pickle
 import struct
 import tracemalloc
 import zipfile
+import zlib
 
 import numpy as np
 import pytest

@@ -236,9 +236,8 @@ def _blocks(
     device = maps[0].device
     rows = torch.arange(n * height * width, device=device)
     if len(rows) > ROWS_PER_BATCH:
-        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0), device="cpu")[
-            :ROWS_PER_BATCH
-        ]
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randperm(len(rows), generator=generator, device="cpu")[:ROWS_PER_BATCH]
         rows = rows[drawn.to(device)]
     sample, pixel = rows // (height * width), rows % (height * width)
     at = torch.stack([sample, pixel // width, pixel % width])

@@ -156,9 +156,8 @@ def _fit_stage(
 
     solved = _solve(total, wanted)
     if total.shape[0] * crosses[targets[0]].shape[-1] <= PICTURE_CHANNELS and not stage.shared:
-        rows, made = interpolation(
-            stage, stride, torch.eye(wanted.shape[-1] // len(targets), device="cpu").to(total)
-        )
+        channels = torch.eye(wanted.shape[-1] // len(targets), device="cpu").to(total)
+        rows, made = interpolation(stage, stride, channels)
         weight = FAVOUR * mean_power(total)[:, None, None]
         kept = _solve(total + weight * (rows.T @ rows), wanted + weight * (rows.T @ made))
         if missed(kept) <= min(INTERPOLATION_TAX**2 * missed(solved), power):  # no worse than none at all

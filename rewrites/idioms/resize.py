@@ -114,9 +114,8 @@ def canonical(site: Site, module: nn.Module) -> TransposedConv:
     """The resize as a transposed convolution, in the type and on the device of the model that it was found
     in."""
     bilinear = site.options["mode"] == "bilinear"
-    rows, columns = (
-        torch.tensor(taps(s, bilinear), dtype=torch.float64, device="cpu") for s in site.options["factor"]
-    )
+    axes = [taps(s, bilinear) for s in site.options["factor"]]
+    rows, columns = (torch.tensor(axis, dtype=torch.float64, device="cpu") for axis in axes)
     kernel = (rows[:, None] * columns).expand(site.geometry.in_channels, 1, -1, -1)
     weight = kernel.to(site.options["device"], getattr(torch, site.options["dtype"])).clone()
     return TransposedConv(site.geometry, weight, None)
