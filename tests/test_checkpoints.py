@@ -323,17 +323,21 @@ def test_a_patch_finds_its_model_under_other_names_and_no_other(tmp_path):
         patched(tmp_path / "cut.safetensors", plain)
 
 
+NORMS = (
+    nn.utils.weight_norm, nn.utils.parametrizations.weight_norm,
+    nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm,
+)  # fmt: skip
+
+
 def net(norm=None) -> nn.Sequential:
     torch.manual_seed(1)
     up = nn.ConvTranspose2d(4, 3, 4, 2, 1)
     return nn.Sequential(nn.Conv2d(2, 4, 3), norm(up) if norm else up, nn.ConvTranspose2d(3, 3, 2, 2))
 
 
-@pytest.mark.parametrize(
-    "norm", [None, torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm]
-)
+@pytest.mark.parametrize("norm", [None, *NORMS])
 def test_what_changed_is_told_in_the_files_own_terms(norm, tmp_path):
-    before, after = net(norm), net()
+    before, after = net(norm).eval(), net().eval()
     after[0].weight.data.copy_(before[0].weight)  # a norm's constructor draws no numbers, but be sure
     for i in (1, 2):
         after[i].bias.data.copy_(before[i].bias)
@@ -344,7 +348,7 @@ def test_what_changed_is_told_in_the_files_own_terms(norm, tmp_path):
     values = changed_tensors(before, after, file)
     assert all(name.startswith("state_dict/netG.1.") for name in values)
     file.write(tmp_path / "out.pth", values)
-    again = net(norm)
+    again = net(norm).eval()
     state = torch.load(tmp_path / "out.pth", weights_only=True)["state_dict"]
     again.load_state_dict({k.removeprefix("netG."): v for k, v in state.items()})
     x = torch.randn(1, 2, 9, 9)

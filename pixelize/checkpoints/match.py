@@ -43,22 +43,25 @@ def changed_tensors(
 
 
 def state_in_terms_of(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
-    """``after``'s state dict with ``before``'s keys: a plain weight as magnitude and direction, where that is
-    how ``before`` has it (``weight_norm``, as hooks or as a parametrization).
+    """``after``'s state dict with ``before``'s keys: a plain weight as what a norm makes it of, where that is
+    how ``before`` has it (``weight_norm`` and ``spectral_norm``, as hooks or as parametrizations).
 
     Raises PixelizeError if the two have other keys or shapes in common than that explains.
     """
     old, new = before.state_dict(), dict(after.state_dict())
-    for key, magnitude in old.items():
-        for ending, (g, v) in _NORMS.items():
-            name = key.removesuffix(ending)
-            if key.endswith(ending) and key not in new and f"{name}{v}" in old and f"{name}weight" in new:
-                weight = new.pop(f"{name}weight")
-                dims = [d for d, n in enumerate(magnitude.shape) if n == 1 and weight.dim() > 1]
-                new[f"{name}{v}"] = weight
-                new[f"{name}{g}"] = torch.linalg.vector_norm(weight, dim=dims or None, keepdim=True).reshape(
-                    magnitude.shape
-                )
+    for key in old:
+        for names, parts_of in _NORMS.items():
+            prefix = key.removesuffix(names[0])
+            mine = [prefix + name for name in names]
+            if (
+                key.endswith(names[0])
+                and key not in new
+                and f"{prefix}weight" in new
+                and all(n in old for n in mine)
+            ):
+                layer = before.get_submodule(prefix.rstrip("."))
+                parts = parts_of(new.pop(f"{prefix}weight"), layer, *(old[n] for n in mine))
+                new.update(zip(mine, parts, strict=True))
     for key in old.keys() ^ new.keys():
         raise PixelizeError(
             f"{key}: the repaired model has {'no' if key in old else 'a'} such parameter, "
@@ -73,12 +76,31 @@ def state_in_terms_of(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
     return {key: new[key] for key in old}
 
 
+def _magnitude_and_direction(weight: Tensor, layer: nn.Module, g: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``weight_norm`` makes ``weight`` of: g v / |v|, the norm over the axes in which g has length 1."""
+    axes = [axis for axis, length in enumerate(g.shape) if length == 1 and weight.dim() > 1]
+    return torch.linalg.vector_norm(weight, dim=axes or None, keepdim=True).reshape(g.shape), weight
+
+
+def _spectral(weight: Tensor, layer: nn.Module, original: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """What ``spectral_norm`` makes ``weight`` of in evaluation: W / (u W v), with u scaled so that u W v = 1.
+
+    Training makes a unit vector of u again, and then divides by the largest singular value.
+    """
+    kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    matrix = (weight.transpose(0, 1) if isinstance(layer, kinds) else weight).flatten(1)
+    return weight, u / torch.dot(u, matrix @ v), v
+
+
 _NORMS = {
-    "weight_g": ("weight_g", "weight_v"),
-    "parametrizations.weight.original0": (
-        "parametrizations.weight.original0",
-        "parametrizations.weight.original1",
-    ),
+    ("weight_g", "weight_v"): _magnitude_and_direction,
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"): _magnitude_and_direction,
+    ("weight_orig", "weight_u", "weight_v"): _spectral,
+    (
+        "parametrizations.weight.original",
+        "parametrizations.weight.0._u",
+        "parametrizations.weight.0._v",
+    ): _spectral,
 }
 
 
