@@ -239,6 +239,22 @@ def test_export_runs_in_onnxruntime_at_other_sizes(run):
     torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("columns", [60, 80])
+def test_tables_keep_their_digits_at_any_width(run, monkeypatch, columns):
+    """What a wide terminal shows, a narrow one shows too: every number, none cut off."""
+    commands = (
+        ("inspect", "demo"),
+        ("report", "nets.py:Net", "converted", "-d", "8x3x16x16", "-o", "r.html", "--no-png"),
+    )
+    for command in commands:
+        monkeypatch.setenv("COLUMNS", "300")
+        wide = run(*command)[1]
+        monkeypatch.setenv("COLUMNS", str(columns))
+        narrow = run(*command)[1]
+        assert max(map(len, narrow.splitlines())) <= columns
+        assert {w for w in wide.split() if any(c.isdigit() for c in w)} <= set(narrow.split())
+
+
 def test_older_spellings_are_understood(run):
     new = run("inspect", "nets.py:Net", "--data", "1x3x16x16", "--json")
     assert new[0] == 0
@@ -263,7 +279,19 @@ def test_wrong_usage(run, arguments):
 
 @pytest.mark.parametrize(
     "command",
-    ["repair", "apply", "measure", "fold", "export", "inspect", "convert", "report", "demo", "bench"],
+    [
+        "repair",
+        "apply",
+        "measure",
+        "diagnose",
+        "fold",
+        "export",
+        "inspect",
+        "convert",
+        "report",
+        "demo",
+        "bench",
+    ],
 )
 def test_help_teaches_by_example(run, command):
     code, out, _ = run(command, "--help")
@@ -274,7 +302,20 @@ def test_help_teaches_by_example(run, command):
 def test_general_help_and_version(run):
     code, out, _ = run("--help")
     assert code == 0 and "Exit codes" in out and "pixelize repair" in out
-    for command in ("repair", "apply", "demo", "inspect", "convert", "finetune", "report", "bench"):
+    for command in (
+        "repair",
+        "apply",
+        "diagnose",
+        "measure",
+        "fold",
+        "export",
+        "demo",
+        "inspect",
+        "convert",
+        "finetune",
+        "report",
+        "bench",
+    ):
         assert command in out
     assert run("--version") == (0, "pixelize 0.1.0\n", "")
 

@@ -189,3 +189,13 @@ def test_the_first_use_without_a_terminal(here):
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 3 and "\x1b" not in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+def test_diagnose_names_the_layer_or_says_that_there_is_none(run, here):
+    options = ("--arch", "grid.py:Net", "--data", "photos", "--count", "12", "--crop", "48")
+    code, out, err = run("diagnose", "w.pth", *options)
+    assert code == 0 and err == "" and max(map(len, out.splitlines())) <= 80
+    assert "1 makes it" in out and "repair" in out
+    told = json.loads(run("diagnose", "w.pth", *options, "--json")[1])
+    assert told["sources"][0]["kind"] == "up-sampler" and told["sources"][0]["names"] == ["1"]
+    assert run("diagnose", "clean.pth", *options)[0] == 3

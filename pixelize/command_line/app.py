@@ -15,6 +15,7 @@ import typer
 
 from pixelize.command_line.bench import bench_command
 from pixelize.command_line.convert import convert_command, inspect_command
+from pixelize.command_line.diagnose import diagnose_command
 from pixelize.command_line.export import export_command, fold_command
 from pixelize.command_line.options import EXIT_CODES, SETTINGS, check_writable, print_error
 from pixelize.command_line.pictures import measure_command
@@ -35,7 +36,10 @@ app = typer.Typer(
 
 - `pixelize repair model.pth --data photos/ --out repaired.pth` takes the pattern out and gives the file back
 
-- `pixelize report model.pth --data photos/` measures the pattern and shows it on a page
+- `pixelize diagnose model.pth --data photos/` tells which layer makes it, if one does
+
+- `pixelize report model.pth --data photos/` measures it and shows it on a page; `pixelize measure` does for
+  pictures alone
 
 - `pixelize inspect smp:Linknet` finds the layers that up-sample
 
@@ -54,6 +58,7 @@ given with `--arch`), or `.onnx`; a folder of diffusers, transformers or `pixeli
 _COMMANDS: dict[str, Callable[..., None]] = {
     "repair": repair_command,
     "apply": apply_command,
+    "diagnose": diagnose_command,
     "measure": measure_command,
     "report": report_command,
     "inspect": inspect_command,
