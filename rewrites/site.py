@@ -7,29 +7,40 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 SiteKind = Literal["conv_transpose", "resize_conv", "pixel_shuffle", "resize"]
 SITE_KINDS: tuple[str, ...] = ("conv_transpose", "resize_conv", "pixel_shuffle", "resize")
+Size = tuple[int, ...]
+"""One number for each axis."""
+CONV_TRANSPOSE: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+"""torch's layers, by the number of axes."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A transposed convolution without its numbers: the constructor arguments of ``nn.ConvTranspose2d``."""
+    """A transposed convolution without its numbers: the constructor arguments of ``nn.ConvTranspose1d``,
+    ``2d`` or ``3d``, with one number for each axis."""
 
     in_channels: int
     out_channels: int
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int] = (0, 0)
-    output_padding: tuple[int, int] = (0, 0)
+    kernel_size: Size
+    stride: Size
+    padding: Size = ()  # as the next ones: what torch takes for granted
+    output_padding: Size = ()
     groups: int = 1
-    dilation: tuple[int, int] = (1, 1)
+    dilation: Size = ()
     bias: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in (("padding", 0), ("output_padding", 0), ("dilation", 1)):
+            if not getattr(self, name):
+                object.__setattr__(self, name, (value,) * len(self.stride))
 
 
 @dataclass(frozen=True, eq=False)
 class TransposedConv:
-    """The canonical form of a site: a geometry with its weight (C_in, C_out/groups, k_h, k_w) and bias
+    """The canonical form of a site: a geometry with its weight (C_in, C_out/groups, *kernel) and bias
     (C_out,)."""
 
     geometry: Geometry
@@ -98,20 +109,20 @@ class Survey:
     notes: tuple[str, ...] = ()
 
 
-def geometry_of(module: nn.ConvTranspose2d) -> Geometry:
-    """The geometry of a ``nn.ConvTranspose2d``."""
+def geometry_of(module: _ConvTransposeNd) -> Geometry:
+    """The geometry of a transposed convolution."""
 
-    def pair(value: Any) -> tuple[int, int]:
-        return int(value[0]), int(value[1])
+    def whole(value: Any) -> Size:
+        return tuple(map(int, value))
 
     return Geometry(
         module.in_channels,
         module.out_channels,
-        pair(module.kernel_size),
-        pair(module.stride),
-        pair(module.padding),
-        pair(module.output_padding),
+        whole(module.kernel_size),
+        whole(module.stride),
+        whole(module.padding),
+        whole(module.output_padding),
         module.groups,
-        pair(module.dilation),
+        whole(module.dilation),
         module.bias is not None,
     )

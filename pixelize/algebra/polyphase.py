@@ -16,10 +16,11 @@ like stand for n numbers, one for each axis.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import gcd
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +128,7 @@ def phase_filters(
             continue
         window = [axis.offsets[-1] - axis.offsets[0] + 1 for axis in axes]
         spread = kernel.new_zeros(*kernel.shape[:2], *window)
-        spread[(..., *(slice(None, None, axis.step) for axis in axes))] = kernel
+        spread[last_axes(slice(None, None, axis.step) for axis in axes)] = kernel
         filters[phase] = PhaseFilter(spread, tuple(axis.offsets[0] for axis in axes))
     return filters
 
@@ -154,6 +155,11 @@ def output_excess(
     size = dilation * (kernel_size - 1) + output_padding + 1 - stride - 2 * padding  # H_out - s * H_in
     excess = -size % stride
     return excess, (size + excess) // stride
+
+
+def last_axes(index: Iterable[Any]) -> tuple[Any, ...]:
+    """``index`` as an index of a tensor's last axes."""
+    return (..., *index)
 
 
 def padded(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:

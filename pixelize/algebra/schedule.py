@@ -16,7 +16,7 @@ from math import prod
 
 from torch import Tensor
 
-from pixelize.algebra.polyphase import Phase, Size, all_phases, ungrouped
+from pixelize.algebra.polyphase import Phase, Size, all_phases, last_axes, ungrouped
 from pixelize.errors import ArgumentError
 
 Window = tuple[Phase, Size, Tensor]
@@ -42,7 +42,7 @@ class Term:
         """This window's part of ``kernel`` (..., *axes), the stage's or one pair's of a dense stage: (...,
         *size).
         """
-        part = kernel[(..., *map(_slice, self.taps))]
+        part = kernel[last_axes(map(_slice, self.taps))]
         return part if len(self.taps) == len(self.size) else part.unflatten(-1, self.size)
 
 
@@ -115,7 +115,7 @@ class Stage:
         for i, target in enumerate(self.targets[:1] if self.shared else self.targets):
             for j, feature in enumerate(self.features(target)):
                 source = 0 if view.shape[3] == 1 else self.sources.index(feature.source)
-                place = view[:, i, :, source][(..., *feature.tap)]  # groups, out, in
+                place = view[:, i, :, source][last_axes(feature.tap)]  # groups, out, in
                 place.copy_(solutions[target][:, j].transpose(-1, -2))
 
     def windows(self, kernel: Tensor, channels: int, groups: int) -> dict[Phase, list[Window]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
 
+from pixelize.algebra.polyphase import Size
 from pixelize.algebra.schedule import make_schedule
 from pixelize.calibration.layer_fit import fit_layer, layer_error
 from pixelize.calibration.teacher import KeptPairs, Lockstep
@@ -31,9 +33,9 @@ from pixelize.rewrites.state.splice import State
 from pixelize.running.batches import rereadable
 from pixelize.running.progress import progress_bar
 
-SMALL_WINDOW = (2, 2)
-"""The window that is tried beside the one asked for: with it, a PixelDCL costs less than the transposed
-convolution.
+SMALL_WINDOW = 2
+"""The window along each axis that is tried beside the one asked for: with it, a PixelDCL costs less than
+the transposed convolution.
 """
 SMALL_PERIOD = 4
 """With so many phases or fewer, the sequential schedule is tried beside the one asked for: it has more
@@ -56,8 +58,8 @@ class Candidate:
         return layer_name(self.layer, len(self.design.kernel_size))
 
     def __str__(self) -> str:
-        h, w = self.design.kernel_size
-        told = f"{self.name} {h}x{w} {self.design.schedule}"
+        window = "x".join(map(str, self.design.kernel_size))
+        told = f"{self.name} {window} {self.design.schedule}"
         told += f" {self.design.input_stages}" if self.design.input_stages else ""
         told += " depthwise" if self.design.groups == -1 else ""
         return f"{told}: error {self.error:.2g}, {self.multiply_adds / 1e6:.4g}M multiply-adds"
@@ -137,7 +139,7 @@ def _by_cost(record: Record, x: Tensor, y: Tensor) -> list[tuple[int, str, Desig
     exact one.
     """
     wanted, stride = record.design, record.site.geometry.stride
-    schedules = {wanted.schedule} | ({"sequential"} if stride[0] * stride[1] <= SMALL_PERIOD else set())
+    schedules = {wanted.schedule} | ({"sequential"} if prod(stride) <= SMALL_PERIOD else set())
     groupings = {wanted.groups, -1} if record.site.geometry.out_channels > 1 else {wanted.groups}
     found = []
     for schedule in sorted(schedules):
@@ -157,9 +159,11 @@ def _by_cost(record: Record, x: Tensor, y: Tensor) -> list[tuple[int, str, Desig
     return [*cheaper, exact]
 
 
-def _windows(wanted: Design, schedule: str) -> set[tuple[int, int]]:
-    """The windows that are tried; a masked kernel is none smaller than 3x3."""
-    return {wanted.kernel_size} if schedule == "masked" else {wanted.kernel_size, SMALL_WINDOW}
+def _windows(wanted: Design, schedule: str) -> set[Size]:
+    """The windows that are tried; a masked kernel is none smaller than 3x3, and near ones have their own."""
+    if schedule in ("masked", "near"):
+        return {wanted.kernel_size}
+    return {wanted.kernel_size, (SMALL_WINDOW,) * len(wanted.kernel_size)}
 
 
 def _cost(record: Record, layer: str, design: Design, x: Tensor, y: Tensor) -> int:

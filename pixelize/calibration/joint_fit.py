@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelize.algebra.interpolation import PICTURE_CHANNELS
+from pixelize.algebra.polyphase import last_axes
 from pixelize.calibration.layer_fit import Pairs, fit_stage, layer_error, layer_errors, numbered
 from pixelize.calibration.whitened_adam import WhitenedAdam
 from pixelize.layers.pixel_dcl import PixelDCL
@@ -65,7 +66,7 @@ def fit_jointly(
         for group in optimizer.param_groups:
             group["lr"] = RATE * rate_share(step, step / steps)
         optimizer.zero_grad()
-        weighing(student(x, [y.shape[-2], y.shape[-1]]) - y).square().mean().backward()
+        weighing(student(x, list(y.shape[2:])) - y).square().mean().backward()
         optimizer.step()
         advance()
     student.to(layer.weight.dtype)
@@ -86,8 +87,10 @@ def _weighing(layer: PixelDCL, costs: Tensor | None) -> nn.Module:
     """A 1x1 convolution that makes of errors e what has the squared size e^T ``costs`` e."""
     if costs is None:
         return nn.Identity()
-    conv = nn.Conv2d(len(costs), len(costs), 1, bias=False).requires_grad_(False).to(layer.weight)
-    conv.weight.copy_(torch.linalg.cholesky(costs).T[..., None, None])
+    n = len(layer.stride)
+    kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[n]
+    conv = kind(len(costs), len(costs), 1, bias=False).requires_grad_(False).to(layer.weight)
+    conv.weight.copy_(torch.linalg.cholesky(costs).T[last_axes((None,) * n)])
     return conv.float() if conv.weight.dtype.itemsize < 4 else conv
 
 

@@ -10,16 +10,26 @@ the student's own earlier phases around j, and whose target is what the teacher'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
+from math import prod
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelize.algebra.interpolation import INTERPOLATION_TAX, PICTURE_CHANNELS, interpolation
 from pixelize.algebra.least_squares import NormalEquations
-from pixelize.algebra.polyphase import AxisPhase, Phase, axis_phases, phase_weight
+from pixelize.algebra.polyphase import (
+    AxisPhase,
+    Phase,
+    Size,
+    all_phases,
+    axis_phases,
+    last_axes,
+    padded,
+    phase_weight,
+)
 from pixelize.algebra.schedule import Stage
 from pixelize.inheritance.inherit import effective_weight
 from pixelize.layers.dependencies import dependency
@@ -27,11 +37,11 @@ from pixelize.layers.functional import first_phase, gate_mask
 from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernels_of, iPixelDCL
 from pixelize.rewrites.state.precision import float64, zeros64
 
-Read = tuple[int, tuple[int, int]]
+Read = tuple[int, Size]
 """One thing that a regression reads: which map, and at which low-resolution offset."""
 Pairs = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Gives, each time it is called, the same pairs of a layer's input (N, C_in, h, w) and wanted output (N,
-C_out, H, W).
+"""Gives, each time it is called, the same pairs of a layer's input (N, C_in, *size) and wanted output (N,
+C_out, *size).
 """
 
 HELD_BACK = 8
@@ -72,8 +82,8 @@ def fit_inputs(layer: PixelDCL, pairs: Pairs) -> None:
 
 
 def _fit_input(layer: PixelDCL, phase: Phase, pairs: Pairs) -> Tensor | None:
-    rows, columns = (_axis(layer, i, phase[i]) for i in (0, 1))
-    reads = [(0, (y, x)) for y in rows.offsets for x in columns.offsets]
+    axes = _axes(layer, phase)
+    reads = [(0, offset) for offset in product(*(axis.offsets for axis in axes))]
     equations = None
     for x, y, held in numbered(pairs):
         for block in _blocks([x], reads, {phase: _phase(layer, y, phase)}, held, layer.groups):
@@ -81,8 +91,10 @@ def _fit_input(layer: PixelDCL, phase: Phase, pairs: Pairs) -> Tensor | None:
             equations.add(block.features, block.targets[phase], held=block.held)
     if equations is None:
         return None
-    taps = equations.solve().unflatten(1, (len(rows.taps), len(columns.taps), -1))
-    weight = taps.flip(1, 2).permute(0, 3, 4, 1, 2).flatten(0, 1)  # taps ascend as offsets fall
+    taps = equations.solve().unflatten(1, (*(len(axis.taps) for axis in axes), -1))
+    n = len(axes)
+    # taps ascend as offsets fall
+    weight = taps.flip(*range(1, 1 + n)).movedim((-2, -1), (1, 2)).flatten(0, 1)
     return weight.to(layer.weight).contiguous()
 
 
@@ -103,11 +115,11 @@ def fit_stage(
     reads = {t: [(stage.sources.index(f.source), f.offset) for f in stage.features(t)] for t in targets}
     equations = None
     for x, y, held in numbered(pairs):
-        phases = phase_maps(layer, x, _size(y), stages=number)
+        phases = phase_maps(layer, x, list(y.shape[2:]), stages=number)
         wanted = {t: _phase(layer, y, t) for t in targets}
         for t in targets:
             if t in phases:
-                wanted[t] = wanted[t] - phases[t][..., : wanted[t].shape[-2], : wanted[t].shape[-1]]
+                wanted[t] = wanted[t] - phases[t][last_axes(map(slice, wanted[t].shape[2:]))]
         maps = [phases[b] for b in stage.sources]
         if stage.shared:  # one kernel for all targets: more rows
             for t in targets:
@@ -137,31 +149,29 @@ def fit_stage(
         kernel.copy_(new)
 
 
-def layer_error(layer: nn.ConvTranspose2d, pairs: Pairs) -> float:
+def layer_error(layer: nn.Module, pairs: Pairs) -> float:
     """The relative error on the held-back samples: the root of the squared error over the squared output,
     both without the bias.
     """
     return layer_errors([layer], pairs)[0]
 
 
-def layer_errors(
-    layers: list[nn.ConvTranspose2d], pairs: Pairs, weighing: nn.Module | None = None
-) -> list[float]:
+def layer_errors(layers: Sequence[nn.Module], pairs: Pairs, weighing: nn.Module | None = None) -> list[float]:
     """:func:`layer_error` of several layers with the same bias on the same samples; errors and outputs pass
     through ``weighing`` if given.
     """
 
     def power(maps: Tensor) -> Tensor:
         weighed = maps if weighing is None else weighing(maps.to(next(weighing.parameters(), maps)))
-        return float64(weighed).square().sum((1, 2, 3)).cpu()
+        return float64(weighed).square().flatten(1).sum(1).cpu()
 
-    bias = layers[0].bias
+    bias: Tensor | None = layers[0].bias  # type: ignore[assignment]
     cpu = torch.device("cpu")
     wanted, missed = zeros64((2,), cpu), zeros64((2, len(layers)), cpu)
     for x, y, held in numbered(pairs):
         with torch.no_grad():
-            power_of = power(y if bias is None else y - bias[:, None, None])
-            missed_by = torch.stack([power(layer(x, _size(y)) - y) for layer in layers], 1)
+            power_of = power(y if bias is None else y - bias.reshape(-1, *(1,) * (y.dim() - 2)))
+            missed_by = torch.stack([power(layer(x, list(y.shape[2:])) - y) for layer in layers], 1)
         for side in (0, 1):
             wanted[side] += power_of[held.cpu() == bool(side)].sum()
             missed[side] += missed_by[held.cpu() == bool(side)].sum(0)
@@ -184,11 +194,12 @@ def phase_maps(layer: PixelDeconvolution, x: Tensor, size: list[int], stages: in
 
 
 def own_phases(layer: PixelDeconvolution, x: Tensor, size: list[int]) -> dict[Phase, Tensor]:
-    """What each phase sees of the input ``x`` (N, C_in, h, w), for those that see it: (N, C_out,
-    ceil(H/s_h), ceil(W/s_w)), (H, W) = ``size``.
+    """What each phase sees of the input ``x`` (N, C_in, *input), for those that see it: (N, C_out,
+    *ceil(size / stride)).
     """
     geometry = layer.kernel_size, layer.stride, layer.padding, layer.dilation
-    growth = (-(-size[0] // layer.stride[0]) - x.shape[-2], -(-size[1] // layer.stride[1]) - x.shape[-1])
+    grids = zip(size, layer.stride, x.shape[2:], strict=True)
+    growth = tuple(-(-m // s) - before for m, s, before in grids)
     if isinstance(layer, PixelDCL):
         kernels = input_kernels_of(layer).items()
         return {a: first_phase(x, taps, *geometry, layer.groups, growth, a) for a, taps in kernels}
@@ -197,12 +208,11 @@ def own_phases(layer: PixelDeconvolution, x: Tensor, size: list[int]) -> dict[Ph
     if layer.input_gate is not None:
         weight = weight * gate_mask(*geometry, layer.anchor, layer.input_gate.to(weight.dtype))
     phases = {}
-    for a in range(layer.stride[0]):
-        for b in range(layer.stride[1]):
-            rows, columns = _axis(layer, 0, a), _axis(layer, 1, b)
-            if rows.taps and columns.taps:
-                taps = phase_weight(weight, rows, columns)
-                phases[a, b] = first_phase(x, taps, *geometry, layer.groups, growth, (a, b))
+    for phase in all_phases(layer.stride):
+        axes = _axes(layer, phase)
+        if all(axis.taps for axis in axes):
+            taps = phase_weight(weight, *axes)
+            phases[phase] = first_phase(x, taps, *geometry, layer.groups, growth, phase)
     return phases
 
 
@@ -226,36 +236,40 @@ def _blocks(
 ) -> Iterator[_Block]:
     """The rows of one batch, in blocks of bounded size.
 
-    ``maps``: what is read, (N, C, h, w) each; ``wanted``: for each target phase (N, C_out, gh, gw), of
+    ``maps``: what is read, (N, C, *grid) each; ``wanted``: for each target phase (N, C_out, *grid), of
     which the pixels that all have count.
     """
-    height, width = (min(t.shape[i] for t in wanted.values()) for i in (-2, -1))
+    grid = tuple(map(min, zip(*(t.shape[2:] for t in wanted.values()), strict=True)))
     n = held.numel()
-    if height * width * n == 0:
+    if prod(grid) * n == 0:
         return
     device = maps[0].device
-    rows = torch.arange(n * height * width, device=device)
+    rows = torch.arange(n * prod(grid), device=device)
     if len(rows) > ROWS_PER_BATCH:
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randperm(len(rows), generator=generator, device="cpu")[:ROWS_PER_BATCH]
         rows = rows[drawn.to(device)]
-    sample, pixel = rows // (height * width), rows % (height * width)
-    at = torch.stack([sample, pixel // width, pixel % width])
-    top, left = (max(0, *(-offset[i] for _, offset in reads)) for i in (0, 1))
-    padded = []
+    at = torch.stack(torch.unravel_index(rows, (n, *grid)))  # sample, and position along each axis
+    offsets = [offset for _, offset in reads]
+    before = [max(0, *(-q for q in axis)) for axis in zip(*offsets, strict=True)]
+    around = []
     for m in maps:
-        bottom = max(0, *(offset[0] + height - m.shape[-2] for _, offset in reads))
-        right = max(0, *(offset[1] + width - m.shape[-1] for _, offset in reads))
-        padded.append(F.pad(m, (left, right, top, bottom)).permute(0, 2, 3, 1).contiguous())
-    outputs = {t: y.permute(0, 2, 3, 1) for t, y in wanted.items()}
+        axes = zip(zip(*offsets, strict=True), grid, m.shape[2:], strict=True)
+        after = [max(0, *(q + wide - size for q in axis)) for axis, wide, size in axes]
+        around.append(padded(m, before, after).movedim(1, -1).contiguous())
+    outputs = {t: y.movedim(1, -1) for t, y in wanted.items()}
     size = max(1, CHUNK // (len(reads) * maps[0].shape[1]))
     for side in (False, True):
-        for b, j, i in (part.unbind() for part in at[:, held[sample] == side].split(size, 1)):
+        for b, *where in (part.unbind() for part in at[:, held[at[0]] == side].split(size, 1)):
             if not len(b):
                 continue
-            read = [padded[m][b, j + (y + top), i + (x + left)] for m, (y, x) in reads]  # (rows, C) each
+            rows_of = (b, *where)
+            read = []  # (rows, C) each
+            for source, offset in reads:
+                place = (b, *(j + (q + lead) for j, q, lead in zip(where, offset, before, strict=True)))
+                read.append(around[source][place])
             features = torch.stack(read, 1).unflatten(2, (groups, -1)).permute(2, 0, 1, 3).flatten(2)
-            targets = {t: y[b, j, i].unflatten(1, (groups, -1)).transpose(0, 1) for t, y in outputs.items()}
+            targets = {t: y[rows_of].unflatten(1, (groups, -1)).transpose(0, 1) for t, y in outputs.items()}
             yield _Block(features, targets, side)
 
 
@@ -270,14 +284,10 @@ def numbered(pairs: Pairs) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 def _phase(layer: PixelDeconvolution, y: Tensor, phase: Phase) -> Tensor:
     """One phase of an output, without the bias."""
-    part = y[..., phase[0] :: layer.stride[0], phase[1] :: layer.stride[1]]
-    return part if layer.bias is None else part - layer.bias.detach()[:, None, None]
+    part = y[last_axes(slice(a, None, s) for a, s in zip(phase, layer.stride, strict=True))]
+    return part if layer.bias is None else part - layer.bias.detach()[last_axes((None,) * len(phase))]
 
 
-def _axis(layer: PixelDeconvolution, axis: int, phase: int) -> AxisPhase:
-    k, s, p, d = layer.kernel_size[axis], layer.stride[axis], layer.padding[axis], layer.dilation[axis]
-    return axis_phases(k, s, p, d)[phase]
-
-
-def _size(y: Tensor) -> list[int]:
-    return [y.shape[-2], y.shape[-1]]
+def _axes(layer: PixelDeconvolution, phase: Phase) -> list[AxisPhase]:
+    geometry = zip(layer.kernel_size, layer.stride, layer.padding, layer.dilation, phase, strict=True)
+    return [axis_phases(k, s, p, d)[a] for k, s, p, d, a in geometry]

@@ -46,7 +46,8 @@ def sensitivities(
             )
             return {}
         for layer, gradient in gradients:
-            rows = (gradient if gradient.dim() == 4 else gradient[None]).transpose(0, 1).flatten(1)
+            batch = gradient.dim() == len(layer.stride) + 2  # type: ignore[arg-type]
+            rows = (gradient if batch else gradient[None]).transpose(0, 1).flatten(1)
             moments[layer] = moments.get(layer, 0.0) + float64(rows @ rows.T)
     found = {}
     for layer, moment in moments.items():

@@ -10,8 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from pixelize.adapters import call
 from pixelize.errors import ArgumentError, PixelizeError
@@ -77,7 +77,7 @@ class Lockstep:
             raise PixelizeError(f"this {type(model).__name__} was not converted: call pixelize.convert first")
         self._teachers = {name: _teacher_state(name, module) for name, module in self.modules.items()}
 
-    def layer(self, name: str) -> nn.ConvTranspose2d:
+    def layer(self, name: str) -> _ConvTransposeNd:
         """The up-sampling layer of a converted module as it is now: itself or the one inside it."""
         return inner_layer(self.modules[name])
 
@@ -140,12 +140,14 @@ class Lockstep:
             x = args[0] if args else kwargs["input"]
             last = len(seen) == calls - 1
             # what runs after the layer may overwrite its tensors in place, unless nothing does
-            x, y = (_batched(t.detach() if last else t.detach().clone()) for t in (x, output))
+            x, y = (_batched(t.detach() if last else t.detach().clone(), axes) for t in (x, output))
             seen.append((x, y))
             if last:
                 raise _Enough
 
-        handle = self.layer(name).register_forward_hook(hook, with_kwargs=True, prepend=True)
+        layer = self.layer(name)
+        axes = len(layer.stride)
+        handle = layer.register_forward_hook(hook, with_kwargs=True, prepend=True)
         try:
             self._call(batch)
         except _Enough:
@@ -181,5 +183,5 @@ def _teacher_state(name: str, module: nn.Module) -> State:
     return state_of(plain)
 
 
-def _batched(x: Tensor) -> Tensor:
-    return torch.atleast_3d(x)[None] if x.dim() == 3 else x
+def _batched(x: Tensor, axes: int) -> Tensor:
+    return x[None] if x.dim() == axes + 1 else x

@@ -22,10 +22,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from pixelize.adapters import call
 from pixelize.algebra.least_squares import inverse_root
+from pixelize.algebra.polyphase import Size
 from pixelize.calibration.layer_fit import phase_maps
 from pixelize.calibration.sensitivity import sensitivities
 from pixelize.errors import ArgumentError
@@ -44,7 +46,7 @@ UNWHITENED = 40.0
 class WhitenedAdam(torch.optim.Optimizer):
     """Adam on whitened kernels; used as any optimizer of torch.
 
-    Whitened in channels are the kernels of ``nn.Conv2d``, ``nn.ConvTranspose2d`` and the layers of this
+    Whitened in channels are the kernels of torch's convolutions and the layers of this
     package, in taps too the dependency kernels that are not shared and what a PixelDCL sees of the input.
     What kernels read, and what errors of their outputs cost, is learned once, from ``data``: a model that has
     become another one wants a new optimizer.
@@ -120,15 +122,15 @@ class _Features:
         self.power, self.batches = 0.0, 0
         self.costs: Tensor | None = None  # (C, C) of the layer's output
 
-    def add(self, maps: Tensor, groups: int, window: tuple[int, int] | None, output: Tensor) -> None:
-        """Takes in maps (N, groups * n, h, w), which the kernel reads through ``window`` (None: taps are not
+    def add(self, maps: Tensor, groups: int, window: Size | None, output: Tensor) -> None:
+        """Takes in maps (N, groups * n, *size), which the kernel reads through ``window`` (None: taps are not
         whitened), and what its layer makes of them.
         """
         x = maps.detach()
         x = x.float() if x.dtype.itemsize < 4 else x
-        rows = x.unflatten(1, (groups, -1)).permute(1, 2, 0, 3, 4).flatten(2)
+        rows = x.unflatten(1, (groups, -1)).movedim(0, 2).flatten(2)
         self.channels = self.channels + float64(rows @ rows.mT) / rows.shape[-1]
-        for sample in x if window is not None else ():
+        for sample in x if window is not None and len(window) == 2 else ():  # torch unfolds pictures alone
             near = (window[0] // 2, window[1] // 2)  # type: ignore[index]
             read = F.unfold(sample[:, None], window, padding=near).transpose(0, 1).flatten(1)  # type: ignore[arg-type]
             self.taps = self.taps + float64(read @ read.mT)
@@ -202,18 +204,17 @@ def _look(model: nn.Module, data: list[Any]) -> dict[Tensor, _Features]:
 
     def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         x = args[0] if args else kwargs["input"]
-        x = x if x.dim() == 4 else x[None]
+        x = x if x.dim() == len(layer.stride) + 2 else x[None]
         if not isinstance(layer, PixelDCL):
-            axis = 0 if isinstance(layer, nn.ConvTranspose2d) else 1
+            axis = 0 if isinstance(layer, _ConvTransposeNd) else 1
             features(layer.weight, axis).add(x, layer.groups, None, output)
         else:
             for kernel in input_kernels_of(layer).values():
-                features(kernel, 0).add(x, layer.groups, (kernel.shape[2], kernel.shape[3]), output)
+                features(kernel, 0).add(x, layer.groups, tuple(kernel.shape[2:]), output)
         if isinstance(layer, PixelDeconvolution):
             _look_at_stages(layer, x, output, features)
 
-    kinds = (nn.Conv2d, nn.ConvTranspose2d)
-    layers = [m for m in model.modules() if isinstance(m, kinds) and not is_parametrized(m)]
+    layers = [m for m in model.modules() if isinstance(m, _ConvNd) and not is_parametrized(m)]
     handles = [m.register_forward_hook(hook, with_kwargs=True) for m in layers]
     try:
         with evaluation(model):
@@ -234,11 +235,11 @@ def _look(model: nn.Module, data: list[Any]) -> dict[Tensor, _Features]:
 def _look_at_stages(
     layer: PixelDeconvolution, x: Tensor, output: Tensor, features: Callable[[Tensor, int], _Features]
 ) -> None:
-    size, groups = [output.shape[-2], output.shape[-1]], layer.dependency_groups
+    size, groups = list(output.shape[-len(layer.stride) :]), layer.dependency_groups
     for number, (stage, kernel) in enumerate(zip(layer.plan.stages, layer.dependency_kernels, strict=True)):
         phases = phase_maps(layer, x, size, stages=number)
         sources = [phases[source] for source in stage.sources]
-        if stage.shared:  # every source passes through the same kernel
+        if stage.shared or stage.compact:  # every source passes through the same channels of the kernel
             features(kernel, 1).add(torch.cat(sources), groups, None, output)
         else:
             read = torch.stack([s.unflatten(1, (groups, -1)) for s in sources], 2).flatten(1, 3)

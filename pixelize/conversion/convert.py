@@ -38,7 +38,7 @@ def convert(
     exclude: Selection = (),
     sites: Sequence[str] = DEFAULT_SITES,
     inplace: bool = False,
-    dependency_kernel_size: int | tuple[int, int] = 3,
+    dependency_kernel_size: int | tuple[int, ...] = 3,
     dependency_groups: int = 1,
     schedule: str = "paired",
     tolerance: float = 0.01,
@@ -55,7 +55,7 @@ def convert(
             (eq. 3: only the first phase is inherited exactly), ``"auto"`` (at each site the cheapest design
             whose error on ``data`` stays within ``tolerance``, see
             :func:`pixelize.calibration.choose.choose_designs`) or ``"dcl"`` (one plain
-            ``nn.ConvTranspose2d``, exact).
+            transposed convolution, exact).
         init: ``"inherit"`` (from the weights alone), ``"calibrate"`` (fitted on ``data``) or ``"random"``.
         data: for ``init="calibrate"`` and ``layer="auto"``: an iterable of inputs, a tensor, tuple or dict
             each.
@@ -85,8 +85,7 @@ def convert(
     """
     check_model(model)
     size = dependency_kernel_size
-    window = (size, size) if isinstance(size, int) else (size[0], size[1])
-    design = Design(window, dependency_groups, schedule)
+    design = Design((size,) if isinstance(size, int) else tuple(size), dependency_groups, schedule)
     request = Request(layer, init, design, site_kinds(sites), include, exclude, tolerance)
     check_request(request, data)
     inner = uncompiled(model)

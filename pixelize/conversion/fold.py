@@ -7,18 +7,25 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 
-from pixelize.algebra.polyphase import Phase, PhaseFilter, add_filters, axis_phases, compose, phase_filters
+from pixelize.algebra.polyphase import (
+    Phase,
+    PhaseFilter,
+    add_filters,
+    axis_phases,
+    compose,
+    last_axes,
+    phase_filters,
+)
 from pixelize.errors import PixelizeError
 from pixelize.inheritance.inherit import baked, effective_weight
 from pixelize.inheritance.record import forget
 from pixelize.layers.functional import gate_mask
 from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernels_of, iPixelDCL
 from pixelize.rewrites import become, state_of
+from pixelize.rewrites.site import CONV_TRANSPOSE
 from pixelize.rewrites.state.change import change
 from pixelize.rewrites.state.precision import float64, full_precision, zeros64
 from pixelize.running.models import copy_model
-
-PLAIN = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -83,8 +90,8 @@ def folded_layer(layer: PixelDeconvolution) -> nn.Module:
         for i in axes:
             last = phase[i] - s[i] * (f.origin[i] + kernel.shape[2 + i] - 1) + padding[i]
             window.append(slice(last, last + s[i] * (kernel.shape[2 + i] - 1) + 1, s[i]))
-        weight[(..., *window)] += kernel.flip(*range(2, kernel.dim()))
-    plain = PLAIN[len(s)](
+        weight[last_axes(window)] += kernel.flip(*range(2, kernel.dim()))
+    plain = CONV_TRANSPOSE[len(s)](
         c_in, c_out, tuple(size), s, tuple(padding), tuple(op), groups, layer.bias is not None, device="meta"
     )  # type: ignore[arg-type]
     like = layer.weight
@@ -104,7 +111,7 @@ def phase_composites(layer: PixelDeconvolution) -> dict[Phase, PhaseFilter]:
             geometry_of_axes = zip(layer.kernel_size, *geometry, phase, strict=True)
             seen = [sorted(axis_phases(k, s, p, d)[a].taps) for k, s, p, d, a in geometry_of_axes]
             full = zeros64((*taps.shape[:2], *layer.kernel_size), taps.device)
-            full[(..., *torch.meshgrid(*map(torch.tensor, seen), indexing="ij"))] = float64(taps.detach())
+            full[last_axes(torch.meshgrid(*map(torch.tensor, seen), indexing="ij"))] = float64(taps.detach())
             own[phase] = phase_filters(full, *geometry, layer.groups)[phase]
     else:
         assert isinstance(layer, iPixelDCL)

@@ -15,7 +15,7 @@ from pixelize.adapters import find
 from pixelize.conversion.report import Report, SiteReport
 from pixelize.conversion.request import Request
 from pixelize.conversion.select import nothing_selected, reason_left, select, site_name
-from pixelize.errors import NothingToConvertError
+from pixelize.errors import ArgumentError, NothingToConvertError
 from pixelize.inheritance.build import layer_name
 from pixelize.inheritance.cost import count_parameters
 from pixelize.inheritance.inherit import Design
@@ -94,9 +94,25 @@ def plan_conversion(model: nn.Module, request: Request, found: Survey) -> Plan:
     converted = not found.sites and any("converted already" in s.reason for s in found.skipped)
     if not chosen and not converted:
         raise NothingToConvertError(nothing_selected(type(model).__name__, found, request))
-    planned = tuple(PlannedSite(s, request.first_layer, request.design, request.first_init) for s in chosen)
+    planned = tuple(
+        PlannedSite(s, request.first_layer, _design_for(s, request.design), request.first_init)
+        for s in chosen
+    )
     left = tuple((s, reason_left(s, request)) for s in found.sites if s not in chosen)
     return Plan(type(model).__name__, planned, left, found.skipped, found.capture, found.notes)
+
+
+def _design_for(site: Site, design: Design) -> Design:
+    """The design with a window of as many axes as the site has. Raises ArgumentError."""
+    window, axes = design.kernel_size, len(site.geometry.stride)
+    if len(window) == 1:
+        return replace(design, kernel_size=window * axes)
+    if len(window) != axes:
+        raise ArgumentError(
+            f"{site_name(site.name)}: dependency_kernel_size is {window}, and it has {axes} axes; pass one "
+            "number for all axes, or leave it out with exclude"
+        )
+    return design
 
 
 def site_row(site: Site, model: nn.Module) -> SiteReport:

@@ -37,8 +37,8 @@ class SiteReport:
     note: str | None = None
     in_channels: int | None = None
     out_channels: int | None = None
-    kernel_size: tuple[int, int] | None = None
-    stride: tuple[int, int] | None = None
+    kernel_size: tuple[int, ...] | None = None
+    stride: tuple[int, ...] | None = None
     parameters_before: int | None = None
     parameters_after: int | None = None
     multiply_adds_before: int | None = None
@@ -193,8 +193,8 @@ def _total(values: Iterator[int | None] | Any) -> int | None:
     return sum(known) if known else None
 
 
-def _times(pair: tuple[int, int]) -> str:
-    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
+def _times(numbers: tuple[int, ...]) -> str:
+    return str(numbers[0]) if len(set(numbers)) == 1 else "x".join(map(str, numbers))
 
 
 def _count(n: int) -> str:

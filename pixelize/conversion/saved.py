@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from pixelize.adapters import connect
 from pixelize.algebra.schedule import make_schedule
@@ -186,13 +187,13 @@ def _converted(module: nn.Module, saved: SavedSite, shapes: Shapes, like: Tensor
             )
         new = module
     else:
-        if isinstance(module, nn.ConvTranspose2d) and geometry_of(module) != geometry:
+        if isinstance(module, _ConvTransposeNd) and geometry_of(module) != geometry:
             raise LoadError(
                 f"{where}: {site.name} is {_told(geometry_of(module))} here, and {_told(geometry)} in the "
                 "saved model"
             )
         source = module
-        if f"{site.name}.weight" in shapes and isinstance(module, nn.ConvTranspose2d):
+        if f"{site.name}.weight" in shapes and isinstance(module, _ConvTransposeNd):
             source = baked(module)  # a norm that the saved layer did not keep
         try:
             check_site(site, source)

@@ -7,10 +7,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from pixelize.inheritance.inherit import LAYERS, Design, baked, inherit
 from pixelize.inheritance.prior_fit import InputPrior
 from pixelize.rewrites import Site, TransposedConv, canonical, replacement
+from pixelize.rewrites.site import CONV_TRANSPOSE
 
 
 def build_layer(
@@ -23,7 +25,7 @@ def build_layer(
     """
     note: str | None = None
     if site.kind == "conv_transpose":
-        assert isinstance(module, nn.ConvTranspose2d)
+        assert isinstance(module, _ConvTransposeNd)
         source = module
     else:
         if isinstance(module, nn.Conv2d) and (plain := baked(module)) is not module:
@@ -49,9 +51,9 @@ def build_layer(
     return new, error, note
 
 
-def _plain(form: TransposedConv, module: nn.Module) -> nn.ConvTranspose2d:
+def _plain(form: TransposedConv, module: nn.Module) -> _ConvTransposeNd:
     g = form.geometry
-    plain = nn.ConvTranspose2d(
+    plain: _ConvTransposeNd = CONV_TRANSPOSE[len(g.stride)](
         g.in_channels, g.out_channels, g.kernel_size, g.stride, g.padding, g.output_padding, g.groups, g.bias,
         g.dilation,
         device="meta",

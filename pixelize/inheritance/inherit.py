@@ -1,4 +1,4 @@
-"""Making a pixel deconvolution from a trained ``nn.ConvTranspose2d``: which of its state the new layer takes
+"""Making a pixel deconvolution from a trained transposed convolution: which of its state the new layer takes
 over.
 
 An iPixelDCL takes all of it: the same Parameter objects, parametrizations, norm hooks and hooks, with zero
@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import (
     SpectralNorm,
@@ -33,6 +36,7 @@ from pixelize.layers.pixel_dcl import (
     iPixelDCL3d,
 )
 from pixelize.rewrites import TransposedConv, geometry_of
+from pixelize.rewrites.site import CONV_TRANSPOSE, Size
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.rewrites.state.subclass import combined
 
@@ -45,7 +49,7 @@ LAYERS: dict[str, dict[int, type[PixelDeconvolution]]] = {
 _NORM_HOOKS = (WeightNorm, SpectralNorm, SpectralNormStateDictHook, SpectralNormLoadStateDictPreHook)
 
 
-Convolution = TypeVar("Convolution", nn.Conv2d, nn.ConvTranspose2d)
+Convolution = TypeVar("Convolution", bound=_ConvNd)
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,14 @@ class Design:
     ``input_stages``: 0 for PixelDCL itself; see :class:`pixelize.layers.pixel_dcl.PixelDCL`.
     """
 
-    kernel_size: tuple[int, int] = (3, 3)
+    kernel_size: Size = (3, 3)
     groups: int = 1
     schedule: str = "paired"
     input_stages: int = 0
 
 
 def inherit(
-    module: nn.ConvTranspose2d, layer: str, design: Design, init: str, prior: InputPrior | None = None
+    module: _ConvTransposeNd, layer: str, design: Design, init: str, prior: InputPrior | None = None
 ) -> tuple[PixelDeconvolution, float | None, str | None]:
     """A new layer of the kind ``layer`` that computes what ``module`` does, or comes as close as it can;
     ``module`` is not changed.
@@ -172,13 +176,13 @@ def _shell(module: nn.Module, layer: type, exactly: bool = False) -> Any:
 
 
 def _class_for(origin: type, layer: type) -> type:
-    """``layer`` itself for a plain ConvTranspose2d; for a subclass, a class that is both, so that its methods
+    """``layer`` itself for torch's own class; for a subclass, a class that is both, so that its methods
     stay.
 
     A subclass with a ``forward`` of its own comes first (it calls ``super().forward``, which is then the
     layer's).
     """
-    if origin is nn.ConvTranspose2d or origin is nn.LazyConvTranspose2d:
+    if origin in CONV_TRANSPOSE.values() or issubclass(origin, LazyModuleMixin):
         return layer
     if "parametrizations" in vars(origin) or origin.__name__.startswith("Parametrized"):
         base = _class_for(origin.__mro__[1], layer)
@@ -188,9 +192,8 @@ def _class_for(origin: type, layer: type) -> type:
             if k not in ("__dict__", "__weakref__", "__doc__", "__module__")
         }
         return type(f"Parametrized{base.__name__}", (base,), body)
-    own_forward = any(
-        "forward" in vars(c) for c in origin.__mro__[: origin.__mro__.index(nn.ConvTranspose2d)]
-    )
+    own = takewhile(lambda cls: cls not in CONV_TRANSPOSE.values(), origin.__mro__)
+    own_forward = any("forward" in vars(cls) for cls in own)
     first, second = (origin, layer) if own_forward else (layer, origin)
     return combined(first, second, origin)
 
@@ -212,7 +215,7 @@ def reclass(module: nn.Module, old: type, new: type) -> Any:
     return _shell(module, kind, exactly=True)
 
 
-def effective_weight(module: nn.ConvTranspose2d) -> Tensor:
+def effective_weight(module: _ConvTransposeNd) -> Tensor:
     """The weight that ``module`` computes with, parametrizations and norm hooks included, without side
     effects.
     """

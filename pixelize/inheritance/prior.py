@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pixelize.inheritance.prior_fit import InputPrior
 from pixelize.rewrites.state.precision import float64
@@ -36,14 +37,10 @@ def prior_before(modules: Sequence[nn.Module], place: int, channels: int) -> Inp
     no module of its own. It is a prior: where a guess is wrong, the fit is less good, no less valid.
     """
     before = (modules[i] for i in range(place - 1, -1, -1) if not any(modules[i].children()))
-    passed = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Upsample)
+    passed = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity, nn.Upsample)
     last = next((m for m in before if not isinstance(m, passed)), None)
     activation, norm = (last, next(before, None)) if isinstance(last, ACTIVATIONS) else (nn.ReLU(), last)
-    if (
-        not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
-        or not norm.affine
-        or norm.num_features != channels
-    ):
+    if not isinstance(norm, _BatchNorm) or not norm.affine or norm.num_features != channels:
         return None
     return moments_after(activation, float64(norm.bias.detach()), float64(norm.weight.detach()).abs())
 

@@ -10,13 +10,14 @@ have closed forms, and each stage is one linear solve, with the student's own ea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import add, sub
 
 import torch
 from torch import Tensor
 
 from pixelize.algebra.interpolation import PICTURE_CHANNELS, interpolation
 from pixelize.algebra.least_squares import FAVOUR, mean_power, solve_ridge
-from pixelize.algebra.polyphase import Phase, PhaseFilter, phase_filters
+from pixelize.algebra.polyphase import Phase, PhaseFilter, Size, last_axes, phase_filters
 from pixelize.algebra.schedule import Feature, Schedule, Stage
 from pixelize.rewrites import TransposedConv
 from pixelize.rewrites.state.precision import float64
@@ -41,7 +42,7 @@ class InputPrior:
 def fit_from_prior(
     teacher: TransposedConv,
     plan: Schedule,
-    kernel_size: tuple[int, int],
+    kernel_size: Size,
     groups: int,
     input_stages: int = 0,
     prior: InputPrior | None = None,
@@ -59,7 +60,8 @@ def fit_from_prior(
     mean = weight.new_zeros(geometry.in_channels)
     if prior is not None:  # in units of each channel's deviation
         deviation = prior.deviation.to(weight).clamp_min(1e-12)
-        weight, mean = weight * deviation[:, None, None, None], prior.mean.to(weight) / deviation
+        weight = weight * deviation.reshape(-1, *(1,) * (weight.dim() - 1))
+        mean = prior.mean.to(weight) / deviation
     targets = phase_filters(weight, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
     moments = _Moments(mean, groups)
     student: dict[Phase, PhaseFilter] = {plan.anchor: targets[plan.anchor]}
@@ -86,14 +88,14 @@ class _Moments:
     def __init__(self, mean: Tensor, groups: int) -> None:
         self.mean, self.groups = mean, groups
 
-    def between(self, f: PhaseFilter, g: PhaseFilter, lag: tuple[int, int]) -> Tensor:
+    def between(self, f: PhaseFilter, g: PhaseFilter, lag: Size) -> Tensor:
         """E f(j) g(j + lag)': (groups, C/groups, C/groups)."""
         smooth = g.kernel
-        for axis in (0, 1):
+        for axis in range(len(lag)):
             here = f.origin[axis] + torch.arange(f.kernel.shape[2 + axis], device=smooth.device)
             there = g.origin[axis] + lag[axis] + torch.arange(g.kernel.shape[2 + axis], device=smooth.device)
             correlation = CORRELATION ** (here[:, None] - there).abs().to(smooth.dtype)
-            # moves the axis to the end, so that twice is in order again
+            # moves the axis to the end, so that all are in order again once each was
             smooth = torch.tensordot(smooth, correlation, dims=([2], [1]))
         left, right = self._grouped(f.kernel), self._grouped(smooth)
         means = (self._grouped(self._means(k.kernel)) for k in (f, g))
@@ -102,14 +104,14 @@ class _Moments:
     def power(self, f: PhaseFilter) -> float:
         """E |f(j)|^2, summed over the channels."""
         smooth = f.kernel
-        for axis in (0, 1):
+        for axis in range(len(f.origin)):
             at = torch.arange(f.kernel.shape[2 + axis], device=smooth.device)
             correlation = CORRELATION ** (at[:, None] - at).abs().to(smooth.dtype)
             smooth = torch.tensordot(smooth, correlation, dims=([2], [1]))
         return float((smooth * f.kernel).sum() + self._means(f.kernel).square().sum())
 
     def _means(self, kernel: Tensor) -> Tensor:
-        return (kernel.sum((2, 3)) @ self.mean)[:, None]
+        return (kernel.flatten(2).sum(2) @ self.mean)[:, None]
 
     def _grouped(self, kernel: Tensor) -> Tensor:
         return kernel.reshape(self.groups, kernel.shape[0] // self.groups, -1)
@@ -120,16 +122,16 @@ def _fit_stage(
     student: dict[Phase, PhaseFilter],
     teacher: dict[Phase, PhaseFilter],
     moments: _Moments,
-    stride: tuple[int, int],
+    stride: Size,
 ) -> tuple[dict[Phase, Tensor], float]:
     """For each target (groups, features, C/groups, C/groups), and the expected squared error that is left."""
-    lags: dict[tuple[Phase, Phase, int, int], Tensor] = {}
+    lags: dict[tuple[Phase, Phase, Size], Tensor] = {}
 
     def between(f: Feature, g: Feature) -> Tensor:
-        dy, dx = g.offset[0] - f.offset[0], g.offset[1] - f.offset[1]
-        key, mirror = (f.source, g.source, dy, dx), (g.source, f.source, -dy, -dx)
+        lag = tuple(map(sub, g.offset, f.offset))
+        key, mirror = (f.source, g.source, lag), (g.source, f.source, tuple(-q for q in lag))
         if key not in lags and mirror not in lags:
-            lags[key] = moments.between(student[f.source], student[g.source], (dy, dx))
+            lags[key] = moments.between(student[f.source], student[g.source], lag)
         return lags[key] if key in lags else lags[mirror].transpose(-1, -2)
 
     def gram(target: Phase) -> Tensor:
@@ -182,16 +184,17 @@ def _composite(
     """A phase made from others, ``solution`` (groups, features, C/groups in, C/groups out), as one filter of
     the input.
     """
-    starts = [tuple(made[f.source].origin[i] + f.offset[i] for i in (0, 1)) for f in features]
+    starts = [tuple(map(add, made[f.source].origin, f.offset)) for f in features]
     sizes = [made[f.source].kernel.shape[2:] for f in features]
-    origin = (min(s[0] for s in starts), min(s[1] for s in starts))
-    size = [max(s[i] + n[i] for s, n in zip(starts, sizes, strict=True)) - origin[i] for i in (0, 1)]
+    origin = tuple(map(min, zip(*starts, strict=True)))
+    ends = [tuple(map(add, start, size)) for start, size in zip(starts, sizes, strict=True)]
+    size = tuple(map(sub, map(max, zip(*ends, strict=True)), origin))
     groups, _, width, _ = solution.shape
     channels = made[features[0].source].kernel.shape[:2]
     total = solution.new_zeros(groups, width, channels[1], *size)
-    for j, (feature, start, (h, w)) in enumerate(zip(features, starts, sizes, strict=True)):
+    for j, (feature, start, window) in enumerate(zip(features, starts, sizes, strict=True)):
         source = made[feature.source].kernel.reshape(groups, width, -1)
-        part = (solution[:, j].transpose(-1, -2) @ source).reshape(groups, width, channels[1], h, w)
-        y, x = start[0] - origin[0], start[1] - origin[1]
-        total[..., y : y + h, x : x + w] += part
+        part = (solution[:, j].transpose(-1, -2) @ source).reshape(groups, width, channels[1], *window)
+        place = (slice(a - b, a - b + n) for a, b, n in zip(start, origin, window, strict=True))
+        total[last_axes(place)] += part
     return PhaseFilter(total.reshape(*channels, *size), origin)

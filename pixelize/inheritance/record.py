@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from pixelize.inheritance.inherit import Design
@@ -172,9 +173,9 @@ def original(record: Record) -> nn.Module:
     return module
 
 
-def inner_layer(module: nn.Module) -> nn.ConvTranspose2d:
+def inner_layer(module: nn.Module) -> _ConvTransposeNd:
     """The up-sampling layer of a converted module: itself, or the one that it holds."""
-    return next(m for m in module.modules() if isinstance(m, nn.ConvTranspose2d))
+    return next(m for m in module.modules() if isinstance(m, _ConvTransposeNd))
 
 
 def refresh(module: nn.Module) -> None:

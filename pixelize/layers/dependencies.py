@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from pixelize.algebra.polyphase import CONVOLUTIONS, Phase, Size, padded
+from pixelize.algebra.polyphase import CONVOLUTIONS, Phase, Size, last_axes, padded
 from pixelize.algebra.schedule import Schedule, Stage, build_schedule
 from pixelize.errors import ArgumentError
 from pixelize.layers.interleave import CHANNELS_LAST, add_up, is_channels_last
@@ -107,7 +107,7 @@ class Crop(NamedTuple):
     as the argument of ``padded``.
     """
 
-    index: tuple[Any, ...] | None = None
+    taken: tuple[Any, ...] | None = None
     zeros: tuple[list[int], list[int]] | None = None
 
 
@@ -120,14 +120,14 @@ def shared_crop(lead: Sequence[int], tail: Sequence[int]) -> tuple[Size, Crop]:
     if min(*before, *after) < 0:
         return both, Crop(zeros=([-a for a in before], [-a for a in after]))
     if any(before) or any(after):
-        return both, Crop((..., *(slice(a, -b or None) for a, b in zip(before, after, strict=True))))
+        return both, Crop(last_axes(slice(a, -b or None) for a, b in zip(before, after, strict=True)))
     return both, Crop()
 
 
 def cropped(y: Tensor, crop: Crop) -> Tensor:
     """``y`` without what is to be dropped."""
-    if crop.index is not None:
-        return y[crop.index]
+    if crop.taken is not None:
+        return y[crop.taken]
     return y if crop.zeros is None else padded(y, *crop.zeros)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelize.algebra.polyphase import Phase, Size, all_phases, padded
+from pixelize.algebra.polyphase import Phase, Size, all_phases, last_axes, padded
 
 Layout = tuple[Phase, ...]
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -111,7 +111,7 @@ def _split(x: Tensor, stride: Size) -> tuple[Tensor, ...]:
     if max(stride) == 1:
         return (x,)
     if in_graph() or any(map(mod, x.shape[-n:], stride)) or _is_batched([x]):
-        return tuple(x[(..., *(slice(a, None, s) for a, s in zip(p, stride, strict=True)))]
+        return tuple(x[last_axes(slice(a, None, s) for a, s in zip(p, stride, strict=True))]
                      for p in all_phases(stride))  # fmt: skip
     for axis in range(n):
         x = x.unflatten(-1 - 2 * axis, (x.shape[-1 - 2 * axis] // stride[-1 - axis], stride[-1 - axis]))
@@ -135,7 +135,7 @@ def _interleave(
     grid = parts[0].shape[-n:]
     y = stacks[0].reshape(*parts[0].shape[:-n], *(s * g for s, g in zip(stride, grid, strict=True)))
     if in_graph() or tuple(y.shape[-n:]) != size:
-        y = y[(..., *map(slice, size))]
+        y = y[last_axes(map(slice, size))]
     if bias is not None:
         y = y + _column(bias, n)
     return y.contiguous(memory_format=CHANNELS_LAST[n]) if channels_last else y
@@ -155,7 +155,7 @@ def _written(
         terms = [part for at, part in zip(layout, parts, strict=True) if at == phase]
         grid = place.shape[-n:]
         if grid != terms[0].shape[-n:]:
-            terms = [part[(..., *map(slice, grid))] for part in terms]
+            terms = [part[last_axes(map(slice, grid))] for part in terms]
         terms += column
         if len(terms) == 1:
             place.copy_(terms[0])
@@ -165,7 +165,7 @@ def _written(
 
 
 def _column(bias: Tensor, n: int) -> Tensor:
-    return bias[(..., *(None,) * n)]
+    return bias[last_axes((None,) * n)]
 
 
 def _signed(forward: Any) -> Any:

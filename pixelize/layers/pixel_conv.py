@@ -48,10 +48,11 @@ class PixelConvolution(PixelDependencies):
         dependency_groups: int = 1,
         schedule: str = "paired",
     ) -> None:
-        super().__init__(
+        plain: Any = super().__init__
+        plain(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
             device=device, dtype=dtype,
-        )  # type: ignore[misc, call-arg, arg-type]  # fmt: skip
+        )  # fmt: skip
         self.set_period(period)
         self.set_dependencies(dependency_kernel_size, dependency_groups, schedule)
         self.reset_dependencies()
@@ -138,24 +139,24 @@ class PixelConv(PixelConvolution):
 
 
 class iPixelConv1d(iPixelConv, nn.Conv1d):
-    __doc__ = iPixelConv.__doc__
+    __doc__ = iPixelConv.__doc__  # type: ignore[assignment]
 
 
 class iPixelConv2d(iPixelConv, nn.Conv2d):
-    __doc__ = iPixelConv.__doc__
+    __doc__ = iPixelConv.__doc__  # type: ignore[assignment]
 
 
 class iPixelConv3d(iPixelConv, nn.Conv3d):
-    __doc__ = iPixelConv.__doc__
+    __doc__ = iPixelConv.__doc__  # type: ignore[assignment]
 
 
 class PixelConv1d(PixelConv, nn.Conv1d):
-    __doc__ = PixelConv.__doc__
+    __doc__ = PixelConv.__doc__  # type: ignore[assignment]
 
 
 class PixelConv2d(PixelConv, nn.Conv2d):
-    __doc__ = PixelConv.__doc__
+    __doc__ = PixelConv.__doc__  # type: ignore[assignment]
 
 
 class PixelConv3d(PixelConv, nn.Conv3d):
-    __doc__ = PixelConv.__doc__
+    __doc__ = PixelConv.__doc__  # type: ignore[assignment]

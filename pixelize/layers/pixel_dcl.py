@@ -65,7 +65,7 @@ class PixelDeconvolution(PixelDependencies, _ConvTransposeNd):
     def _sized(self, input: Tensor, output_size: list[int] | None) -> Size:
         geometry = (self.stride, self.padding, self.kernel_size)
         n, dilation = len(self.stride), list(self.dilation)
-        return tuple(self._output_padding(input, output_size, *map(list, geometry), n, dilation))
+        return tuple(self._output_padding(input, output_size, *map(list, geometry), n, dilation))  # type: ignore
 
 
 class iPixelDCL(InputGated, PixelDeconvolution):
@@ -216,27 +216,27 @@ def input_kernels_of(layer: PixelDCL) -> dict[Phase, Tensor]:
 
 
 class iPixelDCL1d(iPixelDCL, nn.ConvTranspose1d):
-    __doc__ = iPixelDCL.__doc__
+    __doc__ = iPixelDCL.__doc__  # type: ignore[assignment]
 
 
 class iPixelDCL2d(iPixelDCL, nn.ConvTranspose2d):
-    __doc__ = iPixelDCL.__doc__
+    __doc__ = iPixelDCL.__doc__  # type: ignore[assignment]
 
 
 class iPixelDCL3d(iPixelDCL, nn.ConvTranspose3d):
-    __doc__ = iPixelDCL.__doc__
+    __doc__ = iPixelDCL.__doc__  # type: ignore[assignment]
 
 
 class PixelDCL1d(PixelDCL, nn.ConvTranspose1d):
-    __doc__ = PixelDCL.__doc__
+    __doc__ = PixelDCL.__doc__  # type: ignore[assignment]
 
 
 class PixelDCL2d(PixelDCL, nn.ConvTranspose2d):
-    __doc__ = PixelDCL.__doc__
+    __doc__ = PixelDCL.__doc__  # type: ignore[assignment]
 
 
 class PixelDCL3d(PixelDCL, nn.ConvTranspose3d):
-    __doc__ = PixelDCL.__doc__
+    __doc__ = PixelDCL.__doc__  # type: ignore[assignment]
 
 
 # its name while phases in between had a class of their own

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pixelize.algebra.polyphase import Phase, phase_filters, ungrouped
+from pixelize.algebra.polyphase import Phase, all_phases, phase_filters, ungrouped
 from pixelize.algebra.schedule import Stage
 from pixelize.errors import ArgumentError
 from pixelize.inheritance.inherit import baked
-from pixelize.layers.pixel_dcl import PixelDCL, iPixelDCL
+from pixelize.layers.pixel_dcl import PixelDCL, input_kernels_of, iPixelDCL
 from pixelize.measure.checkerboard import Frequency, frequencies
 from pixelize.measure.decibels import LIMIT, decibels
 from pixelize.rewrites.site import Geometry, TransposedConv, geometry_of
@@ -28,7 +28,7 @@ class PhaseResponse:
     to it.
     """
 
-    stride: tuple[int, int]
+    stride: tuple[int, ...]
     gains: Tensor
     unevenness: float
     per_frequency: dict[Frequency, float]
@@ -106,11 +106,10 @@ def _layer_gains(layer: nn.ConvTranspose2d, geometry: Geometry) -> dict[Phase, T
         raise ArgumentError("the layer is lazy and has no weights yet; call the model once.")
     layer = baked(layer)
     if isinstance(layer, PixelDCL):
-        first = _by_output(_float64(layer.weight).sum((2, 3)), geometry.groups)
-        phases: list[Phase] = [(a, b) for a in range(geometry.stride[0]) for b in range(geometry.stride[1])]
-        gains: dict[Phase, Tensor] = {
-            phase: first if phase == layer.anchor else torch.zeros_like(first) for phase in phases
-        }
+        taps = input_kernels_of(layer).items()
+        seen = {phase: _by_output(_float64(k).flatten(2).sum(2), geometry.groups) for phase, k in taps}
+        nothing = torch.zeros_like(seen[layer.anchor])
+        gains = {phase: seen.get(phase, nothing) for phase in all_phases(geometry.stride)}
     else:
         gains = _gains(geometry, layer.weight)
     if isinstance(layer, iPixelDCL) and layer.input_gate is not None:
@@ -137,18 +136,11 @@ def _by_output(sums: Tensor, groups: int) -> Tensor:
 
 def _add_dependencies(stage: Stage, kernel: Tensor, gains: dict[Phase, Tensor], groups: int) -> None:
     """F_t = F_t + sum_s D_ts * F_s for constant maps: each D counts by the sum of its taps."""
-    channels = next(iter(gains.values())).shape[0]
-    width = channels // groups
-    targets, sources = (1, 1) if stage.shared else (len(stage.targets), len(stage.sources))
-    blocks = kernel.reshape(groups, targets, width, sources, width, *kernel.shape[-2:])
     made = {target: gains[target] for target in stage.targets}
-    for term in stage.terms:
-        i = 0 if stage.shared else stage.targets.index(term.target)
-        j = 0 if stage.shared else stage.sources.index(term.source)
-        block = term.window(blocks[:, i, :, j]).sum((-1, -2))
-        made[term.target] = made[term.target] + (
-            block @ gains[term.source].reshape(groups, width, -1)
-        ).flatten(0, 1)
+    for term, part in zip(stage.terms, stage.taken_apart(kernel, groups), strict=True):
+        block = part.flatten(2).sum(2).unflatten(0, (groups, -1))
+        read = gains[term.source].unflatten(0, (groups, -1))
+        made[term.target] = made[term.target] + (block @ read).flatten(0, 1)
     gains.update(made)
 
 
@@ -159,7 +151,7 @@ def _float64(weight: Tensor) -> Tensor:
 
 
 def _response(
-    gains: dict[Phase, Tensor], stride: tuple[int, int], mean_input: Tensor | None
+    gains: dict[Phase, Tensor], stride: tuple[int, ...], mean_input: Tensor | None
 ) -> PhaseResponse:
     if max(stride) == 1:
         raise ArgumentError("the layer has stride 1: it does not up-sample and has one phase only.")
@@ -175,7 +167,7 @@ def _response(
     spectrum = torch.fft.fft2(answer, dim=(0, 1), norm="forward").abs().square().sum((2, 3))  # (s_h, s_w)
     mean = float(spectrum[0, 0])
     per_frequency = {}
-    for frequency in frequencies(stride):
+    for frequency in frequencies((stride[0], stride[1])):
         j, k = round(frequency[0] * stride[0]), round(frequency[1] * stride[1])
         alone = (j, k) == (-j % stride[0], -k % stride[1])
         per_frequency[frequency] = _decibels(float(spectrum[j, k]) * (1 if alone else 2), mean)

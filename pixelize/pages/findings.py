@@ -242,14 +242,15 @@ def _output(model: nn.Module, inputs: Any, name: str) -> Any:
 def _period(
     period: int | tuple[int, int] | None,
     order: list[str],
-    strides: dict[str, tuple[int, int]],
+    strides: dict[str, tuple[int, ...]],
     pictures: list[Tensor],
     notes: list[str],
 ) -> int | tuple[int, int]:
     if period is not None:
         as_periods(period)
         return period
-    found = next((strides[name] for name in reversed(order) if name in strides), (2, 2))
+    pairs = {name: (stride[0], stride[1]) for name, stride in strides.items() if len(stride) == 2}
+    found = next((pairs[name] for name in reversed(order) if name in pairs), (2, 2))
     least = minimum_size(found)
     if found != (2, 2) and any(p.shape[-2] < least[0] or p.shape[-1] < least[1] for p in pictures):
         notes.append(

@@ -21,7 +21,7 @@ from pixelize.rewrites.finding.survey import survey
 from pixelize.rewrites.graph.operators import describe
 from pixelize.rewrites.idioms.registry import canonical, replacement
 from pixelize.rewrites.idioms.resize_conv import edge_of, is_bilinear, own_padding
-from pixelize.rewrites.site import Site, TransposedConv
+from pixelize.rewrites.site import CONV_TRANSPOSE, Site, TransposedConv
 from pixelize.rewrites.state.splice import become, state_of
 
 
@@ -109,7 +109,7 @@ class ResizeToConvTranspose(_UpsamplingPass):
 def plain_layer(form: TransposedConv, module: nn.Module) -> nn.ConvTranspose2d:
     """The ``nn.ConvTranspose2d`` that a canonical form describes, in ``module``'s mode."""
     g = form.geometry
-    layer = nn.ConvTranspose2d(
+    layer: nn.ConvTranspose2d = CONV_TRANSPOSE[len(g.stride)](
         g.in_channels,
         g.out_channels,
         g.kernel_size,

@@ -1,4 +1,4 @@
-"""The scan of a model's modules: no ``nn.ConvTranspose2d`` is ever missed, whatever the forward looks
+"""The scan of a model's modules: no transposed convolution is ever missed, whatever the forward looks
 like."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
 from pixelize.rewrites.idioms.resize_conv import INSTANCE_FORWARD, PRUNED
-from pixelize.rewrites.site import Site, Skipped, geometry_of
+from pixelize.rewrites.site import CONV_TRANSPOSE, Site, Skipped, geometry_of
 
 _WRAPPERS = {
     "DistributedDataParallel": "unwrap it first: convert model.module, then wrap the result again",
@@ -37,7 +37,7 @@ def scan_conv_transpose(model: nn.Module) -> tuple[list[Site], list[Skipped]]:
         if not _looks_transposed(module):
             continue
         reason = next((why for prefix, why in wrapped if name.startswith(prefix)), None) or _refusal(module)
-        if reason is None and isinstance(module, nn.ConvTranspose2d):
+        if reason is None and isinstance(module, _ConvTransposeNd):
             sites.append(
                 Site(name, names[id(module)], "conv_transpose", type(module).__name__, geometry_of(module))
             )
@@ -74,15 +74,13 @@ def _refusal(module: nn.Module) -> str | None:
         return "scripted: convert the model before torch.jit.script or torch.jit.trace"
     if "quantized" in type(module).__module__ or "qat" in type(module).__module__.split("."):
         return "quantised: convert the float model, then quantise it"
-    if not isinstance(module, nn.ConvTranspose2d):
-        return f"{kind} is not a 2-D transposed convolution" if isinstance(module, _ConvTransposeNd) else (
-            f"{kind} is no nn.ConvTranspose2d: its arithmetic is not known"
-        )  # fmt: skip
+    if not isinstance(module, tuple(CONV_TRANSPOSE.values())):
+        return f"{kind} is no nn.ConvTranspose1d, 2d or 3d: its arithmetic is not known"
     if any(is_lazy(p) for p in module.parameters(recurse=False)):
         return "lazy and not initialised yet: run the model once, then convert it"
     if module.padding_mode != "zeros":
         return f"padding_mode is {module.padding_mode!r}: only zeros can be converted"
-    if tuple(module.stride) == (1, 1):
+    if all(s == 1 for s in module.stride):  # type: ignore[union-attr]
         return "stride 1 does not up-sample"
     if hasattr(module, "dependency_kernels"):
         return "converted already: pixelize.revert(model) undoes a conversion"
@@ -93,7 +91,7 @@ def _refusal(module: nn.Module) -> str | None:
     override = _own_forward(type(module))
     if override is not None and "super" not in getattr(getattr(override, "__code__", None), "co_names", ()):
         return (
-            f"{kind}.forward does not go through nn.ConvTranspose2d.forward; "
+            f"{kind}.forward does not go through nn.{_plain(type(module)).__name__}.forward; "
             "make it call super().forward(), or exclude it"
         )
     c_in, c_out, groups = module.in_channels, module.out_channels, module.groups
@@ -104,8 +102,12 @@ def _refusal(module: nn.Module) -> str | None:
 
 def _own_forward(kind: type):  # type: ignore[no-untyped-def]
     for cls in kind.__mro__:
-        if cls is nn.ConvTranspose2d:
+        if cls in CONV_TRANSPOSE.values():
             return None
         if "forward" in vars(cls):
             return vars(cls)["forward"]
     return None
+
+
+def _plain(kind: type) -> type:
+    return next(cls for cls in kind.__mro__ if cls in CONV_TRANSPOSE.values())

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from pixelize.rewrites.idioms.idiom import Idiom
 from pixelize.rewrites.site import Site, TransposedConv, geometry_of
@@ -13,7 +14,7 @@ from pixelize.rewrites.site import Site, TransposedConv, geometry_of
 
 def canonical(site: Site, module: nn.Module) -> TransposedConv:
     """The module's own weight and bias."""
-    assert isinstance(module, nn.ConvTranspose2d)
+    assert isinstance(module, _ConvTransposeNd)
     bias = None if module.bias is None else module.bias.detach()
     return TransposedConv(site.geometry, module.weight.detach(), bias)
 
@@ -22,7 +23,7 @@ IDIOM = Idiom(
     "conv_transpose",
     "conv_transpose",
     None,
-    lambda site, module: isinstance(module, nn.ConvTranspose2d),
+    lambda site, module: isinstance(module, _ConvTransposeNd),
     lambda site, options, module: None if options else geometry_of(module),  # type: ignore[arg-type]
     canonical,
     lambda site, module, layer: layer,

@@ -1,0 +1,190 @@
+"""Models of waveforms and of volumes: everything that converts pictures' up-samplers converts theirs."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import pixelize
+from pixelize import ArgumentError
+from pixelize.inheritance.inherit import Design, inherit
+
+LAYERS = {
+    1: [(4, 4, 16, 8, 4), (4, 3, 3, 2, 1, 1)],
+    3: [(4, 4, 2, 2), (4, 3, (3, 4, 3), (1, 2, 2), 1, (0, 0, 1))],
+}
+SIZES = {1: (11,), 3: (2, 4, 3)}
+axes = pytest.mark.parametrize("n", [1, 3])
+schedules = pytest.mark.parametrize("schedule", ["paired", "sequential", "near"])
+
+
+def kind(name, n):
+    return getattr(nn, f"{name}{n}d")
+
+
+class Decoder(nn.Module):
+    """Two up-samplers, one of them subclassed, the other with its weight normalised."""
+
+    def __init__(self, n):
+        super().__init__()
+        base = kind("ConvTranspose", n)
+
+        class Up(base):
+            def doubled(self):
+                return 2 * self.out_channels
+
+        first, second = LAYERS[n]
+        self.net = nn.Sequential(
+            kind("Conv", n)(2, 4, 3, padding=1), kind("BatchNorm", n)(4), nn.ReLU(), Up(*first),
+            torch.nn.utils.parametrizations.weight_norm(base(*second)),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def decoder(n, seed=0):
+    torch.manual_seed(seed)
+    return Decoder(n).double().eval()
+
+
+def inputs(n, samples=2, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(samples, 2, *SIZES[n], dtype=torch.float64, generator=generator)
+
+
+def trained(model):
+    """The model with dependency kernels that are not zero."""
+    for name, p in model.named_parameters():
+        if "dependency_kernels" in name:
+            nn.init.normal_(p, std=0.2)
+    return model
+
+
+@axes
+@schedules
+def test_conversion_is_exact_and_is_undone(n, schedule):
+    model, x = decoder(n), inputs(n)
+    found = pixelize.inspect(model, x)
+    assert [site.name for site in found.found] == ["net.3", "net.4"] and not found.skipped
+    converted = pixelize.convert(model, schedule=schedule, example_inputs=x)
+    assert sum(isinstance(m, kind("ConvTranspose", n)) for m in converted.modules()) == 2
+    assert pixelize.report(converted).error == 0.0 and converted.net[3].doubled() == 8
+    assert {row.layer for row in pixelize.report(converted).converted} == {f"iPixelDCL{n}d"}
+    assert pixelize.report(converted).multiply_adds_after > pixelize.report(converted).multiply_adds_before
+    assert f"k{LAYERS[n][0][2]}" in str(pixelize.report(converted))
+    torch.testing.assert_close(pixelize.fold(converted)(x), model(x), rtol=0, atol=1e-12)
+    back = pixelize.revert(converted)
+    assert type(back.net[3]) is type(model.net[3])
+    assert torch.equal(back(x), model(x))
+
+
+@axes
+def test_saved_and_loaded(n, tmp_path):
+    x = inputs(n)
+    model = trained(pixelize.convert(decoder(n), schedule="near"))
+    pixelize.set_input_gate(model.net[3], 0.25)
+    loaded = pixelize.load(pixelize.save(model, tmp_path / "saved"), into=decoder(n, seed=2))
+    assert torch.equal(loaded(x), model(x))
+
+
+@axes
+@schedules
+def test_a_closed_gate_is_hardened(n, schedule):
+    x = inputs(n)
+    model = trained(pixelize.convert(decoder(n), schedule=schedule))
+    pixelize.set_input_gate(model, 0.0)
+    hard = pixelize.harden(copy.deepcopy(model))
+    assert isinstance(hard.net[4], getattr(pixelize, f"PixelDCL{n}d"))
+    assert sum(p.numel() for p in hard.parameters()) < sum(p.numel() for p in model.parameters())
+    torch.testing.assert_close(hard(x), model(x), rtol=0, atol=1e-12)
+
+
+@axes
+@schedules
+def test_least_squares_recovers_a_pixel_deconvolution(n, schedule):
+    """Fitted on its own inputs and outputs, with another start, a PixelDCL is found again."""
+    from pixelize.calibration.layer_fit import fit_layer
+
+    torch.manual_seed(3)
+    layers = [
+        getattr(pixelize, f"PixelDCL{n}d")(*LAYERS[n][1], schedule=schedule, dtype=torch.float64)
+        for _ in range(2)
+    ]
+    teacher, student = layers
+    for kernel in teacher.dependency_kernels:
+        nn.init.normal_(kernel, std=0.1)
+    student.bias = teacher.bias
+    size = {1: (60,), 3: (8, 9, 10)}[n]
+    pairs = [(x, teacher(x).detach()) for x in torch.randn(5, 12, 4, *size, dtype=torch.float64)]
+    assert fit_layer(student, lambda: pairs) < 1e-3
+
+
+@axes
+@pytest.mark.parametrize("schedule", ["paired", "near"])
+def test_calibration_comes_closer_than_the_weights_alone(n, schedule):
+    model, x = decoder(n), inputs(n, 4)
+    data = [inputs(n, 8, seed) for seed in range(2, 10)]
+    errors = []
+    for more in ({}, {"init": "calibrate", "data": data}):
+        converted = pixelize.convert(model, "pixeldcl", schedule=schedule, **more)
+        errors.append(float((converted(x) - model(x)).detach().norm() / model(x).detach().norm()))
+        assert all(0 <= row.error < 1 for row in pixelize.report(converted).converted)
+    assert errors[1] < errors[0] < 1
+    pixelize.calibrate(converted, data, joint_steps=2, progress=False)
+
+
+@axes
+def test_auto_stays_within_its_tolerance(n):
+    data = [inputs(n, 8, seed) for seed in range(2, 6)]
+    model = pixelize.convert(decoder(n), "auto", data=data, tolerance=0.6)
+    rows = pixelize.report(model).converted
+    assert len(rows) == 2 and all(row.error <= 0.6 for row in rows)
+
+
+@axes
+def test_a_window_of_other_axes_is_refused(n):
+    model = decoder(n)
+    with pytest.raises(ArgumentError, match=f"net.3: dependency_kernel_size .* {n} axes"):
+        pixelize.convert(model, dependency_kernel_size=(3, 3))
+    window = (3, 1, 2)[:n]
+    layer = pixelize.convert(model, dependency_kernel_size=window).net[3]
+    assert layer.dependency_kernel_size == window
+
+
+@axes
+@pytest.mark.parametrize("name", ["PixelDCL", "iPixelDCL"])
+@schedules
+def test_folded_layers_are_the_same_away_from_the_border(n, name, schedule):
+    torch.manual_seed(4)
+    for arguments in LAYERS[n]:
+        layer = getattr(pixelize, f"{name}{n}d")(*arguments, schedule=schedule, dtype=torch.float64)
+        folded = pixelize.fold(nn.Sequential(layer))
+        size = 30 if n == 1 else 12
+        x = torch.randn(1, 4, *(size,) * n, dtype=torch.float64)
+        expected, got = layer(x), folded(x)
+        assert type(folded[0]) is kind("ConvTranspose", n) and got.shape == expected.shape
+        # as many low-resolution pixels as the stages reach in a row
+        reach = sum(max(map(abs, f.offset)) for stage in layer.plan.stages for f in farthest(stage)) + 1
+        inner = (..., *(slice(reach * s, -reach * s) for s in layer.stride))
+        torch.testing.assert_close(got[inner], expected[inner], rtol=0, atol=1e-9)
+
+
+def farthest(stage):
+    features = [f for target in stage.targets for f in stage.features(target)]
+    return [max(features, key=lambda f: max(map(abs, f.offset)))]
+
+
+@axes
+def test_inherited_from_the_weights_alone(n):
+    """The first phase is the original's, the expected error what white noise shows, more or less."""
+    torch.manual_seed(5)
+    original = kind("ConvTranspose", n)(*LAYERS[n][0], dtype=torch.float64)
+    layer, error, _ = inherit(original, "pixeldcl", Design((3,) * n, schedule="near"), "inherit")
+    x = torch.randn(2, 4, *(12,) * n, dtype=torch.float64)
+    first = (slice(a, None, s) for a, s in zip(layer.anchor, layer.stride, strict=True))
+    gap = (layer(x) - original(x))[(..., *first)]
+    assert gap.abs().max() < 1e-12 and 0 <= error < 1
