@@ -78,7 +78,11 @@ class Resized(nn.Module):
     def __init__(self, r: random.Random, c: int, out: int) -> None:
         super().__init__()
         self.how = r.choice(["module", "function", "repeat", "size", "flag"])
-        self.mode = "nearest" if self.how == "repeat" else r.choice(["nearest", "nearest", "bilinear", "nearest-exact"])
+        self.mode = (
+            "nearest"
+            if self.how == "repeat"
+            else r.choice(["nearest", "nearest", "bilinear", "nearest-exact"])
+        )
         self.factor = r.choice([2, 2, 3])
         self.up = nn.Upsample(scale_factor=self.factor, mode=self.mode)
         self.between = Between(r.choice(BETWEEN), c)
@@ -126,7 +130,9 @@ class Shuffled(nn.Module):
     def __init__(self, r: random.Random, c: int, out: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(c, 4 * out, 3, padding=1)
-        self.norm = r.choice([nn.Identity(), nn.BatchNorm2d(4 * out), nn.PReLU(4 * out), nn.ReLU(inplace=True)])
+        self.norm = r.choice(
+            [nn.Identity(), nn.BatchNorm2d(4 * out), nn.PReLU(4 * out), nn.ReLU(inplace=True)]
+        )
         self.by_hand = r.random() < 0.3
 
     def forward(self, x: Tensor, flag: bool) -> Tensor:

@@ -25,7 +25,11 @@ PER_TEST = 20
 
 def state(model: nn.Module) -> list[Any]:
     """All of a model that a look at it could change."""
-    held: list[Any] = [torch.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist()]
+    held: list[Any] = [
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        numpy.random.get_state()[1].tolist(),
+    ]
     for name, module in model.named_modules():
         hooks = [(k, len(v)) for k, v in module.__dict__.items() if k.endswith("hooks")]
         plain = {k: id(v) for k, v in module.__dict__.items() if not k.startswith("_")}
@@ -130,4 +134,6 @@ if __name__ == "__main__":
         except Exception as problem:
             failures += 1
             print(number, type(problem).__name__, str(problem)[:300].replace("\n", " "), flush=True)
-    print(f"{end - begin} networks, {calls} calls compared, {failures} networks with differences or exceptions")
+    print(
+        f"{end - begin} networks, {calls} calls compared, {failures} networks with differences or exceptions"
+    )

@@ -15,6 +15,7 @@ from pixelize.adapters import call
 from pixelize.errors import ArgumentError, ConversionError
 from pixelize.inheritance.cost import measure_multiply_adds
 from pixelize.rewrites import Site
+from pixelize.rewrites.seeing.apart import apart, copied_inputs
 from pixelize.rewrites.seeing.other_size import resized_inputs
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.rewrites.state.modules import devices_of, modules_of
@@ -50,16 +51,17 @@ def observe(model: nn.Module, inputs: Any, sites: Iterable[Site], rounding: bool
     Raises ArgumentError with what the model raised.
     """
     sites = list(sites)
-    existing = dict(model.named_modules(remove_duplicate=False))
-    modules = {s.name: existing[s.name] for s in sites if s.name in existing}
-    with _running(model):
-        outputs, counts = measure_multiply_adds(modules, lambda: call(model, _copied(inputs)))
+    with _running(model) as own:
+        existing = dict(own.named_modules(remove_duplicate=False))
+        modules = {s.name: existing[s.name] for s in sites if s.name in existing}
+        outputs, counts = measure_multiply_adds(modules, lambda: call(own, copied_inputs(inputs)))
     moved = None
     if rounding and all(not t.is_meta for t in tensors(outputs)):
         noise = max((_arithmetic_error(p) for p in _kinds(model)), default=torch.finfo(torch.float32).eps)
-        owners = [existing[s.options.get("owner", s.name)] for s in sites]
-        with _running(model), _noisy(owners, noise):
-            moved = relative_error(outputs, call(model, _copied(inputs))) + noise
+        with _running(model) as own:
+            existing = dict(own.named_modules(remove_duplicate=False))
+            with _noisy([existing[s.options.get("owner", s.name)] for s in sites], noise):
+                moved = relative_error(outputs, call(own, copied_inputs(inputs))) + noise
     return Observed(inputs, outputs, counts, moved)
 
 
@@ -86,8 +88,8 @@ def check_unchanged(model: nn.Module, before: Observed) -> float | None:
         return None
     where = f"on inputs of {_shapes(before.inputs)}"
     try:
-        with _running(model):
-            error = relative_error(before.outputs, call(model, _copied(before.inputs)))
+        with _running(model) as own:
+            error = relative_error(before.outputs, call(own, copied_inputs(before.inputs)))
     except ArgumentError as failure:
         raise ConversionError(
             f"the converted model fails {where} where the original does not ({failure}); nothing was "
@@ -103,19 +105,15 @@ def check_unchanged(model: nn.Module, before: Observed) -> float | None:
 
 
 @contextmanager
-def _running(model: nn.Module) -> Iterator[None]:
-    with evaluation(model):
+def _running(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy of the model, ready to be run: what its forward writes down it writes there."""
+    with apart(model) as own, evaluation(own):
         try:
-            yield
+            yield own
         except Exception as error:
             raise ArgumentError(
                 f"the model could not be run on example_inputs: {type(error).__name__}: {error}"
             ) from error
-
-
-def _copied(inputs: Any) -> Any:
-    """A model may write to its inputs; the next run is to see the same."""
-    return tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
 
 
 def _shapes(inputs: Any) -> list[tuple[int, ...]]:
