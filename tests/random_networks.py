@@ -67,8 +67,8 @@ class Between(nn.Module):
 
 
 BETWEEN = (
-    "", "", "", "norm", "relu_", "scaled", "noise", "noise_", "written", "view", "grid", "dropout", "dropout2d",
-    "reflect", "zeros", "roll",
+    "", "", "", "norm", "relu_", "scaled", "noise", "noise_", "written", "view", "grid", "dropout",
+    "dropout2d", "reflect", "zeros", "roll",
 )  # fmt: skip
 
 

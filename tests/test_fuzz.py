@@ -60,7 +60,7 @@ def check(seed: int) -> int:
     except NothingToConvertError:
         converted = None
     after = state(model)
-    assert after == before, [pair for pair in zip(before, after, strict=False) if pair[0] != pair[1]][0]
+    assert after == before, next(p for p in zip(before, after, strict=False) if p[0] != p[1])
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
     assert all(type(t) is Tensor and not t.is_meta for t in GRIDS.values())
     if converted is None:
