@@ -149,7 +149,8 @@ def _arithmetic_error(kind: tuple[torch.device, torch.dtype]) -> float:
         found = nn.functional.conv2d(x.to(device), w.to(device)).cpu().double()
     except RuntimeError:  # a type in which this device has no convolution
         return torch.finfo(dtype).eps
-    return max(relative_error(exact, found), torch.finfo(dtype).eps)
+    # a sum of a hundred products is off by a few times the type's own step; of float64 nothing finer tells
+    return max(relative_error(exact, found), 4 * torch.finfo(dtype).eps)
 
 
 @contextmanager

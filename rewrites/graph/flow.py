@@ -325,6 +325,9 @@ def uses(flow: Flow, node: fx.Node, through: tuple[str, ...]) -> list[Any]:
     found: list[Any] = []
     for user in node.users:
         op = flow.ops[user]
+        if op.kind == "item" and (op.args["index"] == 0 or not user.users):
+            found += uses(flow, user, through)  # of several results: the value, or one that nobody reads
+            continue
         alone = len(user.all_input_nodes) == 1 or (op.kind == "channelwise" and op.args["input"] is node)
         if op.kind in through and alone:
             found += uses(flow, user, through)

@@ -70,9 +70,8 @@ class _Copying(TorchFunctionMode):
 def _quieten(model: nn.Module) -> None:
     for module in modules_of(model):
         module.training = False
-        for name, child in module._modules.items():
-            if isinstance(child, OptimizedModule):  # torch.compile(child)
-                module._modules[name] = child._orig_mod
+        if isinstance(module, OptimizedModule):  # what torch.compile returned
+            module.__dict__["forward"] = module._orig_mod.__call__
         for registry in _HOOKS:
             hooks = module.__dict__.get(registry)
             if hooks:

@@ -8,20 +8,23 @@ from types import new_class
 from typing import Any
 
 
-@lru_cache(None)
 def combined(first: type, second: type, like: type | None = None) -> type:
     """A subclass of both, the methods of ``first`` before those of ``second``, with the name of ``like``
     (``second`` if that is None).
 
     Raises whatever the classes raise when a subclass of them is made.
     """
-    cls = like or second
+    return _combined(first, second, like or second)
+
+
+@lru_cache(None)
+def _combined(first: type, second: type, cls: type) -> type:
     held = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
         "__reduce_ex__": _reduced,
-        "_combined": (first, second, like),
+        "_combined": (first, second, cls),
     }
     return new_class(cls.__name__, (first, second), exec_body=lambda namespace: namespace.update(held))
 
@@ -39,6 +42,6 @@ def _reduced(self: Any, protocol: int) -> Any:
     return made
 
 
-def _blank(first: type, second: type, like: type | None, *arguments: Any) -> Any:
-    made = combined(first, second, like)
+def _blank(first: type, second: type, like: type, *arguments: Any) -> Any:
+    made = _combined(first, second, like)
     return made.__new__(made, *arguments)
