@@ -74,9 +74,14 @@ def _quieten(model: nn.Module) -> None:
             module.__dict__["forward"] = module._orig_mod.__call__
         for registry in _HOOKS:
             hooks = module.__dict__.get(registry)
-            if hooks:
+            if hooks and not (registry == "_forward_pre_hooks" and _lacks_weight(module)):
                 kept = ((key, hook) for key, hook in hooks.items() if _computes(hook))
                 module.__dict__[registry] = OrderedDict(kept)
+
+
+def _lacks_weight(module: nn.Module) -> bool:
+    """Whether a layer's weight is no parameter: then what is called before its forward computes it."""
+    return hasattr(type(module), "reset_parameters") and "weight" not in module._parameters
 
 
 def _computes(hook: Any) -> bool:
