@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import pixelize
+from pixelize.refit.report import RepairedSite, RepairReport
 from pixelize.tables import Table, wrapped
 
 ROWS = [("decoder.blocks.0.up", "512>256", "131,136"), ("head", "256>3", "8,208"), ("", "", "")]
@@ -105,3 +106,20 @@ def test_import_brings_in_nothing_for_pages() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_repairs_report_has_a_verdict_and_every_level() -> None:
+    before = {"global": {"(0,1/2)": 3.0, "(1/2,1/2)": 13.84}, "windowed": {"(0,1/2)": -1.5, "(1/2,1/2)": 8.2}}
+    after = {"global": {"(0,1/2)": 0.5, "(1/2,1/2)": 1.25}, "windowed": {"(0,1/2)": -1.4, "(1/2,1/2)": 0.3}}
+    sites = [RepairedSite("up", "repaired"), RepairedSite("down", "left", "it has <no> pattern")]
+    report = RepairReport(sites, before, after, psnr=41.2, samples=64)
+    for width in (40, 60, 100):
+        text = report.text(width)
+        assert max(map(len, text.splitlines())) <= width
+        assert {"+13.8", "+1.2", "-1.5", "-1.4"} <= set(text.split())
+    assert "from 13.8 to 1.2 dB" in " ".join(str(report).split())
+    assert "&lt;no&gt;" in report._repr_html_() and "<table" in report._repr_html_()
+    assert len(repr(report)) < 200
+    unchanged = RepairReport([RepairedSite("up", "left", "clean")], before, before, samples=64)
+    assert "Nothing was changed" in str(unchanged) and "clean" in str(unchanged)
+    assert str(RepairReport(notes=["no picture"])).startswith("Nothing was measured")

@@ -11,6 +11,7 @@ from torch import nn
 from pixelize.errors import ArgumentError
 from pixelize.inheritance.record import kept_repair
 from pixelize.measure.content import ContentChange
+from pixelize.tables import Table, html_lines, wrapped
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class RepairedSite:
     output."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RepairReport:
     """What :func:`repair` found and did; excess in dB over the natural level, by form of the
     measure ("global", "windowed") and frequency.
@@ -54,21 +55,70 @@ class RepairReport:
         """Everything as plain data."""
         return asdict(self)
 
-    def __str__(self) -> str:
-        lines = [
-            f"{site.name}: {site.status}" + (f" ({site.reason})" if site.reason else "")
-            for site in self.sites
+    def worst(self, levels: dict[str, dict[str, float]]) -> float:
+        """The highest of such levels, of either form, in dB over natural."""
+        return max((v for by_frequency in levels.values() for v in by_frequency.values()), default=0.0)
+
+    def verdict(self) -> str:
+        """What came of it, in one sentence."""
+        if not self.before:
+            return "Nothing was measured" + (": repaired from the weights alone." if self.repaired else ".")
+        before, after = self.worst(self.before), self.worst(self.after or self.before)
+        if not self.repaired:
+            return f"Nothing was changed: the worst level is {before:.1f} dB over natural."
+        names = ", ".join(site.name or "(the model)" for site in self.repaired)
+        return (
+            f"Repaired {names}: the worst level fell from {before:.1f} to {after:.1f} dB over natural, and the "
+            f"pictures are {self.psnr:.1f} dB (PSNR) from those before."
+        )
+
+    def table(self) -> Table:
+        """The levels before and after, by frequency."""
+        forms = list(self.before)
+        rows = [
+            (
+                f,
+                *(
+                    f"{levels[form][f]:+.1f}" if f in levels.get(form, {}) else ""
+                    for form in forms
+                    for levels in (self.before, self.after or self.before)
+                ),
+            )
+            for f in dict.fromkeys(f for form in forms for f in self.before[form])
         ]
-        for kind, levels in self.before.items():
-            after = self.after.get(kind, levels)
-            lines += [f"{kind} {f}: {level:+.1f} dB -> {after[f]:+.1f} dB" for f, level in levels.items()]
-        lines.append(f"PSNR to the pictures before: {self.psnr:.1f} dB; {self.seconds:.0f} s")
+        heads = [f"{form}, {when}" for form in forms for when in ("before", "after")]
+        return Table(("dB over natural at", *heads), rows)
+
+    def remarks(self) -> list[str]:
+        """What a table has no room for, a sentence each."""
+        lines = [
+            f"{site.name or '(the model)'}: {site.status}" + (f" ({site.reason})" if site.reason else "")
+            for site in self.sites
+            if site.reason or site.status != "repaired"
+        ]
         if self.content is not None:
             lines.append(
-                f"away from these frequencies: PSNR {self.content.psnr:.1f} dB, power spectrum "
-                f"{self.content.spectrum:+.2f} dB at most"
+                f"away from these frequencies the pictures are {self.content.psnr:.1f} dB (PSNR) from those "
+                f"before; their mean power there changed by {self.content.spectrum:+.2f} dB at most"
             )
-        return "\n".join(lines + self.notes)
+        if self.before:
+            lines.append(f"measured on {self.samples} samples that were held back; {self.seconds:.0f} s")
+        return lines + self.notes
+
+    def text(self, width: int | None = None) -> str:
+        """The verdict, the table and the remarks in lines of ``width``, the terminal's by default."""
+        table = ["", self.table().text(width), ""] if self.before else []
+        return "\n".join([wrapped([self.verdict()], width), *table, wrapped(self.remarks(), width)]).rstrip()
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return f"<RepairReport: {self.verdict()}>"
+
+    def _repr_html_(self) -> str:
+        table = self.table().html() if self.before else ""
+        return html_lines([self.verdict()]) + table + html_lines(self.remarks())
 
 
 def repair_report(model: nn.Module) -> RepairReport:
