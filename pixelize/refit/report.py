@@ -68,8 +68,8 @@ class RepairReport:
             return f"Nothing was changed: the worst level is {before:.1f} dB over natural."
         names = ", ".join(site.name or "(the model)" for site in self.repaired)
         return (
-            f"Repaired {names}: the worst level fell from {before:.1f} to {after:.1f} dB over natural, and the "
-            f"pictures are {self.psnr:.1f} dB (PSNR) from those before."
+            f"Repaired {names}: the worst level fell from {before:.1f} to {after:.1f} dB over natural; "
+            f"the pictures are {self.psnr:.1f} dB (PSNR) from those before."
         )
 
     def table(self) -> Table:
