@@ -30,7 +30,8 @@ _VIEWS = {aten.view, aten._unsafe_view, aten.reshape}
 class UpSampler:
     """One place in a model that up-samples.
 
-    ``name``: of the module that calls the operator, numbered where it calls several of a kind. ``kind``:
+    ``name``: of the module that calls the operator, numbered where it calls several of a kind; of a pixel
+    shuffle, of the convolution that it reads. ``kind``:
     "conv_transpose", "pixel_shuffle", "rearrange" (axes merged by a reshape, as einops does) or "resize".
     """
 
@@ -59,15 +60,20 @@ class Watch(TorchDispatchMode):
     def __init__(self, see: Callable[[Call], Tensor | None]) -> None:
         super().__init__()
         self.see = see
+        self.convolved = (0, "")
         self.path: list[tuple[str, Counter[str]]] = [("", Counter())]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         found = _up_sampling(func._overloadpacket, args, output)
+        name, counts = self.path[-1]
+        if func._overloadpacket is aten.convolution:
+            self.convolved = (output.data_ptr() if output.device.type != "meta" else 0, name)
         if found is None:
             return output
-        name, counts = self.path[-1]
+        if found[0] == "pixel_shuffle" and self.convolved[0] == args[0].data_ptr():
+            name = self.convolved[1]  # the convolution whose channels are shuffled
         counts[found[0]] += 1
         number = f"#{counts[found[0]]}" if counts[found[0]] > 1 else ""
         place = UpSampler(f"{name}{number}", *found)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from pixelize.adapters import call
 from pixelize.conversion.inspect import inspect
 from pixelize.conversion.report import Report, SiteReport
+from pixelize.diagnosis.diagnose import diagnose
+from pixelize.diagnosis.report import Diagnosis
 from pixelize.errors import ArgumentError
 from pixelize.measure.checkerboard import as_periods, checkerboard, frequency_name, minimum_size
 from pixelize.measure.decibels import psnr
@@ -74,12 +76,8 @@ class Findings:
     report: Report
     pictures: dict[str, Tensor]
     natural: dict[str, Any] | None = None
+    diagnosis: Diagnosis | None = None
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def source(self) -> Layer | None:
-        """The up-sampler that alone can leave the finest pattern: the last that runs."""
-        return next((layer for layer in self.layers if layer.source), None)
 
     def sentences(self) -> list[str]:
         """Does it have a checkerboard, where does it come from, did it go: a sentence each."""
@@ -95,9 +93,8 @@ class Findings:
                 told.append(f"Some checkerboard: {place}, where natural pictures measure about 0.")
             else:
                 told.append(f"No checkerboard that keeps its place: at most {place}.")
-            if level >= NOTICEABLE and self.source is not None:
-                name = self.source.site.name or "the model itself"
-                told.append(f"Its finest pattern can only come from the last up-sampler, {name}.")
+        if self.diagnosis is not None:
+            told += [source.sentence() for source in self.diagnosis.sources]
         for after in self.variants[1:]:
             if after.error is not None and after.error < 1e-5:
                 told.append(
@@ -129,7 +126,7 @@ class Findings:
                 for v in self.variants
             ],
             "natural": plain_levels(self.natural),
-            "source": self.source.site.name if self.source else None,
+            "diagnosis": None if self.diagnosis is None else self.diagnosis.to_dict(),
             "unevenness": {layer.site.name: layer.unevenness for layer in self.layers},
             "report": self.report.to_dict(),
             "notes": self.notes,
@@ -210,16 +207,27 @@ def measure(
         for name in models
     ]
     known = {s.name for s in sites}
-    source = next((name for name in reversed(order) if name in known), None)
+    progress("diagnosing")
+    diagnosis = _diagnosis(first, inputs, notes)
+    makers = {name for source in diagnosis.sources for name in source.names} if diagnosis else set()
     layers = [
-        Layer(s, {v: found[s.name] for v, found in uneven.items() if s.name in found}, s.name == source)
+        Layer(s, {v: found[s.name] for v, found in uneven.items() if s.name in found}, s.name in makers)
         for s in report.sites
         if s.status != "skipped" or s.name in known
     ]
     return Findings(
         title, type(first).__name__, told, chosen, variants, layers, report, _of_one_size(outputs, notes),
-        _levels(list(natural), chosen, notes) if natural is not None else None, notes,
+        _levels(list(natural), chosen, notes) if natural is not None else None, diagnosis, notes,
     )  # fmt: skip
+
+
+def _diagnosis(model: nn.Module, inputs: Sequence[Any], notes: list[str]) -> Diagnosis | None:
+    """Where the first model's pattern comes from; None where there are no pictures to tell it by."""
+    try:
+        return diagnose(model, inputs)
+    except ArgumentError as error:
+        _once(notes, f"Where a pattern comes from was not looked into: {error}")
+        return None
 
 
 def _output(model: nn.Module, inputs: Any, name: str) -> Any:

@@ -20,7 +20,7 @@ from pixelize.extras import require
 from pixelize.files import write_bytes, write_text
 from pixelize.inheritance.record import kept_report
 from pixelize.measure.checkerboard import as_periods, frequencies, frequency_name
-from pixelize.measure.natural import NOTICEABLE
+from pixelize.measure.natural import NOTICEABLE, natural_excess
 from pixelize.pages.figures import Curves, comparison_figure, curves_figure, png_bytes, spectrum_figures
 from pixelize.pages.findings import Findings, measure
 from pixelize.pages.tiles import Tiles, difference_caption, enlarged, tiles
@@ -129,7 +129,7 @@ def render(found: Findings, training: Curves | None = None) -> str:
         verdict="" if worst is None else "bad" if worst >= NOTICEABLE else "good",
         levels=_levels(found),
         rows=_tile_rows(shown) if shown else [],
-        across=2 * len(found.pictures) + len(found.pictures) - 1 if found.pictures else 1,
+        across=4 * len(found.pictures) - 1 if found.pictures else 1,
         channel=shown.channel if shown else None,
         spectra=_spectra(found),
         count=len(next(iter(found.pictures.values()))) if found.pictures else 0,
@@ -181,7 +181,10 @@ def _levels(found: Findings) -> dict[str, Any] | None:
     rows = []
     for f in frequencies(found.period):
         cells = [
-            {"text": f"{levels[form][f]:.1f}", "strong": form == "global" and levels[form][f] >= NOTICEABLE}
+            {
+                "text": f"{levels[form][f]:.1f}",
+                "strong": levels[form][f] - natural_excess(form, f) >= NOTICEABLE,
+            }
             for _, levels in measured
             for form in ("global", "windowed")
         ]
@@ -198,6 +201,8 @@ def _tile_rows(shown: Tiles) -> list[list[dict[str, Any]]]:
             box = (100 * left / width, 100 * top / height, 100 * size / width, 100 * size / height)
             row.append({"caption": name, "source": _picture(pictures[i]), "box": box})
             row.append({"caption": f"{name}, zoom", "source": _picture(shown.zooms[name][i]), "box": None})
+            alone = f"{name}, the pattern alone ×{shown.pattern_gain:g}"
+            row.append({"caption": alone, "source": _picture(shown.patterns[name][i]), "box": None})
             if name in shown.differences:
                 source = _picture(shown.differences[name][i])
                 row.append({"caption": difference_caption(shown, name), "source": source, "box": None})
@@ -252,7 +257,10 @@ def _layers(found: Findings) -> dict[str, Any]:
             value = layer.unevenness.get(variant.name)
             cells.append("" if value is None or not math.isfinite(value) else f"{value:.0f} dB")
         rows.append({"cells": cells, "source": layer.source})
-    return {"heads": heads, "rows": rows}
+    told = [k for k, cells in enumerate(zip(*(row["cells"] for row in rows), strict=True)) if any(cells)]
+    for row in rows:
+        row["cells"] = [row["cells"][k] for k in told]
+    return {"heads": [heads[k] for k in told], "rows": rows}
 
 
 def _times(pair: Sequence[int] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixelize.errors import ArgumentError
-from pixelize.measure.checkerboard import as_periods, minimum_size
+from pixelize.measure.checkerboard import as_periods, frequencies, minimum_size
 from pixelize.measure.local_map import checkerboard_map
+from pixelize.measure.notch import notch
 
 ROUNDING = 1e-5  # of the pictures' range: differences below it are called none
 
@@ -21,8 +23,10 @@ ROUNDING = 1e-5  # of the pictures' range: differences below it are called none
 class Tiles:
     """What is shown of each variant of the same pictures, as ``(N, height, width, 3)`` arrays of bytes.
 
-    ``pictures`` and ``zooms`` by variant; ``differences`` by variant but the reference: mid-grey where
-    nothing changed, and the change times ``gains[variant]`` around it (a gain of 0: none beyond rounding).
+    ``pictures`` and ``zooms`` by variant; ``patterns``: what lies around the checkerboard's frequencies in
+    the zooms, times ``pattern_gain`` around mid-grey; ``differences`` by variant but the reference: mid-grey
+    where nothing changed, and the change times ``gains[variant]`` around it (a gain of 0: none beyond
+    rounding).
     ``largest``: the largest absolute change by variant, in units of the pictures' range. ``boxes``: (top,
     left, size) of each picture's zoom. ``channel``: the one that is shown where a picture has neither one nor
     three, else None.
@@ -31,6 +35,8 @@ class Tiles:
     reference: str
     pictures: dict[str, np.ndarray]
     zooms: dict[str, np.ndarray]
+    patterns: dict[str, np.ndarray]
+    pattern_gain: float
     differences: dict[str, np.ndarray]
     gains: dict[str, float]
     largest: dict[str, float]
@@ -73,11 +79,28 @@ def tiles(
         largest[name] = float(change.abs().max())
         gains[name] = _gain(change) if largest[name] > ROUNDING else 0.0
         differences[name] = _bytes(0.5 + gains[name] * change)
-    zooms = {
-        name: np.stack([array[i, y : y + s, x : x + s] for i, (y, x, s) in enumerate(boxes)])
-        for name, array in pictures.items()
-    }
-    return Tiles(reference, pictures, zooms, differences, gains, largest, boxes, channel)
+    alone = {name: _pattern(batch, period) / (high - low) for name, batch in shown.items()}
+    gain = _gain(alone[reference])
+    patterns = {name: _zoomed(_bytes(0.5 + gain * batch), boxes) for name, batch in alone.items()}
+    zooms = {name: _zoomed(array, boxes) for name, array in pictures.items()}
+    return Tiles(reference, pictures, zooms, patterns, gain, differences, gains, largest, boxes, channel)
+
+
+def _zoomed(pictures: np.ndarray, boxes: list[tuple[int, int, int]]) -> np.ndarray:
+    return np.stack([pictures[i, y : y + s, x : x + s] for i, (y, x, s) in enumerate(boxes)])
+
+
+def _pattern(batch: Tensor, period: int | tuple[int, int]) -> Tensor:
+    """What a batch (N, C, H, W) has around the checkerboard's frequencies."""
+    periods = as_periods(period)
+    square = math.lcm(*periods)
+    own = (
+        f
+        for f in frequencies(square)
+        if all(abs(v * p - round(v * p)) < 1e-9 for v, p in zip(f, periods, strict=True))
+    )
+    depth = dict.fromkeys(own, 1.0)
+    return batch - notch(batch, square, depth=depth)
 
 
 def check_columns(columns: Mapping[str, Tensor], reference: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 
 from pixelize.errors import ArgumentError, ConversionError
 
@@ -31,7 +31,9 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 def uncompiled(model: nn.Module) -> nn.Module:
     """What ``torch.compile`` was given, for what it returned; any other model itself."""
-    return model._orig_mod if isinstance(model, OptimizedModule) else model
+    dynamo = sys.modules.get("torch._dynamo")  # compiling imports it; importing it here takes seconds
+    compiled = dynamo is not None and isinstance(model, dynamo.OptimizedModule)
+    return model._orig_mod if compiled else model  # type: ignore[return-value]
 
 
 def check_model(model: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -68,9 +68,10 @@ class _Copying(TorchFunctionMode):
 
 
 def _quieten(model: nn.Module) -> None:
+    dynamo = sys.modules.get("torch._dynamo")  # compiling imports it; importing it here takes seconds
     for module in modules_of(model):
         module.training = False
-        if isinstance(module, OptimizedModule):  # what torch.compile returned
+        if dynamo is not None and isinstance(module, dynamo.OptimizedModule):  # what torch.compile returned
             module.__dict__["forward"] = module._orig_mod.__call__
         for registry in _HOOKS:
             hooks = module.__dict__.get(registry)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from pixelize.rewrites.graph.flow import axis_factor
 from pixelize.rewrites.graph.operators import is_pointwise
@@ -195,7 +194,11 @@ def _factor(before: Any, after: Any, mode: str) -> int:
 def _holds(condition: Any) -> bool:
     if torch.compiler.is_dynamo_compiling() and not _is_exporting():
         return True if condition else False  # noqa: SIM210  (a guard: at other sizes it is compiled anew)
-    return condition if isinstance(condition, bool) else statically_known_true(condition)
+    if isinstance(condition, bool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # brings in sympy
+
+    return statically_known_true(condition)
 
 
 def has_channels(value: Any) -> bool:
