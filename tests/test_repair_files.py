@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import pixelize
 from pixelize.checkpoints.checkpoint import same_bits
 from pixelize.checkpoints.formats import read_checkpoint
 from pixelize.checkpoints.patch import patched
@@ -397,3 +398,16 @@ def test_where_the_result_may_go(nets, tmp_path):
             check_out(opened, out)
     check_out(opened, tmp_path / "deep" / "o.pt")
     assert not (tmp_path / "deep").exists()
+
+
+def test_a_converted_folder_is_built_from_a_file_again(tmp_path):
+    pytest.importorskip("spandrel")
+    name, options = SPANDREL["Compact"]
+    module = importlib.import_module("spandrel.architectures.Compact")
+    torch.save({"params": getattr(module, name)(**options).state_dict()}, tmp_path / "w.pth")
+    opened = open_model(str(tmp_path / "w.pth"))
+    x = picture(opened)
+    converted = pixelize.convert(opened.model, example_inputs=x)
+    pixelize.save(converted, tmp_path / "out")
+    again = open_model(str(tmp_path / "out"), source=str(tmp_path / "w.pth"))
+    assert torch.equal(again.model(x), converted(x)) and again.preparation == opened.preparation

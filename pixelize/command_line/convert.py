@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pixelize.checkpoints.formats import is_checkpoint
 from pixelize.command_line.options import (
     Arch,
     AsJson,
@@ -33,7 +34,7 @@ from pixelize.conversion.inspect import inspect
 from pixelize.conversion.report import report
 from pixelize.conversion.saved import save
 from pixelize.errors import ArgumentError, PixelizeError
-from pixelize.inheritance.record import converted_modules
+from pixelize.inheritance.record import converted_modules, kept_report
 from pixelize.running.inputs import one_sample
 from pixelize.sources.models import portable_source
 
@@ -71,6 +72,8 @@ def inspect_command(
             if data:
                 raise
         found = report(built) if converted_modules(built) else inspect(built, example)
+        if not converted_modules(built) and (loaded := kept_report(built)) is not None:
+            found.notes.extend(loaded.notes)  # a saved folder of a model that was repaired alone
     if as_json:
         print_json({"model": model, **found.to_dict()})
         return
@@ -143,10 +146,15 @@ def convert_command(
             dependency_groups=dependency_groups, dependency_kernel_size=dependency_kernel_size,
             schedule=schedule,
         )  # fmt: skip
-        save(converted, out, source=portable_source(source or model))
+        save(converted, out, source=_noted(source or arch or model))
     found = report(converted)
     if as_json:
         print_json({"model": model, "folder": str(out), **found.to_dict()})
         return
     typer.echo(str(found))
     print_error(f"wrote {out}")
+
+
+def _noted(name: str) -> str | None:
+    """What a saved folder notes that its model is built from; a file of weights builds none by itself."""
+    return None if is_checkpoint(name) else portable_source(name)

@@ -12,6 +12,8 @@ from torch import nn
 from pixelize.checkpoints.checkpoint import Checkpoint
 from pixelize.checkpoints.formats import is_checkpoint, read_checkpoint
 from pixelize.checkpoints.model_folder import read_folder
+from pixelize.conversion.saved import load
+from pixelize.conversion.saved_plan import PLAN
 from pixelize.errors import ArgumentError, LoadError
 from pixelize.running.inputs import picture_channels
 from pixelize.sources.models import build_model, has_weights, library_folder
@@ -47,7 +49,7 @@ def open_model(name: str, *, arch: str = "", weights: str = "", source: str = ""
 
     A ``.onnx`` file is a model by itself; of other files spandrel detects the architecture, or ``arch`` names
     it, as ``name`` could. ``weights`` is a file to fill a named model with, ``source`` what a folder of
-    :func:`pixelize.save` is built from.
+    :func:`pixelize.save` is built from: a name, or a file of weights.
 
     Raises:
         ArgumentError: nothing has that name, or arguments that do not belong together.
@@ -64,6 +66,10 @@ def open_model(name: str, *, arch: str = "", weights: str = "", source: str = ""
         raise ArgumentError(f"--arch belongs to a file of weights ({name!r} is none)")
     if weights:
         return _filled(name, weights, source)
+    if (Path(name) / PLAN).is_file() and is_checkpoint(source):
+        base = _of_file(source, "")
+        model = load(name, into=base.model).eval()
+        return OpenedModel(name, model, base.told, preparation=base.preparation)
     found = library_folder(name)
     if found is not None:
         return _of_folder(*found)
