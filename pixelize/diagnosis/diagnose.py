@@ -193,8 +193,14 @@ class _View:
             return []
         height, width = next(iter(sizes))
         detail = f"{tall or height}x{wide or width} pixels"
-        # a seam is a line: what it adds lies on the axes
-        gone = [p for p in left if 0 in p.frequency]
+        # seams, and the borders of tiles beside them, repeat with the tiles: what is left of multiples of
+        # 1 / tile is put down to them
+        repeats = (tall or 1, wide or 1)
+        gone = [
+            p
+            for p in left
+            if all(abs(v * t - round(v * t)) < 1e-9 for v, t in zip(p.frequency, repeats, strict=True))
+        ]
         return self._source("tiles", (), gone, None, left, detail)
 
     @staticmethod

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,11 @@ from pixelize.measure.checkerboard import as_periods, frequencies, frequency_nam
 from pixelize.measure.natural import NOTICEABLE, natural_excess
 from pixelize.pages.figures import Curves, comparison_figure, curves_figure, png_bytes, spectrum_figures
 from pixelize.pages.findings import Findings, measure
+from pixelize.pages.template import from_template, png_source
 from pixelize.pages.tiles import Tiles, difference_caption, enlarged, tiles
 from pixelize.running.inputs import default_inputs, shape_of
 from pixelize.version import __version__
 
-TEMPLATE = "report.html"
 SHOWN = 4
 
 
@@ -107,19 +105,14 @@ def write_findings(
 
 def render(found: Findings, training: Curves | None = None) -> str:
     """The page as text."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(
-        resources.files("pixelize.pages").joinpath("assets").joinpath(TEMPLATE).read_text("utf-8")
-    )
     shown = (
         tiles(found.pictures, next(iter(found.pictures)), period=found.period, rows=SHOWN)
         if found.pictures
         else None
     )
     worst = found.variants[-1].worst
-    return template.render(
+    return from_template(
+        "report.html",
         title=found.title,
         version=__version__,
         model=found.model,
@@ -217,8 +210,8 @@ def _spectra(found: Findings) -> list[dict[str, str]]:
     return [
         {
             "caption": f"{name}, in full" if name else "over the distance from frequency 0",
-            "light": _png(png_bytes(light[name])),
-            "dark": _png(png_bytes(dark[name])),
+            "light": png_source(png_bytes(light[name])),
+            "dark": png_source(png_bytes(dark[name])),
         }
         for name in light
     ]
@@ -228,8 +221,8 @@ def _training(curves: Curves) -> list[dict[str, str]]:
     return [
         {
             "caption": quantity,
-            "light": _png(png_bytes(curves_figure({quantity: lines}))),
-            "dark": _png(png_bytes(curves_figure({quantity: lines}, dark=True))),
+            "light": png_source(png_bytes(curves_figure({quantity: lines}))),
+            "dark": png_source(png_bytes(curves_figure({quantity: lines}, dark=True))),
         }
         for quantity, lines in curves.items()
     ]
@@ -272,8 +265,4 @@ def _picture(picture: np.ndarray) -> str:
 
     stream = io.BytesIO()
     Image.fromarray(enlarged(picture, 256)).save(stream, "PNG", optimize=True)
-    return _png(stream.getvalue())
-
-
-def _png(contents: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(contents).decode()
+    return png_source(stream.getvalue())

@@ -4,14 +4,11 @@ from the first one, curves, a page, and the numbers as JSON.
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +17,7 @@ from scipy.special import stdtrit
 
 from pixelize.files import write_text
 from pixelize.pages.figures import Curves, curves_figure, save_png
+from pixelize.pages.template import from_template, png_source
 from pixelize.recipes.training.run_state import Metrics
 
 INTERVALS = "Differences of runs with the same seed: mean and its 95 % confidence interval (Student's)."
@@ -131,7 +129,12 @@ def write_results(
     write_text(folder / "table.md", told)
     save_png(curves_figure(curves(arms)), folder / "curves.png")
     shown = {"curves": folder / "curves.png", **(pictures or {})}
-    write_text(folder / "report.html", _page(title, header, rows, settings, shown))
+    page = from_template(
+        "results.html", title=title, heads=header, results=rows,
+        pictures={name: png_source(path.read_bytes()) for name, path in shown.items()},
+        settings=[(key, str(value)) for key, value in settings.items()],
+    )  # fmt: skip
+    write_text(folder / "report.html", page)
     return data
 
 
@@ -150,36 +153,3 @@ def curves(arms: list[ArmResult]) -> Curves:
 def _cell(arm: ArmResult, metric: str) -> str:
     mean, deviation = arm.spread(metric)
     return f"{mean:.4g}" + (f" ± {deviation:.2g}" if len(arm.seeds) > 1 else "")
-
-
-def _page(
-    title: str, header: list[str], rows: list[list[str]], settings: dict[str, Any], pictures: dict[str, Path]
-) -> str:
-    def line(cells: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
-
-    def image(name: str, path: Path) -> str:
-        data, name = base64.b64encode(path.read_bytes()).decode(), html.escape(name)
-        return f'<h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{data}">'
-
-    return _TEMPLATE.substitute(
-        title=html.escape(title),
-        table=line(header, "th") + "".join(line(r, "td") for r in rows),
-        images="".join(image(name, path) for name, path in pictures.items()),
-        settings="".join(line([k, str(v)], "td") for k, v in settings.items()),
-    )
-
-
-_TEMPLATE = Template("""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>$title</title>
-<style>
-:root { color-scheme: light dark }
-body { font: 15px system-ui; margin: 2em auto; max-width: 70em; padding: 0 1em }
-table { border-collapse: collapse; display: block; overflow-x: auto }
-td, th { padding: .3em .8em; border-bottom: 1px solid #8884; text-align: right }
-td:first-child, th:first-child { text-align: left }
-img { max-width: 100%; background: #fff }
-</style>
-<h1>$title</h1><table>$table</table>$images<h2>settings</h2><table>$settings</table>
-""")
