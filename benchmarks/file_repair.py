@@ -47,7 +47,7 @@ def text_detector() -> str:
 def cases() -> dict[str, list[str]]:
     """Arguments of ``pixelize repair`` by name."""
     return {
-        "demo": ["demo", "--count", "256"],
+        "demo": ["demo", "--count", "64"],
         "text detector": [
             text_detector(), "--data", photographs(), "--scale", "imagenet", "--count", "48",
         ],

@@ -45,7 +45,6 @@ from pixelize.running.batches import samples_of, selected
 from pixelize.sources.models import portable_source
 from pixelize.sources.opened import OpenedModel
 from pixelize.sources.written import Written, check_out, onnx_difference, write_repaired
-from pixelize.tables import Table
 
 NOTHING, COULD_NOT = 3, 4
 SHOWN = 16
@@ -254,33 +253,13 @@ def _page(
 
 def _print(found: RepairReport, verdict: str, written: Written) -> None:
     if found.before:
-        print_text(_table(found))
+        print_text(found.table())
     print_text(verdict)
     if found.repaired:
-        told = [f"pictures before and after are {found.psnr:.1f} dB apart (PSNR)"]
-        if found.content is not None:
-            told.append(f"away from the pattern's frequencies {found.content.psnr:.1f} dB")
-        print_text(f"{', '.join(told)}; {found.seconds:.0f} s on {found.samples} held-back samples")
-    for site in found.sites:
-        if site.status != "repaired" and site.reason and found.repaired:
-            print_text(f"{site.name}: {site.status}, {site.reason}")
+        print_text(f"the pictures are {found.psnr:.1f} dB (PSNR) from those before", *found.remarks())
     if written.total:
         print_text(f"{len(written.tensors)} of {written.total} tensors differ: {', '.join(written.tensors)}")
     for check in written.checks:
         print_text(check)
     if written.files:
         print_text(f"wrote {', '.join(map(str, written.files))}")
-
-
-def _table(found: RepairReport) -> Table:
-    """The six worst frequencies before and after, in dB over what is natural there."""
-    rows = [
-        (level, form, f, found.after.get(form, {}).get(f, level))
-        for form, levels in found.before.items()
-        for f, level in levels.items()
-    ]
-    cells = [
-        (f"{f}, {form}", f"{level:+.1f}", f"{after:+.1f}")
-        for level, form, f, after in sorted(rows, reverse=True)[:6]
-    ]
-    return Table(("dB over natural, at", "before", "after"), cells)
