@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import sys
 from typing import Any
 
 from torch import Tensor, nn
 
 from pixelize.errors import ArgumentError, ConversionError
+from pixelize.rewrites.state.modules import is_compiled
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -31,9 +31,7 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 def uncompiled(model: nn.Module) -> nn.Module:
     """What ``torch.compile`` was given, for what it returned; any other model itself."""
-    dynamo = sys.modules.get("torch._dynamo")  # compiling imports it; importing it here takes seconds
-    compiled = dynamo is not None and isinstance(model, dynamo.OptimizedModule)
-    return model._orig_mod if compiled else model  # type: ignore[return-value]
+    return model._orig_mod if is_compiled(model) else model  # type: ignore[return-value]
 
 
 def check_model(model: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from pixelize.rewrites.state.change import Change
-from pixelize.rewrites.state.modules import devices_of, modules_of, tensors_of
+from pixelize.rewrites.state.modules import devices_of, is_compiled, modules_of, tensors_of
 from pixelize.rewrites.state.random_state import random_state_kept
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -68,10 +67,9 @@ class _Copying(TorchFunctionMode):
 
 
 def _quieten(model: nn.Module) -> None:
-    dynamo = sys.modules.get("torch._dynamo")  # compiling imports it; importing it here takes seconds
     for module in modules_of(model):
         module.training = False
-        if dynamo is not None and isinstance(module, dynamo.OptimizedModule):  # what torch.compile returned
+        if is_compiled(module):  # what torch.compile returned
             module.__dict__["forward"] = module._orig_mod.__call__
         for registry in _HOOKS:
             hooks = module.__dict__.get(registry)

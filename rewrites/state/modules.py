@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,3 +50,10 @@ def placed(inputs: Any, model: nn.Module) -> Any:
 def devices_of(model: nn.Module) -> set[torch.device]:
     """The devices of a model's parameters and buffers."""
     return {t.device for t in tensors_of(model)}
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``module`` is what ``torch.compile`` returned. Does not import the compiler, which takes as
+    long as torch itself: without it nothing is compiled."""
+    kind = getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", None)
+    return kind is not None and isinstance(module, kind)
