@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ def _spectral(weight: Tensor, layer: nn.Module, original: Tensor, u: Tensor, v: 
     return weight, u / torch.dot(u, matrix @ v), v
 
 
-_NORMS = {
+_NORMS: dict[tuple[str, ...], Callable[..., tuple[Tensor, ...]]] = {
     ("weight_g", "weight_v"): _magnitude_and_direction,
     ("parametrizations.weight.original0", "parametrizations.weight.original1"): _magnitude_and_direction,
     ("weight_orig", "weight_u", "weight_v"): _spectral,
