@@ -177,13 +177,12 @@ class _View:
             if makers:
                 made.setdefault(tuple(makers), []).append(p)
         found = []
-        for makers, patterns in made.items():
-            after = self.without[makers[0]] if len(makers) == 1 else every
-            kind = "swapped phases" if any(m in self.orders for m in makers) else "up-sampler"
-            if kind == "swapped phases":
-                makers = tuple(m for m in makers if m in self.orders)
-            detail = ", ".join(self.orders[m] for m in makers if m in self.orders)
-            found += self._source(kind, tuple(m.name for m in makers), patterns, after, left, detail)
+        for blamed, patterns in made.items():
+            after = self.without[blamed[0]] if len(blamed) == 1 else every
+            kind = "swapped phases" if any(m in self.orders for m in blamed) else "up-sampler"
+            guilty = [m for m in blamed if kind == "up-sampler" or m in self.orders]
+            detail = ", ".join(self.orders[m] for m in guilty if m in self.orders)
+            found += self._source(kind, tuple(m.name for m in guilty), patterns, after, left, detail)
         return found
 
     def _tiles(self, left: list[PatternLevel]) -> list[PatternSource]:
@@ -316,7 +315,7 @@ def _picture_in(inputs: Any) -> Tensor | None:
 def _exchanged(inputs: Any, clean: Callable[[Tensor], Tensor]) -> Any:
     """One element of data with its picture cleaned."""
     picture = _picture_in(inputs)
-    return torch.utils._pytree.tree_map(lambda x: clean(x) if x is picture else x, inputs)
+    return torch.utils._pytree.tree_map(lambda x: clean(x) if picture is not None and x is picture else x, inputs)
 
 
 def _canonical(p: PatternLevel, period: int) -> tuple[float, float]:

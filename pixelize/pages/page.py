@@ -232,7 +232,7 @@ def _layers(found: Findings) -> dict[str, Any]:
     several = len(found.variants) > 1
     heads = ["site", "kind", "channels", "kernel", "stride", "into", "error", "parameters", "mult-adds"]
     heads += [f"unevenness, {v.name}" if several else "unevenness" for v in found.variants]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for layer in found.layers:
         s = layer.site
         cells = [

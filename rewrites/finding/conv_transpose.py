@@ -94,6 +94,7 @@ def _refusal(module: nn.Module) -> str | None:
             f"{kind}.forward does not go through nn.{_plain(type(module)).__name__}.forward; "
             "make it call super().forward(), or exclude it"
         )
+    assert isinstance(module, _ConvTransposeNd)
     c_in, c_out, groups = module.in_channels, module.out_channels, module.groups
     if tuple(module.weight.shape) != (c_in, c_out // groups, *module.kernel_size):
         return f"its weight has the shape {tuple(module.weight.shape)}, which its attributes do not tell"

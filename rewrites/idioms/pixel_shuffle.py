@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from pixelize.rewrites.graph.flow import Flow, uses
 from pixelize.rewrites.graph.operators import shape_of
@@ -153,6 +154,7 @@ def canonical(site: Site, module: nn.Module) -> TransposedConv:
 
     The bias is the mean over the phases of each channel; what is left of it stays in :class:`ShuffleConv2d`.
     """
+    assert isinstance(module, _ConvNd)
     weight = merge_phases(module.weight.detach(), site.options, module.groups)
     bias = None if module.bias is None else _split_bias(module.bias.detach(), site.options)[0]
     return TransposedConv(site.geometry, weight, bias)

@@ -133,7 +133,7 @@ class ResizeTransposed2d(nn.Module):
         self.layer = layer.requires_grad_(True)
         self.edge = options["mode"] == "bilinear"
         self.mode, self.scale_factor = options["mode"], tuple(options["factor"])
-        self.channels = int(layer.in_channels)  # type: ignore[call-overload]
+        self.channels = int(layer.in_channels)  # type: ignore[call-overload, arg-type]
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, s H, s W)."""

@@ -70,7 +70,7 @@ def _quieten(model: nn.Module) -> None:
     for module in modules_of(model):
         module.training = False
         if is_compiled(module):  # what torch.compile returned
-            module.__dict__["forward"] = module._orig_mod.__call__
+            module.__dict__["forward"] = module.get_submodule("_orig_mod").__call__
         for registry in _HOOKS:
             hooks = module.__dict__.get(registry)
             if hooks and not (registry == "_forward_pre_hooks" and _lacks_weight(module)):

@@ -37,7 +37,7 @@ def own_class(value: Any, mixin: type) -> type | None:
 
 def _reduced(self: Any, protocol: int) -> Any:
     made = super(type(self), self).__reduce_ex__(protocol)
-    if isinstance(made, tuple) and made[0] is copyreg.__newobj__ and made[1][0] is type(self):
+    if isinstance(made, tuple) and made[0] is copyreg.__newobj__ and made[1][0] is type(self):  # type: ignore[attr-defined]
         return (_blank, (*type(self)._combined, *made[1][1:]), *made[2:])
     return made
 
