@@ -100,7 +100,8 @@ def test_report_measures_and_writes(run):
     with torch.no_grad():
         pictures = build_model("nets.py:Net")(torch.from_numpy(np.load("x.npy")).float())
     assert told["variants"][0]["checkerboard"]["worst"] == pytest.approx(checkerboard(pictures)["worst"])
-    assert [v["name"] for v in told["variants"]] == ["before", "repaired"] and told["source"] == "1"
+    assert [v["name"] for v in told["variants"]] == ["before", "repaired"]
+    assert told["diagnosis"]["sentences"] and set(told["unevenness"]) == {"1"}
     assert told["files"] == ["deep/r.html", "deep/r.png"]
     assert "data:image/png" in Path("deep/r.html").read_text()
 

@@ -315,7 +315,9 @@ def _picture_in(inputs: Any) -> Tensor | None:
 def _exchanged(inputs: Any, clean: Callable[[Tensor], Tensor]) -> Any:
     """One element of data with its picture cleaned."""
     picture = _picture_in(inputs)
-    return torch.utils._pytree.tree_map(lambda x: clean(x) if picture is not None and x is picture else x, inputs)
+    return torch.utils._pytree.tree_map(
+        lambda x: clean(x) if picture is not None and x is picture else x, inputs
+    )
 
 
 def _canonical(p: PatternLevel, period: int) -> tuple[float, float]:

@@ -64,9 +64,13 @@ def check_site(site: Site, module: nn.Module) -> None:
     """
     own = {name: value for name, value in site.options.items() if name not in PLACE}
     try:
-        found = idiom_of(site, module).stated(site, own, module)
+        idiom = idiom_of(site, module)
     except TypeError as error:
         raise ValueError(str(error)) from error
+    bare = isinstance(module, nn.Conv2d) and tuple(module.kernel_size) == (1, 1)  # mixes no pixels
+    if site.kind != idiom.kind and not (bare and site.kind == "resize"):
+        raise ValueError(f"a {type(module).__name__} is no site of kind {site.kind}")
+    found = idiom.stated(site, own, module)
     if found is None:
         raise ValueError(f"no {site.kind} with the options {own}")
     if found != site.geometry:

@@ -80,7 +80,10 @@ def _quieten(model: nn.Module) -> None:
 
 def _lacks_weight(module: nn.Module) -> bool:
     """Whether a layer's weight is no parameter: then what is called before its forward computes it."""
-    return hasattr(type(module), "reset_parameters") and "weight" not in module._parameters
+    kind = type(module)  # a class whose weight is a property (a converted convolution) has one
+    return hasattr(kind, "reset_parameters") and not (
+        hasattr(kind, "weight") or "weight" in module._parameters
+    )
 
 
 def _computes(hook: Any) -> bool:

@@ -29,7 +29,9 @@ class Change:
         self._modules = [
             (module, type(module), module.__dict__, _copied(module.__dict__)) for module in modules_of(model)
         ]
-        self._trained = [(t, t.requires_grad, t.grad) for t in tensors_of(model) if t.is_leaf]
+        self._trained = [
+            (t, t.requires_grad, t.grad) for t in tensors_of(model) if t.is_leaf and not is_lazy(t)
+        ]
         held = [b for module in modules_of(model) for b in module._buffers.values() if b is not None]
         self._values: list[tuple[Tensor, Tensor]] = []
         for tensor in held:

@@ -34,9 +34,10 @@ class ArmResult:
     facts: Metrics = field(default_factory=dict)
 
     def spread(self, metric: str) -> tuple[float, float]:
-        """Mean and sample standard deviation over seeds (nan for one seed)."""
+        """Mean and sample standard deviation over seeds (nan for one seed, and where a value is infinite)."""
         values = list(self.by_seed(metric).values())
-        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
+        told = len(values) > 1 and all(map(math.isfinite, values))
+        return statistics.fmean(values), statistics.stdev(values) if told else float("nan")
 
     def by_seed(self, metric: str) -> dict[int, float]:
         """The metric of each seed."""
@@ -60,13 +61,14 @@ class Difference:
 
 
 def difference(values: dict[int, float], others: dict[int, float]) -> Difference:
-    """``values`` minus ``others``, paired by seed. The interval is Student's: the spread of the differences
+    """``values`` minus ``others``, paired by seed, without pairs of infinite values. The interval is Student's: the spread of the differences
     over the root of their number, times the quantile for one degree of freedom less.
 
     >>> print(difference({0: 3.0, 1: 5.0, 2: 4.0}, {0: 2.0, 1: 2.0, 2: 2.0, 7: 9.0}))
     +2 (-0.48 to +4.5)
     """
     gains = [value - others[seed] for seed, value in values.items() if seed in others]
+    gains = [gain for gain in gains if math.isfinite(gain)]
     n = len(gains)
     if n < 2:
         return Difference(gains[0] if gains else math.nan, math.nan, n)
