@@ -61,8 +61,9 @@ class Difference:
 
 
 def difference(values: dict[int, float], others: dict[int, float]) -> Difference:
-    """``values`` minus ``others``, paired by seed, without pairs of infinite values. The interval is Student's: the spread of the differences
-    over the root of their number, times the quantile for one degree of freedom less.
+    """``values`` minus ``others``, paired by seed; pairs with an infinite value are left out. The interval is
+    Student's: the spread of the differences over the root of their number, times the quantile for one degree
+    of freedom less.
 
     >>> print(difference({0: 3.0, 1: 5.0, 2: 4.0}, {0: 2.0, 1: 2.0, 2: 2.0, 7: 9.0}))
     +2 (-0.48 to +4.5)
