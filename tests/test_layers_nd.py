@@ -307,3 +307,34 @@ def test_gradients_in_both_directions(n, name):
 
     assert torch.autograd.gradcheck(run, (x, *weights), check_forward_ad=True, fast_mode=n == 3)
     assert torch.autograd.gradgradcheck(run, (x, *weights), fast_mode=True)
+
+
+# ---- tools
+
+
+@axes
+@pytest.mark.parametrize("name", ["PixelDCL", "iPixelDCL", "PixelConv", "iPixelConv"])
+def test_traced_exported_and_compiled_for_any_size(n, name):
+    arguments = (2, 3, 3, 1, 1) if "Conv" in name else (2, 3, 4, 2, 1)
+    layer = kind(name, n)(*arguments, schedule="near").eval()
+    # an exported convolution holds for outputs that are cropped as the example's was: odd or even
+    x = torch.randn(2, 2, *(5, 6, 4)[:n])
+    other = torch.randn(3, 2, *(7, 4, 6 if "Conv" in name else 5)[:n])
+    with torch.no_grad():
+        torch.testing.assert_close(torch.fx.symbolic_trace(nn.Sequential(layer))(other), layer(other))
+        free = dict.fromkeys((0, *range(2, 2 + n)), torch.export.Dim.AUTO)
+        program = torch.export.export(layer, (x,), dynamic_shapes=(free,))
+        torch.testing.assert_close(program.module()(other), layer(other))
+        torch.compiler.reset()
+        compiled = torch.compile(layer, backend="aot_eager", dynamic=True, fullgraph=True)
+        for sample in (x, other):
+            torch.testing.assert_close(compiled(sample), layer(sample))
+
+
+def test_only_the_geometry_that_a_weight_has_is_accepted():
+    with pytest.raises(pixelize.ArgumentError, match=r"stride is .* needs 1 numbers"):
+        pixelize.ipixel_dcl1d(torch.zeros(1, 2, 4), torch.zeros(2, 2, 3), [], stride=(2, 2))
+    with pytest.raises(pixelize.ArgumentError, match="period is 0"):
+        pixelize.PixelConv2d(2, 2, 3, period=0)
+    with pytest.raises(pixelize.ArgumentError, match="two dimensions"):
+        pixelize.iPixelDCL3d(2, 2, 2, 2, schedule="masked")
