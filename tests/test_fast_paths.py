@@ -155,7 +155,7 @@ DESIGNS = [
 
 @pytest.mark.parametrize("kind", [iPixelDCL2d, PixelDCL2d])
 @pytest.mark.parametrize("design", DESIGNS)
-def test_the_formin_graphs_is_the_form_in_eager_execution(kind, design, monkeypatch):
+def test_the_form_in_graphs_is_the_form_in_eager_execution(kind, design, monkeypatch):
     layer = kind(6, 4, 4, 2, 1, output_padding=1, dtype=torch.float64, **design)
     for last in (False, True):
         x = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)

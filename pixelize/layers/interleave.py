@@ -134,11 +134,11 @@ def _interleave(
         stacks = [torch.stack(stacks[i : i + s], -1 - 2 * axis) for i in range(0, len(stacks), s)]
     grid = parts[0].shape[-n:]
     y = stacks[0].reshape(*parts[0].shape[:-n], *(s * g for s, g in zip(stride, grid, strict=True)))
-    if bias is not None:
-        y = y + _column(bias, n)
-    if in_graph() or tuple(y.shape[-n:]) != size:  # last: a tracer would ask how the cropped maps lie
+    if in_graph() or tuple(y.shape[-n:]) != size:
         for axis, length in enumerate(size, -n):
             y = y.narrow(axis, 0, length)
+    if bias is not None:
+        y = y + _column(bias, n)
     return y.contiguous(memory_format=CHANNELS_LAST[n]) if channels_last else y
 
 
