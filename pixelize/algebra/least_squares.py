@@ -92,10 +92,11 @@ def solve_ridge(gram: Tensor, right: Tensor, ridge: Tensor) -> Tensor | None:
 
     None where that matrix is not positive definite in this precision: the ridge is too small for it.
     """
-    loaded = gram.clone()
-    loaded.diagonal(0, -2, -1).add_(ridge[..., None] + torch.finfo(gram.dtype).tiny)
-    factor, info = torch.linalg.cholesky_ex(loaded)
-    del loaded  # the solution needs room for a copy of the factor
+    # symmetric, so that this is its copy, in the order in which it can be factored where it lies
+    factor = gram.clone(memory_format=torch.contiguous_format).mT
+    factor.diagonal(0, -2, -1).add_(ridge[..., None] + torch.finfo(gram.dtype).tiny)
+    info = torch.empty(gram.shape[:-2], dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, info))
     return torch.cholesky_solve(right, factor) if int(info.max()) == 0 else None
 
 

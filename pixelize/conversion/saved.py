@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from pixelize.adapters import connect
 from pixelize.algebra.schedule import make_schedule
 from pixelize.conversion.report import Report, SiteReport
-from pixelize.conversion.saved_folder import ATTEMPTS, SavedFiles, Shapes, write
+from pixelize.conversion.saved_folder import ATTEMPTS, SavedAnewError, SavedFiles, Shapes, write
 from pixelize.conversion.saved_plan import SavedPlan, SavedSite, plan_of, to_text
 from pixelize.errors import LoadError, PixelizeError
 from pixelize.inheritance.build import build_layer, layer_name
@@ -95,15 +95,13 @@ def load(folder: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     check_model(into)
     model = uncompiled(into)
     for _ in range(ATTEMPTS):
-        with SavedFiles(Path(folder)) as files:
-            try:
-                with change(model) as transaction:
-                    _load(model, files, transaction.will_write)
-                    connect_pretrained(model)
-                    return into
-            except Exception:
-                if files.is_current():
-                    raise
+        try:
+            with change(model) as transaction, SavedFiles(Path(folder)) as files:
+                _load(model, files, transaction.will_write)
+                connect_pretrained(model)
+                return into
+        except SavedAnewError:
+            continue
     raise LoadError(f"{folder}: it is being saved all the time")
 
 

@@ -62,6 +62,10 @@ def write(folder: Path, tensors: dict[str, Tensor], plan_text: Callable[[str], s
                     folder.rmdir()
 
 
+class SavedAnewError(LoadError):
+    """A folder was saved anew while it was read: reading it again is all there is to do."""
+
+
 class SavedFiles(AbstractContextManager["SavedFiles"]):
     """A folder's plan and the weights that belong to it, opened together.
 
@@ -90,11 +94,14 @@ class SavedFiles(AbstractContextManager["SavedFiles"]):
             self._file.close()
         raise LoadError(f"{folder}: it is being saved all the time")
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Raises SavedAnewError in place of what these files led to if they are no longer the folder's."""
+        outdated = kind is not None and issubclass(kind, Exception) and not self._is_current()
         self._file.close()
+        if outdated:
+            raise SavedAnewError(f"{self.folder}: it was saved anew while it was read")
 
-    def is_current(self) -> bool:
-        """Whether the folder still holds these two files, under the same names."""
+    def _is_current(self) -> bool:
         try:
             same = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.weights))
         except OSError:
@@ -121,7 +128,7 @@ class SavedFiles(AbstractContextManager["SavedFiles"]):
             tensors = load_file(self.weights)
         except (SafetensorError, OSError) as error:
             raise LoadError(f"{self.weights}: not a readable safetensors file ({error})") from error
-        if not self.is_current():  # or the tensors may be another file's than the checksum was
+        if not self._is_current():  # or the tensors may be another file's than the checksum was
             raise LoadError(f"{self.folder}: it was saved anew while it was read")
         return tensors
 

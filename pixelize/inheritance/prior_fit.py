@@ -136,7 +136,14 @@ def _fit_stage(
 
     def gram(target: Phase) -> Tensor:
         features = stage.features(target)
-        return torch.cat([torch.cat([between(f, g) for g in features], -1) for f in features], -2)
+        first = between(features[0], features[0])
+        groups, width, _ = first.shape
+        # filled part by part: of thousands of features it is the largest thing there is
+        whole = first.new_empty(groups, len(features) * width, len(features) * width)
+        for i, f in enumerate(features):
+            for j, g in enumerate(features):
+                whole[:, i * width : (i + 1) * width, j * width : (j + 1) * width] = between(f, g)
+        return whole
 
     def cross(target: Phase) -> Tensor:
         rows = [
