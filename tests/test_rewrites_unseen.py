@@ -218,6 +218,7 @@ def test_what_cannot_be_converted_says_why(model, reason):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 def test_inductor_takes_it_whole_and_at_other_sizes(mode):
+    torch.compiler.reset()  # what other tests compiled counts towards the limit on recompilations
     model = Called(
         lambda m, x: m.up(F.pixel_shuffle(m.wide(m.conv(doubled(x, mode))), 2)),
         conv=conv(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -26,23 +27,41 @@ def zeros64(shape: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device="cpu")
 
 
+_lock = threading.Lock()
+_entered = 0
+_former: list[tuple[Any, str, Any]] = []
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """In this float32 is float32: no TF32 (torch's default for convolutions on a GPU), no sums in half
-    precision, no autocast. All is put back as it was.
+    precision, no autocast. All is put back as it was, by the last thread that leaves it.
 
     These are settings of the process: other threads compute with them too, more exactly and somewhat more
     slowly.
     """
+    global _entered
     with ExitStack() as stack:
-        for owner, name, exact in _settings():
-            stack.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, exact)
+        with _lock:
+            _entered += 1
+            stack.callback(_leave)
+            if _entered == 1:
+                for owner, name, exact in _settings():
+                    _former.append((owner, name, getattr(owner, name)))
+                    setattr(owner, name, exact)
         # torch 2.6 raises if asked for an accelerator that is not there
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         for kind in {"cpu", accelerator.type if accelerator is not None else "cpu"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+def _leave() -> None:
+    global _entered
+    with _lock:
+        _entered -= 1
+        while _entered == 0 and _former:
+            setattr(*_former.pop())
 
 
 def _settings() -> list[tuple[Any, str, Any]]:
