@@ -215,3 +215,16 @@ def test_a_repaired_model_is_saved_without_being_converted(tmp_path):
         pixelize.save(make(), tmp_path / "other")
     with pytest.raises(pixelize.LoadError):
         pixelize.load(tmp_path / "out", into=nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+
+
+def test_a_save_that_was_interrupted_leaves_no_lock(tmp_path, monkeypatch):
+    saved_folder = sys.modules["pixelize.conversion.saved_folder"]
+    model = trained()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(saved_folder, "write_text", interrupted)
+        pixelize.save(model, tmp_path / "out")
+    pixelize.save(model, tmp_path / "out")  # would wait for ever

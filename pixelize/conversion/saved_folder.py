@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import stat
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -200,13 +201,20 @@ def _alone(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
+    opened = _Opened()
     handle = os.open(folder, os.O_RDONLY)
+    # closed at the latest when nothing refers to it any more: an interrupt leaves no lock behind
+    close = weakref.finalize(opened, os.close, handle)
     try:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        close()
+
+
+class _Opened:
+    """What a folder that is opened to be locked lives as long as."""
 
 
 def _sha256(file: BinaryIO) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -22,7 +23,8 @@ class Change:
     Of every module its class, its attributes and its registries (parameters, buffers, submodules, hooks), and
     of every parameter whether it is trained and its gradient, are noted as they are: nothing is copied.
     Copied are the values of buffers, which any forward may write, and of ``written``, the parameters that are
-    to be changed in place. The state of the random number generators is kept too.
+    to be changed in place. The state of the random number generators is kept too,
+    and whether gradients are recorded.
     """
 
     def __init__(self, model: nn.Module, written: Iterable[Tensor] = ()) -> None:
@@ -39,6 +41,7 @@ class Change:
         for tensor in written:
             self.will_write(tensor)
         self._random = random_state.keep(devices_of(model))
+        self._gradients = torch.is_grad_enabled()
 
     def will_write(self, tensor: Tensor) -> None:
         """Keeps the present values of a tensor that is about to be changed in place."""
@@ -61,6 +64,7 @@ class Change:
         for tensor, value in self._values:
             tensor.detach().copy_(value)
         self._random()
+        torch.set_grad_enabled(self._gradients)  # an interrupt may come between a block and its end
 
 
 @contextmanager
