@@ -34,7 +34,7 @@ _GRAPH = "_graph_before_conversion"
 
 def outline(model: nn.Module, sites: Iterable[Site]) -> Callable[[], None]:
     """Prepares ``model`` for the swap of ``sites``, in place: has watched what needs to be, and makes real
-    modules (``nn.ConvTranspose2d``, ``nn.Conv2d``) at ``site.name`` of the functional ones.
+    modules (such as ``nn.ConvTranspose2d``, ``nn.Conv2d``) at ``site.name`` of the functional ones.
 
     Returns a function that undoes it all. Raises ValueError if ``model`` has no such module or parameter; the
     model is then as it was.

@@ -18,9 +18,11 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from pixelize.rewrites.applying.outline import outline
 from pixelize.rewrites.finding.survey import survey
+from pixelize.rewrites.graph.flow import spread
 from pixelize.rewrites.graph.operators import describe
 from pixelize.rewrites.idioms.registry import canonical, replacement
-from pixelize.rewrites.idioms.resize_conv import edge_of, is_bilinear, own_padding
+from pixelize.rewrites.idioms.resize_conv import edge_of, is_linear, own_padding
+from pixelize.rewrites.idioms.resize_conv_module import around_all
 from pixelize.rewrites.site import CONV_TRANSPOSE, Site, TransposedConv
 from pixelize.rewrites.state.splice import become, state_of
 
@@ -69,7 +71,7 @@ class OutlineConvTranspose(PassBase):
 
 
 class ResizeConvToConvTranspose(_UpsamplingPass):
-    """A nearest or bilinear resize and the convolution that reads it become one transposed convolution.
+    """A nearest or linear resize and the convolution that reads it become one transposed convolution.
 
     Before::
 
@@ -83,8 +85,8 @@ class ResizeConvToConvTranspose(_UpsamplingPass):
             return self.conv(x)
 
     Where a skip is concatenated in between, or the resize has other readers, it stays, and the convolution's
-    module becomes a :class:`pixelize.rewrites.idioms.resize_conv_module.ResizeConv2d`; likewise where a
-    bilinear resize is zero-padded. Without that its convolution is ``Sequential(ReplicationPad2d,
+    module becomes a :class:`pixelize.rewrites.idioms.resize_conv_module.ResizeConv`; likewise where a
+    linear resize is zero-padded. Without that its convolution is ``Sequential(ReplicationPad2d,
     ConvTranspose2d)``.
     """
 
@@ -93,7 +95,7 @@ class ResizeConvToConvTranspose(_UpsamplingPass):
 
 class PixelShuffleToConvTranspose(_UpsamplingPass):
     """The convolution before a pixel shuffle becomes a transposed convolution, unshuffled again
-    (:class:`pixelize.rewrites.idioms.pixel_shuffle.ShuffleConv2d`), so that what stands between the two sees
+    (:class:`pixelize.rewrites.idioms.pixel_shuffle.ShuffleConv`), so that what stands between the two sees
     what it saw."""
 
     kinds = ("pixel_shuffle",)
@@ -144,14 +146,15 @@ def _fused(graph_module: fx.GraphModule, site: Site, layer: nn.Module) -> bool:
         return False
     module = graph_module.get_submodule(str(calls[0].target))
     padding = own_padding(module)  # type: ignore[arg-type]
-    if is_bilinear(site.options):
+    if is_linear(site.options):
         if padding is None or (any(padding) and site.options["around"] != "replicate"):
             return False  # beyond the border the convolution sees something else than the edge gone on
-        q = [edge_of(padding[i], site.options["factor"][i]) for i in (0, 1)]
-        layer = nn.Sequential(nn.ReplicationPad2d((q[1], q[1], q[0], q[0])), layer).train(layer.training)
+        q = [edge_of(p, s) for p, s in zip(padding, site.options["factor"], strict=True)]
+        pad = (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)[len(q) - 1]
+        layer = nn.Sequential(pad(tuple(around_all(q))), layer).train(layer.training)  # type: ignore[arg-type]
     elif site.options["around"] != "zeros":
         return False
-    scale = [int(v) for v in op.args["scale"]]
+    scale = [int(v) for v in spread(op.args["scale"], len(site.options["factor"]))]
     if scale != list(site.options["factor"]):
         return False
     become(module, state_of(layer))

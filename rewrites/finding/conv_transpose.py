@@ -51,7 +51,9 @@ def _type_name(module: nn.Module) -> str:
 
 
 def _looks_transposed(module: nn.Module) -> bool:
-    return isinstance(module, _ConvTransposeNd) or "ConvTranspose" in _type_name(module)
+    if isinstance(module, _ConvTransposeNd) or "ConvTranspose" not in _type_name(module):
+        return isinstance(module, _ConvTransposeNd)
+    return not any(isinstance(m, _ConvTransposeNd) for m in module.modules())  # what it holds is the site
 
 
 def _wrapped_prefixes(model: nn.Module) -> list[tuple[str, str]]:

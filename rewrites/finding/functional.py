@@ -7,19 +7,20 @@ from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pixelize.rewrites.finding.enclosing import enclosing
 from pixelize.rewrites.graph.flow import Flow, read_by
 from pixelize.rewrites.graph.operators import Op
 from pixelize.rewrites.idioms.registry import matched
-from pixelize.rewrites.site import Site, Skipped, geometry_of
+from pixelize.rewrites.idioms.resize_conv import CONVOLUTIONS
+from pixelize.rewrites.site import CONV_TRANSPOSE, Site, Skipped, geometry_of
 from pixelize.rewrites.watching.watched import Settings, has_one_graph, refusal, settings_of
 
 
 def scan_functional(model: nn.Module, flow: Flow) -> tuple[list[Site], list[Skipped]]:
-    """Every transposed convolution of a graph that no ``nn.ConvTranspose2d`` runs, and every convolution of a
-    resized picture that no ``nn.Conv2d`` runs: those that
+    """Every transposed convolution of a graph that no module runs, and every convolution of a resized
+    picture that no module runs: those that
     :func:`pixelize.rewrites.applying.outline.outline` can make one, and the others."""
     sites: dict[str, Site] = {}
     skipped: dict[tuple[str, str], Skipped] = {}
@@ -75,10 +76,11 @@ def _site(model: nn.Module, owner: str, module: nn.Module, node: fx.Node, op: Op
     layer = layer_of(module, weight, settings, op.kind == "conv_transpose")
     name = prefix + module_name(weight, op)
     where: dict[str, Any] = {"owner": owner, "weight": weight, **as_options(settings)}
-    if isinstance(layer, nn.ConvTranspose2d):
-        if tuple(layer.stride) == (1, 1):
+    n = len(settings.stride)
+    if isinstance(layer, _ConvTransposeNd):
+        if all(s == 1 for s in settings.stride):
             return "stride 1 does not up-sample"
-        return Site(name, (name,), "conv_transpose", "conv_transpose2d", geometry_of(layer), where)
+        return Site(name, (name,), "conv_transpose", f"conv_transpose{n}d", geometry_of(layer), where)
     others = [user for user in op.args["weight"].users if flow.ops[user].kind != "conv"]
     if others or _read_by_methods(module, weight):
         return f"its weight {weight} is read elsewhere too"
@@ -89,7 +91,7 @@ def _site(model: nn.Module, owner: str, module: nn.Module, node: fx.Node, op: Op
     watched = enclosing(flow, model, (name,), nodes)
     if isinstance(watched, str):
         return watched
-    return replace(found, type="conv2d", options={**found.options, **where, **watched})
+    return replace(found, type=f"conv{n}d", options={**found.options, **where, **watched})
 
 
 def as_options(settings: Settings) -> dict[str, Any]:
@@ -101,27 +103,27 @@ def as_options(settings: Settings) -> dict[str, Any]:
 def from_options(options: Mapping[str, Any]) -> Settings:
     """What :func:`as_options` made them of. Raises ValueError for what it cannot have made."""
     *pairs, groups = options["settings"]
-    stride, padding, dilation, output_padding = ((p[0], p[1]) for p in pairs)
+    if len(pairs) != 4 or len({len(p) for p in pairs}) != 1:
+        raise ValueError(f"no settings of a convolution: {options['settings']}")
+    stride, padding, dilation, output_padding = map(tuple, pairs)
     return Settings(options["bias"], stride, padding, dilation, groups, output_padding)
 
 
-def layer_of(
-    module: nn.Module, weight: str, settings: Settings, transposed: bool
-) -> nn.ConvTranspose2d | nn.Conv2d:
+def layer_of(module: nn.Module, weight: str, settings: Settings, transposed: bool) -> _ConvNd:
     """The module that does what ``module``'s forward does as a function, with the same parameters."""
     parameter = module.get_parameter(weight)
     bias = None if settings.bias is None else module.get_parameter(settings.bias)
     first, second = parameter.shape[0], parameter.shape[1] * settings.groups
     common: dict[str, Any] = {"groups": settings.groups, "bias": bias is not None, "device": "meta"}
-    kernel = (parameter.shape[2], parameter.shape[3])
-    layer: nn.ConvTranspose2d | nn.Conv2d
+    kernel = tuple(parameter.shape[2:])
+    layer: _ConvNd
     if transposed:
-        layer = nn.ConvTranspose2d(
+        layer = CONV_TRANSPOSE[len(kernel)](
             first, second, kernel, settings.stride, settings.padding, settings.output_padding,
             dilation=settings.dilation, **common,
         )  # fmt: skip
     else:
-        layer = nn.Conv2d(
+        layer = CONVOLUTIONS[len(kernel) - 1](
             second, first, kernel, settings.stride, settings.padding, settings.dilation, **common
         )
     layer.weight = parameter

@@ -15,6 +15,7 @@ from pixelize.rewrites.graph.flow import Flow, analyse, read_by
 from pixelize.rewrites.idioms import resize
 from pixelize.rewrites.idioms.registry import matched
 from pixelize.rewrites.idioms.replacement import ConvReplacement
+from pixelize.rewrites.idioms.resize_conv import CONVOLUTIONS
 from pixelize.rewrites.seeing.capture import capture
 from pixelize.rewrites.seeing.other_size import at_another_size
 from pixelize.rewrites.site import Site, Skipped, Survey
@@ -75,7 +76,7 @@ def _convolutions(
     used: set[fx.Node] = set()
     for path, nodes in calls.items():
         module = model.get_submodule(path)
-        if not isinstance(module, nn.Conv2d) or isinstance(module, ConvReplacement):
+        if not isinstance(module, CONVOLUTIONS) or isinstance(module, ConvReplacement):
             continue
         mine = names[id(module)]
         found = matched(flow, path, mine, module, nodes)

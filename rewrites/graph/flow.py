@@ -1,46 +1,51 @@
 """Which channels of which tensors a resize has made: the dataflow analysis behind resize-then-convolution.
 
-After a nearest resize by an integer factor (s_h, s_w), every channel is constant over blocks of s_h * s_w
-pixels. Elementwise functions, per-channel affine maps (batch norm) and copies keep that; a concatenation
-keeps it for the channels that had it; whatever mixes pixels ends it. A convolution that reads such channels
-is a transposed convolution of the small image, whatever stood between it and the resize.
+After a nearest resize by an integer factor, such as (s_h, s_w), every channel is constant over blocks of
+s_h * s_w pixels. Elementwise functions, per-channel affine maps (batch norm) and copies keep that; a
+concatenation keeps it for the channels that had it; whatever mixes pixels ends it. A convolution that reads
+such channels is a transposed convolution of the small image, whatever stood between it and the resize.
 
-After a bilinear resize they are linear in between the small image's pixels: only what acts on a channel as
-one affine map keeps that.
+After a linear resize (bilinear, trilinear) they are linear in between the small image's pixels: only what
+acts on a channel as one affine map keeps that.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import gcd
+from operator import mul
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from pixelize.rewrites.graph.operators import Op, describe, shape_of
+from pixelize.rewrites.graph.operators import LINEAR, Op, describe, shape_of
 
-Factor = tuple[int, int]
+Factor = tuple[int, ...]
+"""A number for each axis, or a single one that holds for all of them."""
 # channelwise in vocabulary, but not one affine map
 _KINKED = ("prelu", "_prelu_kernel", "PReLU")
 
 
+Margin = tuple[str, tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class Blocks:
-    """The block sizes (vertical, horizontal) of a tensor's channels, (1, 1) for none, and the resizes they
-    come from.
+    """The block sizes of a tensor's channels along each axis, ones for none, and the resizes they come from.
 
     A single entry stands for any number of channels, all alike. ``margin`` is what padding has put around the
-    blocks since: its mode (``"zeros"``, ``"replicate"`` or ``"reflect"``) and width above and below, left and
-    right. ``mode`` is the resize's, ``"nearest"`` or ``"bilinear"``, where the blocks are not constant.
+    blocks since: its mode (``"zeros"``, ``"replicate"`` or ``"reflect"``) and its width on both sides of each
+    axis. ``mode`` is the resize's: ``"nearest"``, or ``"linear"`` where the blocks are not constant, along
+    however many axes.
     """
 
     factors: tuple[Factor, ...]
     sources: frozenset[fx.Node]
-    margin: tuple[str, int, int] | None = None
+    margin: Margin | None = None
     mode: str = "nearest"
 
     def over(self, channels: int) -> tuple[Factor, ...]:
@@ -74,7 +79,7 @@ def analyse(graph: fx.Graph, root: nn.Module) -> Flow:
         found = _transfer(node, op, flow) if node not in changed else None
         if node in changed and op.kind == "resize" and _enlarges(node, op):
             flow.resizes[node] = "parts of its result are overwritten"
-        if found is not None and any(f != (1, 1) for f in found.factors):
+        if found is not None and any(map(_is_resized, found.factors)):
             flow.blocks[node] = found
             continue
         for source in _sources(node, flow):
@@ -99,6 +104,25 @@ def _changed_through_views(graph: fx.Graph) -> set[fx.Node]:
             value = source
             changed.add(value)
     return changed
+
+
+def _is_resized(factor: Factor) -> bool:
+    return any(s != 1 for s in factor)
+
+
+def spread(factor: Factor, n: int) -> Factor:
+    """A factor as one number for each of ``n`` axes."""
+    return factor * n if len(factor) == 1 else factor
+
+
+def _combined(function: Callable[[int, int], int], a: Factor, b: Factor) -> Factor:
+    n = max(len(a), len(b))
+    return tuple(map(function, spread(a, n), spread(b, n)))
+
+
+def channels_of(shape: tuple[int, ...] | None) -> int:
+    """The number of channels of a value (N, C, ..) of that shape; 1, which stands for all, of none."""
+    return shape[1] if shape is not None and len(shape) > 2 else 1
 
 
 def _sources(node: fx.Node, flow: Flow) -> Iterable[fx.Node]:
@@ -131,20 +155,19 @@ def _transfer(node: fx.Node, op: Op, flow: Flow) -> Blocks | None:
 def _resized(node: fx.Node, op: Op, flow: Flow) -> Blocks | None:
     factor, reason = resize_factor(node, op)
     before = flow.blocks.get(op.args["input"])
-    mode = "bilinear" if op.args["mode"] == "bilinear" else "nearest"
-    if before is not None and (before.margin is not None or "bilinear" in (mode, before.mode)):
+    mode = "linear" if op.args["mode"] in LINEAR else "nearest"
+    if before is not None and (before.margin is not None or "linear" in (mode, before.mode)):
         before = None
-    if factor == (1, 1):
+    if factor is not None and not _is_resized(factor):
         return flow.blocks.get(op.args["input"])
     if _enlarges(node, op):
         flow.resizes[node] = reason
     if factor is None:
         return None
-    shape = shape_of(node)
-    channels = shape[1] if shape is not None and len(shape) == 4 else 1
-    old = before.over(channels) if before is not None else ((1, 1),) * channels
+    channels = channels_of(shape_of(node))
+    old = before.over(channels) if before is not None else ((1,),) * channels
     sources = before.sources if before is not None else frozenset()
-    return Blocks(tuple((h * factor[0], w * factor[1]) for h, w in old), sources | {node}, mode=mode)
+    return Blocks(tuple(_combined(mul, f, factor) for f in old), sources | {node}, mode=mode)
 
 
 def _enlarges(node: fx.Node, op: Op) -> bool:
@@ -153,34 +176,36 @@ def _enlarges(node: fx.Node, op: Op) -> bool:
 
 
 def resize_factor(node: fx.Node, op: Op) -> tuple[Factor | None, str]:
-    """The integer factor of a nearest or bilinear resize, or None with the reason why it has none."""
+    """The integer factor of a nearest or linear resize, or None with the reason why it has none."""
     mode = op.args["mode"]
-    if not mode.startswith("nearest") and mode != "bilinear":
-        return None, f"{mode} resize: only nearest and bilinear ones are converted"
-    if mode == "bilinear" and op.args["align_corners"]:
-        return None, "bilinear resize with align_corners: its weights change from pixel to pixel"
+    if not mode.startswith("nearest") and mode not in LINEAR:
+        return None, f"{mode} resize: only nearest and (bi-, tri-) linear ones are converted"
+    if mode in LINEAR and op.args["align_corners"]:
+        return None, f"{mode} resize with align_corners: its weights change from pixel to pixel"
     before, after = shape_of(op.args["input"]), shape_of(node)
     if before is None or after is None:
         scale = op.args["scale"]
         if scale is None or any(v is None or v != int(v) for v in scale):
             return None, "resize to a size that is known only at run time"
-        return (int(scale[0]), int(scale[1])), ""
-    if len(after) != 4:
+        return tuple(map(int, scale)), ""
+    n = len(after) - 2
+    if n not in (1, 2, 3):
         return None, f"resize of a {len(after)}-dimensional tensor"
-    scale = op.args["scale"] or (None, None)
-    if mode == "bilinear":
-        factor = [linear_factor(before[2 + i], after[2 + i], scale[i]) for i in (0, 1)]
+    scale = spread(op.args["scale"] or (None,), n)
+    if mode in LINEAR:
+        factor = [linear_factor(before[2 + i], after[2 + i], scale[i]) for i in range(n)]
     else:
         factor = [
-            axis_factor(before[2 + i], after[2 + i], scale[i], exact=mode == "nearest-exact") for i in (0, 1)
+            axis_factor(before[2 + i], after[2 + i], scale[i], exact=mode == "nearest-exact")
+            for i in range(n)
         ]
-    if factor[0] is None or factor[1] is None:
+    if None in factor:
         return None, f"{mode} resize from {before[2:]} to {after[2:]} is not by an integer factor"
-    return (factor[0], factor[1]), ""
+    return tuple(factor), ""  # type: ignore[arg-type]
 
 
 def linear_factor(before: int, after: int, scale: float | None) -> int | None:
-    """The s for which output index o of a bilinear resize lies at (o + 1/2) / s - 1/2 along one axis, or
+    """The s for which output index o of a linear resize lies at (o + 1/2) / s - 1/2 along one axis, or
     None."""
     if scale is None and before == 1 and after > 1:
         return None  # the factor would change with the input's size
@@ -223,23 +248,34 @@ def _padded(op: Op, flow: Flow) -> Blocks | None:
     block is the same."""
     found = flow.blocks.get(op.args["input"])
     pads, mode = op.args["pads"], op.args["mode"]
-    if found is None or found.margin is not None or not isinstance(pads, list | tuple) or len(pads) != 4:
+    if found is None or found.margin is not None or not isinstance(pads, list | tuple):
         return None
-    left, right, top, bottom = pads
-    if left != right or top != bottom or min(pads) < 0:
+    width = margin_of(pads)
+    shape = shape_of(op.args["input"])
+    if width is None or (shape is not None and len(shape) != len(width) + 2):
         return None
     if mode == "constant" and not op.args["value"]:
-        return replace(found, margin=("zeros", top, left))
-    if (
-        mode == "reflect"
-        and found.mode == "nearest"
-        and not all(
-            (top == 0 or (top == 1 and f[0] > 1)) and (left == 0 or (left == 1 and f[1] > 1))
-            for f in found.factors
-        )
-    ):
+        return replace(found, margin=("zeros", width))
+    if mode == "reflect" and found.mode == "nearest" and not all(
+        map(partial(within_blocks, width), found.factors)
+    ):  # fmt: skip
         return None
-    return replace(found, margin=(mode, top, left)) if mode in ("reflect", "replicate") else None
+    return replace(found, margin=(mode, width)) if mode in ("reflect", "replicate") else None
+
+
+def margin_of(pads: Sequence[Any]) -> tuple[int, ...] | None:
+    """The width of a padding on both sides of each axis; None where it is not the same on both.
+
+    ``pads`` is torch's: (before, after) of the last axis, of the one before it, ..
+    """
+    width = tuple(pads[::2])[::-1]
+    same = len(pads) % 2 == 0 and all(a == b for a, b in zip(pads[::2], pads[1::2], strict=True))
+    return width if same and all(w >= 0 for w in width) else None
+
+
+def within_blocks(width: tuple[int, ...], factor: Factor) -> bool:
+    """Whether reflecting by that width repeats the outermost blocks' own value."""
+    return all(w == 0 or (w == 1 and s > 1) for w, s in zip(width, spread(factor, len(width)), strict=False))
 
 
 def _pointwise(node: fx.Node, flow: Flow) -> Blocks | None:
@@ -248,29 +284,27 @@ def _pointwise(node: fx.Node, flow: Flow) -> Blocks | None:
     shape = shape_of(node)
     factors: list[Factor] | None = None
     sources: frozenset[fx.Node] = frozenset()
-    margin: tuple[str, int, int] | None = None
+    margin: Margin | None = None
+    axes = len(shape) - 2 if shape is not None and len(shape) > 2 else 2
     for operand in node.all_input_nodes:
         found = flow.blocks.get(operand)
         if found is None:
             size = shape_of(operand)
-            if size is None or any(d != 1 for d in size[-2:]):
+            if size is None or any(d != 1 for d in size[-axes:]):
                 return None
             continue
         if found.mode != "nearest" or not _movable(found) or (factors is not None and found.margin != margin):
             return None
-        channels = shape[1] if shape is not None and len(shape) == 4 else 1
-        mine = found.over(channels)
+        mine = found.over(channels_of(shape))
         sources |= found.sources
         margin = found.margin
         factors = list(mine) if factors is None else [
-            (gcd(a[0], b[0]), gcd(a[1], b[1])) for a, b in zip(factors, mine, strict=False)
+            _combined(gcd, a, b) for a, b in zip(factors, mine, strict=False)
         ]  # fmt: skip
     return Blocks(tuple(factors), sources, margin) if factors is not None else None
 
 
 def _concatenated(op: Op, flow: Flow) -> Blocks | None:
-    if op.args["dim"] not in (1, -3):
-        return None
     factors: list[Factor] = []
     sources: frozenset[fx.Node] = frozenset()
     resized = [flow.blocks[t] for t in op.args["tensors"] if t in flow.blocks]
@@ -278,14 +312,14 @@ def _concatenated(op: Op, flow: Flow) -> Blocks | None:
     if len(margins) != 1:
         return None
     # a convolution is split into one for the resized channels and one for the others: one mode for all
-    mode = "nearest" if any(blocks.mode == "nearest" for blocks in resized) else "bilinear"
+    mode = "nearest" if any(blocks.mode == "nearest" for blocks in resized) else "linear"
     for tensor in op.args["tensors"]:
         shape = shape_of(tensor)
-        if shape is None or len(shape) != 4:
+        if shape is None or len(shape) < 3 or op.args["dim"] not in (1, 1 - len(shape)):
             return None
         found = flow.blocks.get(tensor)
         found = None if found is None or found.mode != mode else found
-        factors += found.over(shape[1]) if found is not None else [(1, 1)] * shape[1]
+        factors += found.over(shape[1]) if found is not None else [(1,)] * shape[1]
         sources |= found.sources if found is not None else frozenset()
     return Blocks(tuple(factors), sources, margins.pop(), mode)
 

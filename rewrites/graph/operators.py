@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 OpKind = Literal[
     "resize",
@@ -37,11 +38,12 @@ OpKind = Literal[
 class Op:
     """One node: its kind, the name to show a reader, and its arguments by the names that the kind uses.
 
-    ``resize``: mode, size, scale (each a pair or None), input. ``cat``: tensors, dim. ``slice``: input, dim,
+    ``resize``: mode, size, scale (each a tuple of one number for each axis, of a single one that holds for
+    all, or None), input. ``cat``: tensors, dim. ``slice``: input, dim,
     start, stop, step.
     ``conv`` and ``conv_transpose``: input, weight, bias (nodes) or module (in a graph whose nodes are
     modules). ``shuffle``: input, factor.
-    ``pad``: input, pads (left, right, top, bottom), mode, value.
+    ``pad``: input, pads (left, right, top, bottom, ..: the last axis first), mode, value.
     """
 
     kind: OpKind
@@ -49,10 +51,12 @@ class Op:
     args: dict[str, Any] = field(default_factory=dict)
 
 
+LINEAR = ("linear", "bilinear", "trilinear")
+"""The modes of linear resizes along 1, 2 and 3 axes."""
 _RESIZES = {
-    "upsample_nearest2d": "nearest",
-    "_upsample_nearest_exact2d": "nearest-exact",
-    "upsample_bilinear2d": "bilinear",
+    **{f"upsample_nearest{n}d": "nearest" for n in (1, 2, 3)},
+    **{f"_upsample_nearest_exact{n}d": "nearest-exact" for n in (1, 2, 3)},
+    **{f"upsample_{mode}{n}d": mode for n, mode in enumerate(LINEAR, 1)},
     "_upsample_bilinear2d_aa": "bilinear",
     "upsample_bicubic2d": "bicubic",
     "_upsample_bicubic2d_aa": "bicubic",
@@ -61,7 +65,7 @@ _RESIZES = {
 _CHANNELWISE = {
     "batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
     "_batch_norm_with_update", "_batch_norm_no_update", "cudnn_batch_norm", "instance_norm", "group_norm",
-    "native_group_norm", "prelu", "_prelu_kernel", "feature_dropout", "dropout2d",
+    "native_group_norm", "prelu", "_prelu_kernel", "feature_dropout", "dropout1d", "dropout2d", "dropout3d",
 }  # fmt: skip
 _ALIASES = {
     "contiguous",
@@ -86,14 +90,17 @@ _ALIASES = {
 _PADS = {
     "pad": None,
     "constant_pad_nd": "constant",
-    "reflection_pad2d": "reflect",
-    "replication_pad2d": "replicate",
+    **{f"reflection_pad{n}d": "reflect" for n in (1, 2, 3)},
+    **{f"replication_pad{n}d": "replicate" for n in (1, 2, 3)},
 }
 _PAD_MODULES = {
-    nn.ZeroPad2d: "constant",
-    nn.ConstantPad2d: "constant",
-    nn.ReflectionPad2d: "reflect",
-    nn.ReplicationPad2d: "replicate",
+    **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d), "constant"),
+    **dict.fromkeys((nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d), "constant"),
+    **dict.fromkeys((nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d), "reflect"),
+    **dict.fromkeys((nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d), "replicate"),
+}
+_CONVOLUTIONS = {"convolution", "_convolution"} | {
+    f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)
 }
 _UNTAGGED = {"leaky_relu"}  # pointwise, but torch 2.6 does not say so
 _DROPOUTS = {"dropout", "native_dropout", "alpha_dropout", "bernoulli", "rrelu", "rrelu_with_noise"}
@@ -110,12 +117,18 @@ _POINTWISE_MODULES = (
     nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid,
 )  # fmt: skip
 _CHANNELWISE_MODULES = (
+    nn.BatchNorm1d,
     nn.BatchNorm2d,
+    nn.BatchNorm3d,
     nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
     nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
     nn.GroupNorm,
     nn.PReLU,
+    nn.Dropout1d,
     nn.Dropout2d,
+    nn.Dropout3d,
 )
 
 
@@ -138,7 +151,7 @@ def describe(node: fx.Node, root: nn.Module) -> Op:
             name,
             _sized(a["input"], a.get("size"), scale, a.get("mode") or "nearest", a.get("align_corners")),
         )
-    if name in ("conv2d", "conv_transpose2d", "convolution", "_convolution"):
+    if name in _CONVOLUTIONS:
         return _convolution(node, name)
     if name in ("cat", "concat", "concatenate"):
         a = _bind(node, ("tensors", "dim"))
@@ -192,17 +205,17 @@ def _bind(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
     return bound
 
 
-def _pair(value: Any) -> tuple[Any, Any] | None:
+def _tuple(value: Any) -> tuple[Any, ...] | None:
     if value is None:
         return None
-    return (value[0], value[1]) if isinstance(value, list | tuple) else (value, value)
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _sized(input: Any, size: Any, scale: Any, mode: str, corners: Any = None) -> dict[str, Any]:
     return {
         "input": input,
-        "size": _pair(size),
-        "scale": _pair(scale),
+        "size": _tuple(size),
+        "scale": _tuple(scale),
         "mode": mode,
         "align_corners": corners,
     }
@@ -215,11 +228,12 @@ def _resize(node: fx.Node, name: str) -> Op:
         names.remove("align_corners")
     overload = getattr(node.target, "_overloadname", "vec")
     if overload != "vec":
-        names[names.index("scales") :] = ["scales_h", "scales_w"]
+        names[names.index("scales") :] = [s.name for s in node.target._schema.arguments[len(names) - 1 :]]  # type: ignore[union-attr]
     a = _bind(node, tuple(names))
     scale = a.get("scales") or a.get("scale_factors")
-    if scale is None and a.get("scales_h") is not None:
-        scale = (a["scales_h"], a["scales_w"])
+    if scale is None:
+        given = [v for key, v in a.items() if key.startswith("scales_")]
+        scale = tuple(given) if given and None not in given else None
     return Op("resize", name, _sized(a["input"], a.get("output_size"), scale, mode, a.get("align_corners")))
 
 
@@ -241,15 +255,20 @@ def _pad(node: fx.Node, name: str) -> Op:
 
 def _repeat(node: fx.Node, name: str) -> Op:
     a = _bind(node, ("input", "repeats", "dim"))
-    if isinstance(a.get("repeats"), int) and a.get("dim") in (2, 3, -1, -2):
-        scale = (a["repeats"], 1) if a["dim"] in (2, -2) else (1, a["repeats"])
-        return Op("resize", name, _sized(a["input"], None, scale, "nearest"))
-    return Op("other", name)
+    shape, dim = shape_of(a["input"]), a.get("dim")
+    if not isinstance(a.get("repeats"), int) or not isinstance(dim, int):
+        return Op("other", name)
+    n = len(shape) - 2 if shape is not None else 2  # unknown: of a picture, as nearly all are
+    axis = dim + n if dim < 0 else dim - 2
+    if not 0 <= axis < n:
+        return Op("other", name)
+    scale = tuple(a["repeats"] if i == axis else 1 for i in range(n))
+    return Op("resize", name, _sized(a["input"], None, scale, "nearest"))
 
 
 def _convolution(node: fx.Node, name: str) -> Op:
     a = _bind(node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"))
-    transposed = name == "conv_transpose2d"
+    transposed = name.startswith("conv_transpose")
     if name.endswith("convolution"):
         full = _bind(
             node,
@@ -281,9 +300,9 @@ def _describe_module(node: fx.Node, module: nn.Module) -> Op:
     except TypeError:
         return Op("other", name)
     input = next(iter(bound.values()), None)
-    if isinstance(module, nn.ConvTranspose2d):
+    if isinstance(module, _ConvTransposeNd):
         return Op("conv_transpose", name, {"input": input, "module": str(node.target)})
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, _ConvNd):
         return Op("conv", name, {"input": input, "module": str(node.target)})
     if isinstance(module, nn.Upsample):
         return Op(

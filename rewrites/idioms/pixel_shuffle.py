@@ -1,4 +1,4 @@
-"""Convolution, then PixelShuffle: a transposed convolution whose kernel holds r*r ordinary ones.
+"""Convolution, then a shuffle: a transposed convolution whose kernel holds an ordinary one for each phase.
 
 Before::
 
@@ -10,12 +10,14 @@ After::
 
 The convolution's module is replaced by one that returns ``pixel_unshuffle`` of the layer's output: the
 shuffle that follows puts it right again, and elementwise functions between the two see what they saw. A
-shuffle written as reshape, permute, reshape is one too, whatever the order of its channels.
+shuffle written as reshape, permute, reshape is one too, whatever the order of its channels, along one axis,
+two or three, by the same factor or by one for each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -23,11 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from pixelize.rewrites.graph.flow import Flow, uses
+from pixelize.rewrites.graph.flow import Factor, Flow, spread, uses
 from pixelize.rewrites.graph.operators import shape_of
 from pixelize.rewrites.idioms.idiom import Idiom
 from pixelize.rewrites.idioms.replacement import ConvReplacement, dressed
-from pixelize.rewrites.idioms.resize_conv import conv_refusal, own_padding
+from pixelize.rewrites.idioms.resize_conv import CONVOLUTIONS, conv_refusal, own_padding
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
 from pixelize.rewrites.state.precision import float64
 
@@ -41,16 +43,17 @@ def match(
 ) -> Site | str | None:
     """The site that a convolution is whose output is shuffled and goes nowhere else; a reason or None if it
     is none."""
-    if not isinstance(module, nn.Conv2d):
+    if not isinstance(module, CONVOLUTIONS):
         return None
-    shuffles: set[tuple[int, tuple[int, ...] | None]] = set()
+    n = len(module.kernel_size)
+    shuffles: set[tuple[Factor, tuple[int, ...] | None]] = set()
     others = set()
     for call in calls:
         for user, op in uses(flow, call, THROUGH):
-            if op.kind == "shuffle":
-                shuffles.add((int(op.args["factor"]), None))
+            if op.kind == "shuffle" and n == 2:
+                shuffles.add(((int(op.args["factor"]),) * 2, None))
                 continue
-            order = shuffle_order(call, user)
+            order = shuffle_order(call, user, n)
             if order is None:
                 others.add(op.name)
             else:
@@ -63,28 +66,29 @@ def match(
     refusal = conv_refusal(module)
     if refusal:
         return refusal
-    factor, order = shuffles.pop()  # type: ignore[assignment]
+    factor, order = shuffles.pop()
     found = geometry(module, factor)
     if isinstance(found, str):
         return found
     if order is not None and module.groups > 1:
         return "a grouped convolution before a shuffle of its own order"
-    options = {"factor": factor, "order": None if order is None else list(order)}
+    same = len(set(factor)) == 1
+    options = {"factor": factor[0] if same else list(factor), "order": None if order is None else list(order)}
     return Site(name, names, "pixel_shuffle", type(module).__name__, found, options)
 
 
-def shuffle_order(value: fx.Node, user: fx.Node) -> tuple[int, tuple[int, ...]] | None:
-    """The factor r of a shuffle that ``user`` begins, and which channel of ``value`` each (c, a, b) of the
-    output takes.
+def shuffle_order(value: fx.Node, user: fx.Node, n: int) -> tuple[Factor, tuple[int, ...]] | None:
+    """The factor of a shuffle along ``n`` axes that ``user`` begins, and which channel of ``value`` each
+    (c, phase along each axis) of the output takes.
 
     Follows reshapes and permutations from ``user`` on, doing them to numbered elements; None if they are no
     shuffle.
     """
     shape = shape_of(value)
-    if shape is None or len(shape) != 4:
+    if shape is None or len(shape) != n + 2 or 0 in shape:
         return None
-    n, channels, h, w = shape
-    x = torch.arange(n * channels * h * w).reshape(shape)
+    samples, channels, *size = shape
+    x = torch.arange(prod(shape)).reshape(shape)
     source: fx.Node | None = None
     node = user
     while True:
@@ -99,50 +103,65 @@ def shuffle_order(value: fx.Node, user: fx.Node) -> tuple[int, tuple[int, ...]] 
             x = node.target(x, *node.args[1:], **node.kwargs)
         except Exception:  # sizes that the capture does not hold as numbers
             return None
-        if x.dim() == 4 and x.shape[0] == n and x.shape[2] % h == 0 and x.shape[2] > h:
+        if _is_enlarged(tuple(x.shape), samples, size):
             break
         if len(node.users) != 1:
             return None
         source, node = node, next(iter(node.users))
-    r = x.shape[2] // h
-    if x.shape != (n, channels // (r * r), h * r, w * r):
+    factor = tuple(a // b for a, b in zip(x.shape[2:], size, strict=True))
+    if x.shape[1] * prod(factor) != channels:
         return None
-    order = (x[0, :, :r, :r] // (h * w)).reshape(-1)
-    expected = F.pixel_shuffle(torch.arange(n * channels * h * w).reshape(shape)[:, order], r)
-    return (r, tuple(order.tolist())) if torch.equal(expected, x) else None
+    phases = x[(0, slice(None), *(slice(r) for r in factor))] // prod(size)
+    order = phases.reshape(-1)
+    expected = torch.arange(prod(shape)).reshape(shape)[:, order]
+    return (factor, tuple(order.tolist())) if torch.equal(unshuffled(x, factor), expected) else None
 
 
-def geometry(module: nn.Conv2d, r: int) -> Geometry | str:
+def _is_enlarged(shape: tuple[int, ...], samples: int, size: list[int]) -> bool:
+    if len(shape) != len(size) + 2 or shape[0] != samples or list(shape[2:]) == size:
+        return False
+    return all(a % b == 0 and a >= b for a, b in zip(shape[2:], size, strict=True))
+
+
+def geometry(module: _ConvNd, factor: Factor) -> Geometry | str:
     """The canonical transposed convolution, or the reason why there is none."""
     padding = own_padding(module)
     if padding is None:
         return "padding='same' with an even kernel is not symmetric"
     if module.padding_mode != "zeros" and any(padding):
         return f"padding_mode is {module.padding_mode!r}: only zeros can be converted before a pixel shuffle"
-    if tuple(module.dilation) != (1, 1):
+    if any(d != 1 for d in module.dilation):
         return f"dilation {tuple(module.dilation)} before a pixel shuffle"
-    if r == 1 or module.out_channels % (r * r) or (module.out_channels // (r * r)) % module.groups:
+    phases = prod(factor)
+    if phases == 1 or module.out_channels % phases or (module.out_channels // phases) % module.groups:
         groups = f"{module.out_channels} channels in {module.groups} groups"
-        return f"{groups} do not make whole groups of {r * r} phases"
-    inverse = [module.kernel_size[i] - 1 - padding[i] for i in (0, 1)]
+        return f"{groups} do not make whole groups of {phases} phases"
+    inverse = [k - 1 - p for k, p in zip(module.kernel_size, padding, strict=True)]
     if min(inverse) < 0:
         return f"the convolution's padding {padding} is larger than its kernel"
     return Geometry(
         module.in_channels,
-        module.out_channels // (r * r),
-        (r * module.kernel_size[0], r * module.kernel_size[1]),
-        (r, r),
-        (r * inverse[0], r * inverse[1]),
-        (0, 0),
-        module.groups,
-        (1, 1),
-        module.bias is not None,
+        module.out_channels // phases,
+        tuple(r * k for r, k in zip(factor, module.kernel_size, strict=True)),
+        factor,
+        tuple(r * q for r, q in zip(factor, inverse, strict=True)),
+        groups=module.groups,
+        bias=module.bias is not None,
     )
 
 
-def are_options(options: Mapping[str, Any], module: nn.Conv2d) -> bool:
+def factor_of(options: Mapping[str, Any], n: int) -> Factor:
+    """The shuffle's factor along each of ``n`` axes."""
+    factor = options["factor"]
+    return spread(tuple(factor) if isinstance(factor, list) else (factor,), n)
+
+
+def are_options(options: Mapping[str, Any], module: _ConvNd) -> bool:
     """Whether ``options`` are some that :func:`match` makes for ``module``."""
-    if options.keys() != {"factor", "order"} or type(options["factor"]) is not int or options["factor"] < 2:
+    if options.keys() != {"factor", "order"} or not isinstance(options["factor"], int | list):
+        return False
+    factor, n = factor_of(options, len(module.kernel_size)), len(module.kernel_size)
+    if len(factor) != n or any(type(r) is not int or r < 1 for r in factor):
         return False
     order = options["order"]
     return order is None or sorted(order) == list(range(module.out_channels))
@@ -152,27 +171,31 @@ def canonical(site: Site, module: nn.Module) -> TransposedConv:
     """The transposed convolution that convolution and shuffle are together: W'[r(k-1-t) + a] = W[t] of phase
     a.
 
-    The bias is the mean over the phases of each channel; what is left of it stays in :class:`ShuffleConv2d`.
+    The bias is the mean over the phases of each channel; what is left of it stays in :class:`ShuffleConv`.
     """
     assert isinstance(module, _ConvNd)
     weight = merge_phases(module.weight.detach(), site.options, module.groups)
-    bias = None if module.bias is None else _split_bias(module.bias.detach(), site.options)[0]
+    n = len(module.kernel_size)
+    bias = None if module.bias is None else _split_bias(module.bias.detach(), site.options, n)[0]
     return TransposedConv(site.geometry, weight, bias)
 
 
 def merge_phases(weight: Tensor, options: Mapping[str, Any], g: int) -> Tensor:
-    """Conv2d layout (C r^2, C_in/g, k, k) to ConvTranspose2d layout (C_in, C/g, r k, r k)."""
-    r, weight = options["factor"], _ordered(weight, options["order"])
-    c_out, c_in, kh, kw = weight.shape
-    taps = weight.flip(-2, -1).reshape(g, c_out // (g * r * r), r, r, c_in, kh, kw)
-    # (g, C, a, b, I, y, x) to (g, I, C, y, a, x, b)
-    full = taps.permute(0, 4, 1, 5, 2, 6, 3).reshape(g * c_in, c_out // (g * r * r), kh * r, kw * r)
-    return full.contiguous()
+    """A convolution's layout (C r^n, C_in/g, k, ..) to a transposed one's (C_in, C/g, r k, ..)."""
+    n = weight.dim() - 2
+    factor, weight = factor_of(options, n), _ordered(weight, options["order"])
+    c_out, c_in, *kernel = weight.shape
+    phases = prod(factor)
+    taps = weight.flip(*range(-n, 0)).reshape(g, c_out // (g * phases), *factor, c_in, *kernel)
+    # two axes: (g, C, a, b, I, y, x) to (g, I, C, y, a, x, b)
+    full = taps.permute(0, n + 2, 1, *(axis for i in range(n) for axis in (n + 3 + i, 2 + i)))
+    size = [r * k for r, k in zip(factor, kernel, strict=True)]
+    return full.reshape(g * c_in, c_out // (g * phases), *size).contiguous()
 
 
-def _split_bias(bias: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """A convolution's bias as the mean over the phases of each channel, (C,), and the rest, (C r^2,)."""
-    phases = _ordered(bias, options["order"]).reshape(-1, options["factor"] ** 2)
+def _split_bias(bias: Tensor, options: Mapping[str, Any], n: int) -> tuple[Tensor, Tensor]:
+    """A convolution's bias as the mean over the phases of each channel, (C,), and the rest, (C r^n,)."""
+    phases = _ordered(bias, options["order"]).reshape(-1, prod(factor_of(options, n)))
     mean = float64(phases).mean(1).to(bias)
     return mean, (phases - mean[:, None]).reshape(-1)
 
@@ -182,25 +205,28 @@ def _ordered(values: Tensor, order: list[int] | None) -> Tensor:
     return values if order is None else values[list(order)]
 
 
-def unshuffled(x: Tensor, r: int) -> Tensor:
-    """``F.pixel_unshuffle``, of an empty batch too."""
-    if isinstance(x, fx.Proxy) or x.shape[0] != 0:
-        return F.pixel_unshuffle(x, r)
-    *batch, c, h, w = x.shape
-    return x.new_empty(*batch, c * r * r, h // r, w // r) + 0 * x.sum()
+def unshuffled(x: Tensor, factor: Factor) -> Tensor:
+    """``F.pixel_unshuffle`` along any number of axes, of an empty batch too."""
+    n = len(factor)
+    if n == 2 and factor[0] == factor[1] and (isinstance(x, fx.Proxy) or x.shape[0] != 0):
+        return F.pixel_unshuffle(x, factor[0])
+    for i, r in enumerate(reversed(factor)):
+        x = x.unflatten(-2 * i - 1, (-1, r))
+    phases = [2 * i + 1 - 2 * n for i in range(n)]
+    return x.movedim(phases, [i - 2 * n for i in range(n)]).flatten(-2 * n - 1, -n - 1)
 
 
-class ShuffleConv2d(ConvReplacement):
+class ShuffleConv(ConvReplacement):
     """Takes the place of a convolution whose output is shuffled: pixel_unshuffle(layer(x)) and what the bias
     differs by from phase to phase.
 
-    Shapes: input (N, C_in, H, W), output (N, C_out r^2, H', W') as of the convolution.
+    Shapes: input (N, C_in, ..), output (N, C_out, ..) as of the convolution.
     """
 
-    def __init__(self, layer: nn.Module, module: nn.Conv2d, options: Mapping[str, Any]) -> None:
+    def __init__(self, layer: nn.Module, module: _ConvNd, options: Mapping[str, Any]) -> None:
         super().__init__()
         self.layer = layer
-        self.factor = int(options["factor"])
+        self.factor = factor_of(options, len(module.kernel_size))
         self.options = dict(options)
         order = options["order"]
         # where each channel of the convolution's output lies among the unshuffled ones
@@ -211,7 +237,7 @@ class ShuffleConv2d(ConvReplacement):
         self.kernel_size, self.stride, self.groups = module.kernel_size, module.stride, module.groups
         self.phase_bias: nn.Parameter | None = None
         if module.bias is not None:
-            rest = _split_bias(module.bias.detach(), options)[1]
+            rest = _split_bias(module.bias.detach(), options, len(self.factor))[1]
             self.phase_bias = nn.Parameter(rest, requires_grad=module.bias.requires_grad)
         self.training = module.training
 
@@ -221,15 +247,17 @@ class ShuffleConv2d(ConvReplacement):
             weight = state_dict.pop(prefix + "weight")
             state_dict[prefix + "layer.weight"] = merge_phases(weight, self.options, self.groups)
         if prefix + "bias" in state_dict:
-            mean, rest = _split_bias(state_dict.pop(prefix + "bias"), self.options)
+            mean, rest = _split_bias(state_dict.pop(prefix + "bias"), self.options, len(self.factor))
             state_dict[prefix + "layer.bias"], state_dict[prefix + "phase_bias"] = mean, rest
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
 
     def forward(self, input: Tensor) -> Tensor:
         """What the convolution gave for ``input``."""
         y = unshuffled(self.layer(input), self.factor)
-        y = y if self.phase_bias is None else y + self.phase_bias.to(y.dtype)[:, None, None]
-        return y if self.places is None else y[..., self.places, :, :]
+        axes = (slice(None),) * len(self.factor)
+        if self.phase_bias is not None:
+            y = y + self.phase_bias.to(y.dtype)[(slice(None), *(None,) * len(axes))]
+        return y if self.places is None else y[(..., self.places, *axes)]
 
     def extra_repr(self) -> str:
         """The shuffle's factor."""
@@ -240,10 +268,12 @@ IDIOM = Idiom(
     "pixel_shuffle",
     "pixel_shuffle",
     match,
-    lambda site, module: site.kind == "pixel_shuffle" and isinstance(module, nn.Conv2d),
+    lambda site, module: site.kind == "pixel_shuffle" and isinstance(module, CONVOLUTIONS),
     lambda site, options, module: (
-        geometry(module, options["factor"]) if are_options(options, module) else None  # type: ignore[arg-type]
+        geometry(module, factor_of(options, len(module.kernel_size)))  # type: ignore[arg-type]
+        if are_options(options, module)  # type: ignore[arg-type]
+        else None
     ),
     canonical,
-    lambda site, module, layer: dressed(ShuffleConv2d(layer, module, site.options), module),  # type: ignore[arg-type]
+    lambda site, module, layer: dressed(ShuffleConv(layer, module, site.options), module),  # type: ignore[arg-type]
 )

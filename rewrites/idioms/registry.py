@@ -8,8 +8,9 @@ from __future__ import annotations
 from torch import fx, nn
 
 from pixelize.rewrites.graph.flow import Flow
-from pixelize.rewrites.idioms import bilinear_conv, conv_transpose, pixel_shuffle, resize, resize_conv_module
+from pixelize.rewrites.idioms import conv_transpose, linear_conv, pixel_shuffle, resize, resize_conv_module
 from pixelize.rewrites.idioms.idiom import Idiom
+from pixelize.rewrites.idioms.resize_conv import has_one_tap
 from pixelize.rewrites.site import Site, TransposedConv
 
 PLACE = {"owner", "weight", "bias", "settings", "watch", "graph"}
@@ -30,7 +31,7 @@ def idioms() -> tuple[Idiom, ...]:
     return tuple(_idioms.values())
 
 
-for _module in (conv_transpose, resize_conv_module, bilinear_conv, pixel_shuffle, resize):
+for _module in (conv_transpose, resize_conv_module, linear_conv, pixel_shuffle, resize):
     register(_module.IDIOM)
 
 
@@ -67,8 +68,7 @@ def check_site(site: Site, module: nn.Module) -> None:
         idiom = idiom_of(site, module)
     except TypeError as error:
         raise ValueError(str(error)) from error
-    bare = isinstance(module, nn.Conv2d) and tuple(module.kernel_size) == (1, 1)  # mixes no pixels
-    if site.kind != idiom.kind and not (bare and site.kind == "resize"):
+    if site.kind != idiom.kind and not (has_one_tap(module) and site.kind == "resize"):
         raise ValueError(f"a {type(module).__name__} is no site of kind {site.kind}")
     found = idiom.stated(site, own, module)
     if found is None:
@@ -76,7 +76,8 @@ def check_site(site: Site, module: nn.Module) -> None:
     if found != site.geometry:
         raise ValueError(f"its geometry is {found} here, and {site.geometry} there")
     names = {cls.__name__ for cls in type(module).__mro__} | {f"Parametrized{type(module).__name__}"}
-    if site.type not in names | ({"conv2d", "conv_transpose2d"} if "owner" in site.options else set()):
+    n = len(found.stride)
+    if site.type not in names | ({f"conv{n}d", f"conv_transpose{n}d"} if "owner" in site.options else set()):
         raise ValueError(f"its type is {site.type!r} there")
 
 

@@ -6,25 +6,27 @@ Nearest, by s::
     y = interpolate(x, scale_factor=s, mode="nearest")
     y = conv_transpose2d(x, ones(s, s), stride=s, groups=C)
 
-Bilinear, by 2::
+Linear, by 2::
 
     y = interpolate(x, scale_factor=2, mode="bilinear")
     y = conv_transpose2d(pad(x, 1, "replicate"), outer([1, 3, 3, 1]) / 16, stride=2, padding=3, groups=C)
 
-Only a module, ``nn.Upsample``, can be replaced: a call of ``F.interpolate`` in somebody's forward cannot.
+Likewise along one axis and along three. Only a module, ``nn.Upsample``, can be replaced: a call of
+``F.interpolate`` in somebody's forward cannot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from pixelize.rewrites.graph.flow import Flow, resize_factor
-from pixelize.rewrites.graph.operators import shape_of
+from pixelize.rewrites.graph.flow import Flow, resize_factor, spread
+from pixelize.rewrites.graph.operators import LINEAR, shape_of
 from pixelize.rewrites.idioms.idiom import Idiom
 from pixelize.rewrites.idioms.replacement import dressed
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
@@ -36,24 +38,26 @@ def match(
     """The site that a resize module is, or the reason why it is none."""
     if not isinstance(module, nn.Upsample):
         return "called as a function: only an nn.Upsample module can be replaced"
-    shapes = {(shape_of(flow.ops[c].args["input"]) or (0, 0))[1] for c in calls}
-    channels = shapes.pop()
-    if not channels:
+    shapes = {(shape_of(flow.ops[c].args["input"]) or (0, 0)) for c in calls}
+    kinds = {(shape[1], len(shape) - 2) for shape in shapes}
+    channels, n = kinds.pop()
+    if not channels or not n:
         return "on an unknown number of channels: example inputs would tell"
-    if shapes:
-        return "called on tensors of different numbers of channels"
+    if kinds:
+        return "called on tensors of different numbers of channels or axes"
     mode = module.mode
-    if mode == "bilinear" and not module.align_corners:
+    factor: tuple[int, ...]
+    if mode in LINEAR and not module.align_corners:
         scale = module.scale_factor
-        pair = scale if isinstance(scale, tuple) else (scale, scale)
-        if any(v is None or v != int(v) or v < 2 for v in pair):
-            return "bilinear resize by no integer factor"
-        factor = (int(pair[0]), int(pair[1]))  # type: ignore[arg-type]
+        scales = spread(scale if isinstance(scale, tuple) else (scale,), n)  # type: ignore[arg-type]
+        if any(v is None or v != int(v) or v < 2 for v in scales):
+            return f"{mode} resize by no integer factor"
+        factor = tuple(map(int, scales))
     elif mode.startswith("nearest"):
         found, reason = resize_factor(calls[0], flow.ops[calls[0]])
         if found is None or module.scale_factor is None:
             return reason or "resize to a fixed size: its factor changes with the input's"
-        factor = found
+        factor = spread(found, n)
     else:
         return f"{mode} resize" + (
             " with align_corners: its phases change from pixel to pixel" if module.align_corners else ""
@@ -69,41 +73,31 @@ def match(
 
 def geometry(channels: int, options: Mapping[str, Any]) -> Geometry:
     """The depthwise transposed convolution: s taps for nearest, 2s (2s-1 for odd s) on an edge of one pixel
-    for bilinear."""
-    (sh, sw), bilinear = options["factor"], options["mode"] == "bilinear"
-    kernel = tuple(len(taps(s, bilinear)) for s in (sh, sw))
-    padding = tuple((s + (kernel[i] - s) // 2) if bilinear else 0 for i, s in enumerate((sh, sw)))
-    return Geometry(
-        channels,
-        channels,
-        (kernel[0], kernel[1]),
-        (sh, sw),
-        (padding[0], padding[1]),
-        (0, 0),
-        channels,
-        (1, 1),
-        False,
-    )
+    for linear."""
+    factor, linear = tuple(options["factor"]), options["mode"] in LINEAR
+    kernel = tuple(len(taps(s, linear)) for s in factor)
+    padding = tuple(s + (k - s) // 2 if linear else 0 for k, s in zip(kernel, factor, strict=True))
+    return Geometry(channels, channels, kernel, factor, padding, groups=channels, bias=False)
 
 
-def is_factor(value: Any) -> bool:
-    """Whether a site's option is a factor along each axis."""
-    return isinstance(value, list) and len(value) == 2 and all(type(v) is int and v >= 1 for v in value)
+def is_factor(value: Any, axes: Sequence[int]) -> bool:
+    """Whether a site's option is a factor along each axis, of one of these numbers of axes."""
+    return isinstance(value, list) and len(value) in axes and all(type(v) is int and v >= 1 for v in value)
 
 
 def are_options(options: Mapping[str, Any]) -> bool:
     """Whether ``options`` are some that :func:`match` makes."""
     return (
         options.keys() == {"factor", "mode", "dtype", "device"}
-        and is_factor(options["factor"])
-        and options["mode"] in ("nearest", "nearest-exact", "bilinear")
+        and is_factor(options["factor"], (1, 2, 3))
+        and options["mode"] in ("nearest", "nearest-exact", LINEAR[len(options["factor"]) - 1])
         and isinstance(getattr(torch, str(options["dtype"]), None), torch.dtype)
     )
 
 
-def taps(s: int, bilinear: bool) -> list[float]:
+def taps(s: int, linear: bool) -> list[float]:
     """What one input pixel gives to the output pixels around it, along one axis."""
-    if not bilinear:
+    if not linear:
         return [1.0] * s
     # output o lies at (o + 1/2) / s - 1/2: the triangle of half-width s, sampled at half or whole pixels
     count = 2 * s if s % 2 == 0 else 2 * s - 1
@@ -113,17 +107,17 @@ def taps(s: int, bilinear: bool) -> list[float]:
 def canonical(site: Site, module: nn.Module) -> TransposedConv:
     """The resize as a transposed convolution, in the type and on the device of the model that it was found
     in."""
-    bilinear = site.options["mode"] == "bilinear"
-    axes = [taps(s, bilinear) for s in site.options["factor"]]
-    rows, columns = (torch.tensor(axis, dtype=torch.float64, device="cpu") for axis in axes)
-    kernel = (rows[:, None] * columns).expand(site.geometry.in_channels, 1, -1, -1)
-    weight = kernel.to(site.options["device"], getattr(torch, site.options["dtype"])).clone()
+    linear = site.options["mode"] in LINEAR
+    axes = [torch.tensor(taps(s, linear), dtype=torch.float64, device="cpu") for s in site.options["factor"]]
+    kernel = reduce(lambda outer, axis: outer[..., None] * axis, axes)
+    weight = kernel.to(site.options["device"], getattr(torch, site.options["dtype"]))
+    weight = weight.expand(site.geometry.in_channels, 1, *kernel.shape).clone()
     return TransposedConv(site.geometry, weight, None)
 
 
-class ResizeTransposed2d(nn.Module):
+class ResizeTransposed(nn.Module):
     """Takes the place of an ``nn.Upsample``: ``layer`` on the picture, with one more pixel on each side where
-    the resize was bilinear.
+    the resize was linear.
 
     What is no picture of the layer's channels and type is resized as it was.
     """
@@ -131,20 +125,20 @@ class ResizeTransposed2d(nn.Module):
     def __init__(self, layer: nn.Module, options: Mapping[str, Any]) -> None:
         super().__init__()
         self.layer = layer.requires_grad_(True)
-        self.edge = options["mode"] == "bilinear"
+        self.edge = (1, 1) * len(options["factor"]) if options["mode"] in LINEAR else None
         self.mode, self.scale_factor = options["mode"], tuple(options["factor"])
         self.channels = int(layer.in_channels)  # type: ignore[call-overload, arg-type]
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, s H, s W)."""
+        """(N, C, H, W) to (N, C, s H, s W), and so on."""
         if isinstance(input, Tensor) and (
-            input.dim() != 4
+            input.dim() != len(self.scale_factor) + 2
             or input.shape[1] != self.channels
             or input.dtype != next(self.layer.parameters()).dtype
         ):
             scale = tuple(float(s) for s in self.scale_factor[: input.dim() - 2])
             return F.interpolate(input, scale_factor=scale, mode=self.mode)  # type: ignore[arg-type]
-        y = self.layer(F.pad(input, (1, 1, 1, 1), mode="replicate") if self.edge else input)
+        y = self.layer(F.pad(input, self.edge, mode="replicate") if self.edge else input)
         return y.to(input.dtype)  # under autocast a resize keeps its input's type
 
 
@@ -157,5 +151,5 @@ IDIOM = Idiom(
         geometry(site.geometry.in_channels, options) if are_options(options) else None
     ),
     canonical,
-    lambda site, module, layer: dressed(ResizeTransposed2d(layer, site.options), module),
+    lambda site, module, layer: dressed(ResizeTransposed(layer, site.options), module),
 )

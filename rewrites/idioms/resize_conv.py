@@ -13,23 +13,26 @@ Nearest resize is a transposed convolution with a kernel of s ones, so W' is the
 ones with the flipped W: s+k-1 taps, of which each output phase uses about k/s along each axis. Exact, borders
 included. Where the padding repeats the edge (``replicate``, or ``reflect`` by one pixel, which is the same
 inside a block), x is padded by q = ceil(p/s) such pixels instead and the transposed convolution's padding is
-k-1 + qs-p. A bilinear resize is one too, with a triangle in the place of the ones
-(:mod:`pixelize.rewrites.idioms.bilinear_conv`).
+k-1 + qs-p. A linear resize is one too, with a triangle in the place of the ones
+(:mod:`pixelize.rewrites.idioms.linear_conv`). All of it holds along one axis, two or three.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from math import gcd
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from pixelize.rewrites.graph.flow import Blocks, Factor, Flow, read_by
+from pixelize.rewrites.graph.flow import Blocks, Factor, Flow, read_by, spread
+from pixelize.rewrites.graph.operators import LINEAR, shape_of
 from pixelize.rewrites.idioms.resize import is_factor, taps
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
 from pixelize.rewrites.state.precision import float64
@@ -39,23 +42,25 @@ INSTANCE_FORWARD = (
     "its forward was set on the instance, as accelerate's hooks do: take them off "
     "(accelerate.hooks.remove_hook_from_module), convert, and put them on again"
 )
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PRUNED = "pruned: make that permanent first (torch.nn.utils.prune.remove), then convert"
 
 
-def conv_refusal(module: nn.Conv2d) -> str | None:
+def conv_refusal(module: _ConvNd) -> str | None:
     """Why a convolution that reads a resized image cannot become a transposed one, or None if it can."""
     kind = type(module)
     if "forward" in module.__dict__:
         return INSTANCE_FORWARD
-    if kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward:
-        return f"{kind.__name__} has a forward of its own, not nn.Conv2d's"
+    plain = plain_kind(module)
+    if kind.forward is not plain.forward or kind._conv_forward is not plain._conv_forward:  # type: ignore[attr-defined]
+        return f"{kind.__name__} has a forward of its own, not nn.{plain.__name__}'s"
     if prune.is_pruned(module):
         return PRUNED
     if not parametrize.is_parametrized(module) and "weight" not in module._parameters:
         norms = [h for h in module._forward_pre_hooks.values() if isinstance(h, WeightNorm | SpectralNorm)]
         if not norms:
             return "its weight is no parameter, and what computes it is not known"
-    if tuple(module.stride) != (1, 1):
+    if any(c != 1 for c in module.stride):
         return f"the convolution has stride {tuple(module.stride)}"
     c_in, c_out, groups = module.in_channels, module.out_channels, module.groups
     if tuple(module.weight.shape) != (c_out, c_in // groups, *module.kernel_size):
@@ -66,28 +71,38 @@ def conv_refusal(module: nn.Conv2d) -> str | None:
     return None
 
 
-def own_padding(module: nn.Conv2d) -> tuple[int, int] | None:
+def plain_kind(module: _ConvNd) -> type[nn.Module]:
+    """Which of torch's convolutions a module is."""
+    return next(kind for kind in CONVOLUTIONS if isinstance(module, kind))
+
+
+def own_padding(module: _ConvNd) -> tuple[int, ...] | None:
     """The padding in numbers; None for ``padding="same"`` with an even kernel, which pads one side more."""
     if module.padding == "valid":
-        return 0, 0
+        return (0,) * len(module.kernel_size)
     if module.padding == "same":
         total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        return (total[0] // 2, total[1] // 2) if total[0] % 2 == total[1] % 2 == 0 else None
-    return int(module.padding[0]), int(module.padding[1])
+        return tuple(t // 2 for t in total) if all(t % 2 == 0 for t in total) else None
+    return tuple(map(int, module.padding))
 
 
 def match_mode(
-    bilinear: bool, flow: Flow, name: str, names: tuple[str, ...], module: nn.Module, calls: list[fx.Node]
+    linear: bool, flow: Flow, name: str, names: tuple[str, ...], module: nn.Module, calls: list[fx.Node]
 ) -> Site | str | None:
     """The site that a convolution module is which reads a resize of that mode, given all its calls in a
     graph; a reason if it cannot be one, None if it reads no such resize.
 
-    A 1x1 convolution mixes no pixels, makes no pattern and gains nothing: it counts as a bare resize.
+    A convolution with a kernel of one tap mixes no pixels, makes no pattern and gains nothing: it counts as a
+    bare resize.
     """
-    if not isinstance(module, nn.Conv2d):
+    if not isinstance(module, CONVOLUTIONS):
         return None
-    seen = [flow.blocks.get(read_by(flow, call)) for call in calls]
-    if not any(b is not None and (b.mode == "bilinear") == bilinear for b in seen):
+    n = len(module.kernel_size)
+    values = [read_by(flow, call) for call in calls]
+    if any(len(shape) != n + 2 for v in values if (shape := shape_of(v)) is not None):
+        return None  # not (N, C, ..)
+    seen = [flow.blocks.get(v) for v in values]
+    if not any(b is not None and (b.mode == "linear") == linear for b in seen):
         return None
     first = seen[0]
     if first is None or any(
@@ -103,92 +118,101 @@ def match_mode(
     found = geometry(module, options)
     if isinstance(found, str):
         return found
-    kind = "resize" if tuple(module.kernel_size) == (1, 1) else "resize_conv"
+    kind = "resize" if has_one_tap(module) else "resize_conv"
     return Site(name, names, kind, type(module).__name__, found, options)  # type: ignore[arg-type]
 
 
-def plan(module: nn.Conv2d, blocks: Blocks) -> dict[str, Any] | str:
+def has_one_tap(module: nn.Module) -> bool:
+    """Whether a module is a convolution that mixes no pixels."""
+    return isinstance(module, CONVOLUTIONS) and all(k == 1 for k in module.kernel_size)
+
+
+def plan(module: _ConvNd, blocks: Blocks) -> dict[str, Any] | str:
     """What a replacement needs to know beside the module: the factor, the channels that have it, the padding
     before and its kind."""
-    bilinear = blocks.mode == "bilinear"
-    factor, ranges = common_factor(blocks.over(module.in_channels), bilinear)
+    linear, n = blocks.mode == "linear", len(module.kernel_size)
+    factors = [spread(f, n) for f in blocks.over(module.in_channels)]
+    if any(len(f) != n for f in factors):
+        return f"resized along {len(factors[0])} axes, convolved along {n}"
+    factor, ranges = common_factor(factors, linear)
     padding = own_padding(module)
     if padding is None:
         return "padding='same' with an even kernel is not symmetric"
-    mode, *margin = blocks.margin or ("zeros", 0, 0)
+    mode, margin = blocks.margin or ("zeros", (0,) * n)
+    if len(margin) != n:
+        return "padded along some of its axes only"
     if module.padding_mode != "zeros" and any(padding):
-        inside = bilinear or all(p == 0 or (p == 1 and s > 1) for p, s in zip(padding, factor, strict=True))
+        inside = linear or all(p == 0 or (p == 1 and s > 1) for p, s in zip(padding, factor, strict=True))
         if module.padding_mode not in ("replicate", "reflect") or (
             module.padding_mode == "reflect" and not inside
         ):
             return f"padding_mode is {module.padding_mode!r}: not what a block image repeats"
         own = module.padding_mode
     else:
-        own = "zeros"  # type: ignore[assignment]
+        own = "zeros"
     if any(padding) and any(margin) and own != mode:
         return f"padded twice, with {mode} and by the convolution with {own}"
-    if any(padding) and any(margin) and own == "reflect" and bilinear:
+    if any(padding) and any(margin) and own == "reflect" and linear:
         return "padded twice by reflection"
     return {
         "factor": list(factor),
         "ranges": [list(r) for r in ranges],
         "margin": list(margin),
         "around": own if any(padding) else mode,
-        **({"mode": blocks.mode} if bilinear else {}),
+        **({"mode": LINEAR[n - 1]} if linear else {}),
     }
 
 
-def geometry(module: nn.Conv2d, options: Mapping[str, Any]) -> Geometry | str:
+def geometry(module: _ConvNd, options: Mapping[str, Any]) -> Geometry | str:
     """The canonical transposed convolution of the resized channels, or the reason why there is none."""
-    factor, margin = options["factor"], options["margin"]
+    factor, margin, axes = options["factor"], options["margin"], range(len(module.kernel_size))
     channels = sum(b - a for a, b in options["ranges"])
     padding = own_padding(module)
     assert padding is not None
-    span = [module.dilation[i] * (module.kernel_size[i] - 1) for i in (0, 1)]
-    around = [padding[i] + margin[i] for i in (0, 1)]
-    size = [len(taps(s, is_bilinear(options))) for s in factor]
-    if is_bilinear(options):
-        edge = [edge_of(around[i], factor[i]) for i in (0, 1)]
-        inverse = [(size[i] - factor[i]) // 2 + edge[i] * factor[i] + span[i] - around[i] for i in (0, 1)]
+    span = [module.dilation[i] * (module.kernel_size[i] - 1) for i in axes]
+    around = [padding[i] + margin[i] for i in axes]
+    size = [len(taps(s, is_linear(options))) for s in factor]
+    if is_linear(options):
+        edge = [edge_of(around[i], factor[i]) for i in axes]
+        inverse = [(size[i] - factor[i]) // 2 + edge[i] * factor[i] + span[i] - around[i] for i in axes]
     elif options["around"] != "zeros":
-        inverse = [span[i] + -around[i] % factor[i] for i in (0, 1)]
+        inverse = [span[i] + -around[i] % factor[i] for i in axes]
     else:
-        inverse = [span[i] - around[i] for i in (0, 1)]
+        inverse = [span[i] - around[i] for i in axes]
     if min(inverse) < 0:
         return f"the convolution's padding {tuple(around)} is larger than its kernel"
-    if any(module.dilation[i] > max(factor[i], 1) for i in (0, 1)):
+    if any(module.dilation[i] > factor[i] and span[i] for i in axes):
         return f"dilation {tuple(module.dilation)}: the transposed convolution would cost more than it saves"
     if module.groups > 1 and channels != module.in_channels:
         return "a grouped convolution over a concatenation"
     return Geometry(
         channels,
         module.out_channels,
-        (span[0] + size[0], span[1] + size[1]),
-        (factor[0], factor[1]),
-        (inverse[0], inverse[1]),
-        (0, 0),
-        module.groups,
-        (1, 1),
-        module.bias is not None,
+        tuple(span[i] + size[i] for i in axes),
+        tuple(factor),
+        tuple(inverse),
+        groups=module.groups,
+        bias=module.bias is not None,
     )
 
 
-def are_options(options: Mapping[str, Any], module: nn.Conv2d) -> bool:
+def are_options(options: Mapping[str, Any], module: _ConvNd) -> bool:
     """Whether ``options`` are some that :func:`plan` makes for ``module``."""
+    n = len(module.kernel_size)
     if options.keys() - {"mode"} != {"factor", "ranges", "margin", "around"} or not is_factor(
-        options["factor"]
+        options["factor"], (n,)
     ):
         return False
     if (
         options["around"] not in ("zeros", "replicate", "reflect")
-        or options.get("mode", "bilinear") != "bilinear"
+        or options.get("mode", LINEAR[n - 1]) != LINEAR[n - 1]
     ):
         return False
     edges = [edge for r in options["ranges"] for edge in r]
     return (
         own_padding(module) is not None
         and conv_refusal(module) is None
-        and is_factor([n + 1 for n in options["margin"]])
+        and is_factor([width + 1 for width in options["margin"]], (n,))
         and all(len(r) == 2 and r[0] < r[1] for r in options["ranges"])
         and edges == sorted(edges)
         and len(edges) > 0
@@ -197,37 +221,37 @@ def are_options(options: Mapping[str, Any], module: nn.Conv2d) -> bool:
     )
 
 
-def is_bilinear(options: Mapping[str, Any]) -> bool:
-    """Whether a site's resize is bilinear."""
-    return options.get("mode") == "bilinear"
+def is_linear(options: Mapping[str, Any]) -> bool:
+    """Whether a site's resize is linear between its pixels: bilinear, along two axes."""
+    return options.get("mode") in LINEAR
 
 
 def stated(site: Site, options: Mapping[str, Any], module: nn.Module) -> Geometry | str | None:
     """The geometry of a site with these options, None if :func:`plan` makes no such options for it."""
-    assert isinstance(module, nn.Conv2d)
+    assert isinstance(module, _ConvNd)
     return geometry(module, options) if are_options(options, module) else None
 
 
 def edge_of(around: int, factor: int) -> int:
-    """By how many pixels a small picture's edge is repeated so that its bilinear enlargement goes on for
+    """By how many pixels a small picture's edge is repeated so that its linear enlargement goes on for
     ``around`` pixels beyond the border: pixel -m lies at (1/2 - m) / s - 1/2, at least 1."""
     return max(1, -(-(2 * around - 1 + factor) // (2 * factor)))
 
 
-def common_factor(factors: Sequence[Factor], bilinear: bool = False) -> tuple[Factor, list[Range]]:
+def common_factor(factors: Sequence[Factor], linear: bool = False) -> tuple[Factor, list[Range]]:
     """The block size that a conversion uses, and the channel ranges that have it.
 
     The greatest common one of all resized channels; where they share none, or a block is not constant, the
     most frequent one.
     """
-    resized = [f for f in factors if f != (1, 1)]
-    shared = (gcd(*(f[0] for f in resized)), gcd(*(f[1] for f in resized)))
-    if shared == (1, 1) or bilinear:
+    resized = [f for f in factors if any(s != 1 for s in f)]
+    shared = tuple(gcd(*along) for along in zip(*resized, strict=True))
+    if all(s == 1 for s in shared) or linear:
         shared = max(resized, key=resized.count)
     taken = [
         i
         for i, f in enumerate(factors)
-        if f == shared or (not bilinear and f[0] % shared[0] == 0 and f[1] % shared[1] == 0)
+        if f == shared or (not linear and all(a % b == 0 for a, b in zip(f, shared, strict=True)))
     ]
     ranges: list[Range] = []
     for i in taken:
@@ -240,45 +264,44 @@ def common_factor(factors: Sequence[Factor], bilinear: bool = False) -> tuple[Fa
 
 def canonical(site: Site, module: nn.Module) -> TransposedConv:
     """The transposed convolution that the resize and its share of the convolution are together."""
-    assert isinstance(module, nn.Conv2d)
+    assert isinstance(module, _ConvNd)
     weight = take(module.weight.detach(), site.options["ranges"])
     bias = None if module.bias is None else module.bias.detach().clone()
-    full = merge_taps(
-        weight, module.dilation, site.options["factor"], module.groups, is_bilinear(site.options)
-    )
+    full = merge_taps(weight, module.dilation, site.options["factor"], module.groups, is_linear(site.options))
     return TransposedConv(site.geometry, full, bias)
 
 
 def merge_taps(
-    weight: Tensor, dilation: Sequence[int], factor: Sequence[int], groups: int, bilinear: bool = False
+    weight: Tensor, dilation: Sequence[int], factor: Sequence[int], groups: int, linear: bool = False
 ) -> Tensor:
-    """Conv2d layout (C_out, C_in/groups, k, k) to ConvTranspose2d layout (C_in, C_out/groups, d(k-1)+s, ..).
+    """A convolution's layout (C_out, C_in/groups, k, ..) to a transposed one's (C_in, C_out/groups, d(k-1)+s,
+    ..).
 
     W'[T] = sum of W[t] over the taps t with 0 <= T - d(k-1-t) < s: the flipped, dilated kernel convolved with
-    s ones (or the triangle of a bilinear resize). Summed in float64, in parts that a cache holds.
+    s ones (or the triangle of a linear resize). Summed in float64, in parts that a cache holds.
     """
-    c_out, c_in, kh, kw = weight.shape
-    rows, columns = _spread((kh, kw), dilation, factor, bilinear)
-    spread = torch.kron(rows, columns).to(float64(weight.new_empty(0)).device)
-    full = weight.new_empty(groups * c_in, c_out // groups, spread.shape[1])
-    step = max(1, min(c_in, 2**17 // (c_out // groups * kh * kw)))
-    parts, sums = (spread.new_empty(step, c_out // groups, n) for n in spread.shape)
-    for g, block in enumerate(weight.reshape(groups, c_out // groups, c_in, kh * kw)):
+    c_out, c_in, *kernel = weight.shape
+    axes = _tap_sums(kernel, dilation, factor, linear)
+    sums_of = reduce(torch.kron, axes).to(float64(weight.new_empty(0)).device)
+    full = weight.new_empty(groups * c_in, c_out // groups, sums_of.shape[1])
+    step = max(1, min(c_in, 2**17 // (c_out // groups * sums_of.shape[0])))
+    parts, sums = (sums_of.new_empty(step, c_out // groups, n) for n in sums_of.shape)
+    for g, block in enumerate(weight.reshape(groups, c_out // groups, c_in, sums_of.shape[0])):
         for start in range(0, c_in, step):
             n = min(step, c_in - start)
             part = parts[:n].copy_(block[:, start : start + n].transpose(0, 1))
-            full[g * c_in + start : g * c_in + start + n] = torch.matmul(part, spread, out=sums[:n])
-    return full.view(*full.shape[:2], rows.shape[1], columns.shape[1])
+            full[g * c_in + start : g * c_in + start + n] = torch.matmul(part, sums_of, out=sums[:n])
+    return full.view(*full.shape[:2], *(axis.shape[1] for axis in axes))
 
 
-def _spread(
-    kernel_size: Sequence[int], dilation: Sequence[int], factor: Sequence[int], bilinear: bool
+def _tap_sums(
+    kernel_size: Sequence[int], dilation: Sequence[int], factor: Sequence[int], linear: bool
 ) -> list[Tensor]:
     # for each axis the taps of the transposed convolution, (k, d(k-1)+..), that each tap of the convolution
     # adds to
     axes = []
     for k, d, s in zip(kernel_size, dilation, factor, strict=True):
-        one = torch.tensor(taps(s, bilinear), dtype=torch.float64, device="cpu")
+        one = torch.tensor(taps(s, linear), dtype=torch.float64, device="cpu")
         matrix = torch.zeros(k, d * (k - 1) + len(one), dtype=torch.float64, device="cpu")
         for t in range(k):
             matrix[t, d * (k - 1 - t) : d * (k - 1 - t) + len(one)] = one
@@ -290,24 +313,26 @@ Inverse = list[list[list[float]]]
 
 
 def left_inverse(
-    kernel_size: Sequence[int], dilation: Sequence[int], factor: Sequence[int], bilinear: bool = False
+    kernel_size: Sequence[int], dilation: Sequence[int], factor: Sequence[int], linear: bool = False
 ) -> Inverse:
     """For each axis the matrix that takes the taps of :func:`merge_taps` back to those of the convolution."""
-    return [torch.linalg.pinv(a.mT).tolist() for a in _spread(kernel_size, dilation, factor, bilinear)]
+    return [torch.linalg.pinv(a.mT).tolist() for a in _tap_sums(kernel_size, dilation, factor, linear)]
 
 
 def split_taps(weight: Tensor, kernel_size: Sequence[int], groups: int, inverse: Inverse) -> Tensor:
     """The convolution kernel nearest, in least squares, to what :func:`merge_taps` made of it."""
     kind = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    rows, columns = (torch.tensor(axis, dtype=kind, device=weight.device) for axis in inverse)
-    flat = rows @ weight.to(kind) @ columns.transpose(0, 1)
+    flat = weight.to(kind)
+    for dim, axis in enumerate(inverse, 2):
+        matrix = torch.tensor(axis, dtype=kind, device=weight.device)
+        flat = (flat.transpose(dim, -1) @ matrix.mT).transpose(dim, -1)
     c_in, c_out = weight.shape[:2]
     grouped = flat.reshape(groups, c_in // groups, c_out, *kernel_size).transpose(1, 2)
     return grouped.reshape(groups * c_out, c_in // groups, *kernel_size).to(weight.dtype)
 
 
 def take(weight: Tensor, ranges: Sequence[Sequence[int]]) -> Tensor:
-    """The input channels of a Conv2d weight that lie in ``ranges``: a view of it where that can be."""
+    """The input channels of a convolution's weight that lie in ``ranges``: a view of it where that can be."""
     if weight.shape[1] < ranges[-1][1]:  # a grouped convolution is taken whole
         return weight
     if len(ranges) == 1:

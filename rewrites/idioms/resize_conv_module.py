@@ -3,25 +3,28 @@ one and runs a transposed convolution on that."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from pixelize.rewrites.idioms.idiom import Idiom
 from pixelize.rewrites.idioms.replacement import ConvReplacement, dressed
 from pixelize.rewrites.idioms.resize import taps
 from pixelize.rewrites.idioms.resize_conv import (
+    CONVOLUTIONS,
     Range,
     canonical,
-    is_bilinear,
+    is_linear,
     left_inverse,
     match_mode,
     merge_taps,
     own_padding,
+    plain_kind,
     split_taps,
     stated,
     take,
@@ -37,55 +40,71 @@ def complement(ranges: Sequence[Sequence[int]], channels: int) -> list[Range]:
 
 
 def pick(x: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """The resized channels of a convolution's input (N, C, H, W), without the margin that was padded around
+    """The resized channels of a convolution's input (N, C, ..), without the margin that was padded around
     them."""
-    (top, left), ranges = options["margin"], options["ranges"]
-    x = channels_of(x, ranges)
-    return x[..., top : x.shape[-2] - top, left : x.shape[-1] - left] if top or left else x
+    margin = options["margin"]
+    n = len(margin)
+    x = channels_of(x, options["ranges"], n)
+    return x[(..., *(slice(w, x.shape[i - n] - w) for i, w in enumerate(margin)))] if any(margin) else x
 
 
-def channels_of(x: Tensor, ranges: Sequence[Sequence[int]]) -> Tensor:
-    """The channels of ``x`` (N, C, H, W) that lie in ``ranges``."""
-    parts = [x.narrow(-3, a, b - a) for a, b in ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -3)
+def channels_of(x: Tensor, ranges: Sequence[Sequence[int]], n: int) -> Tensor:
+    """The channels of ``x`` (N, C, ..), of ``n`` axes, that lie in ``ranges``."""
+    parts = [x.narrow(-1 - n, a, b - a) for a, b in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1 - n)
 
 
-class ResizeConv2d(ConvReplacement):
+def along(axis: int, n: int, part: slice) -> tuple[Any, ...]:
+    """The index of a part along one of the last ``n`` axes."""
+    return (..., part, *(slice(None),) * (n - 1 - axis))
+
+
+def pads_of(pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Widths before and after along each axis in the order that ``F.pad`` takes: the last axis first."""
+    return [width for pair in reversed(pairs) for width in pair]
+
+
+def around_all(widths: Sequence[int]) -> list[int]:
+    """What ``F.pad`` takes for these widths on both sides of each axis."""
+    return pads_of([(w, w) for w in widths])
+
+
+class ResizeConv(ConvReplacement):
     """Takes the place of a convolution that reads a nearest-resized image, alone or concatenated with others.
 
-    It receives what the convolution received, (N, C, H, W). Where it is known in this very call
+    It receives what the convolution received, (N, C, ..). Where it is known in this very call
     (:func:`pixelize.rewrites.watching.watch.claim_of`) that a resize by ``factor`` made the channels that it
     is there for, it picks the small image out of them, which the resize had only repeated, and runs ``layer``
     on that; channels that were not resized go through ``skip``, an ordinary convolution with the remaining
     weights. In every other call it is the convolution that it replaced, as far as the layer's weight still is
     one.
 
-    Shapes: input (N, C, H, W), output (N, C_out, H', W') as of the convolution.
+    Shapes: input (N, C, ..), output (N, C_out, ..) as of the convolution, of one axis, two or three.
     """
 
     takes_claims = True
 
-    def __init__(self, layer: nn.Module, module: nn.Conv2d, options: Mapping[str, Any]) -> None:
+    def __init__(self, layer: nn.Module, module: _ConvNd, options: Mapping[str, Any]) -> None:
         super().__init__()
         padding = own_padding(module)
         assert padding is not None
         self.layer = layer
         self.options = dict(options)
-        self.factor = (int(options["factor"][0]), int(options["factor"][1]))
+        self.factor = tuple(map(int, options["factor"]))
         self.rest = complement(options["ranges"], module.in_channels)
         self.in_channels, self.out_channels = module.in_channels, module.out_channels
         self.kernel_size, self.stride, self.dilation = module.kernel_size, module.stride, module.dilation
         self.groups, self.padding, self.padding_mode = module.groups, padding, module.padding_mode
-        self.inverse = left_inverse(self.kernel_size, self.dilation, self.factor, is_bilinear(options))  # type: ignore[arg-type]
-        self.skip: nn.Conv2d | None = None
+        self.inverse = left_inverse(self.kernel_size, self.dilation, self.factor, is_linear(options))  # type: ignore[arg-type]
+        self.skip: nn.Module | None = None
         if self.rest:
-            self.skip = nn.Conv2d(
+            self.skip = plain_kind(module)(
                 sum(b - a for a, b in self.rest),
                 module.out_channels,
-                module.kernel_size,  # type: ignore[arg-type]
+                module.kernel_size,
                 1,
                 padding,
-                module.dilation,  # type: ignore[arg-type]
+                module.dilation,
                 bias=False,
                 padding_mode=module.padding_mode,
                 device="meta",
@@ -103,9 +122,13 @@ class ResizeConv2d(ConvReplacement):
             resized = pick(input, self.options)
             y = self._up_sampled(resized)
         else:
-            x = channels_of(input, self.options["ranges"])
-            y = F.conv2d(self._own_padded(x), self._kernel(), self.bias, 1, 0, self.dilation, self.groups)
-        return y if self.skip is None else y + self.skip(channels_of(input, self.rest))
+            x = self._own_padded(channels_of(input, self.options["ranges"], len(self.factor)))
+            y = self._convolve(x, self._kernel(), self.bias, 1, 0, self.dilation, self.groups)
+        return y if self.skip is None else y + self.skip(channels_of(input, self.rest, len(self.factor)))
+
+    @property
+    def _convolve(self) -> Callable[..., Tensor]:
+        return (F.conv1d, F.conv2d, F.conv3d)[len(self.factor) - 1]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Takes a state dict of the original convolution as well: its weight becomes the layer's and the
@@ -114,7 +137,7 @@ class ResizeConv2d(ConvReplacement):
         if weight is not None:
             mine = take(weight, self.options["ranges"])
             state_dict[prefix + "layer.weight"] = merge_taps(
-                mine, self.dilation, self.factor, self.groups, is_bilinear(self.options)
+                mine, self.dilation, self.factor, self.groups, is_linear(self.options)
             )
             if self.skip is not None:
                 state_dict[prefix + "skip.weight"] = take(weight, self.rest).clone()
@@ -125,36 +148,40 @@ class ResizeConv2d(ConvReplacement):
     def _is_resized(self, input: Tensor, claim: Claim | bool | None) -> bool:
         if claim is True:
             return True
-        top, left = self.options["margin"]
-        margin = (self.options["around"], top, left) if top or left else None
-        known = claim_of(input) if claim is None else claim
-        if not covers(known, self._mode, margin, self.factor, self.options["ranges"]):  # type: ignore[arg-type]
+        if isinstance(input, Tensor) and input.dim() != len(self.factor) + 2:
             return False
-        return not isinstance(input, Tensor) or self._reaches(input, top, left)
+        width = tuple(self.options["margin"])
+        margin = (self.options["around"], width) if any(width) else None
+        known = claim_of(input) if claim is None else claim
+        if not covers(known, self._mode, margin, self.factor, self.options["ranges"]):
+            return False
+        return not isinstance(input, Tensor) or self._reaches(input)
 
     @property
     def _mode(self) -> str:
-        """The resize's mode: nearest or bilinear."""
-        return "bilinear" if is_bilinear(self.options) else "nearest"
+        """The resize's mode: nearest or linear."""
+        return "linear" if is_linear(self.options) else "nearest"
 
-    def _reaches(self, input: Tensor, top: int, left: int) -> bool:
+    def _reaches(self, input: Tensor) -> bool:
         """Whether what lies beyond the border is what the layer takes it for: where the last block is cut and
         reflected, one pixel on lies another block."""
         if self.options["around"] != "reflect":
             return True
-        size = (input.shape[-2] - 2 * top, input.shape[-1] - 2 * left)
-        return all(size[i] % self.factor[i] == 0 or self._around(i) == 0 for i in (0, 1))
+        margin, around, n = self.options["margin"], self._around(), len(self.factor)
+        return all(
+            (input.shape[i - n] - 2 * margin[i]) % s == 0 or around[i] == 0 for i, s in enumerate(self.factor)
+        )
 
-    def _around(self, axis: int) -> int:
-        """What the convolution saw beyond the picture on each side of an axis: the margin and its own
+    def _around(self) -> list[int]:
+        """What the convolution saw beyond the picture on each side of each axis: the margin and its own
         padding."""
-        return self.options["margin"][axis] + self.padding[axis]
+        return [m + p for m, p in zip(self.options["margin"], self.padding, strict=True)]
 
     def _up_sampled(self, resized: Tensor) -> Tensor:
-        small = resized[..., :: self.factor[0], :: self.factor[1]]
+        small = resized[(..., *(slice(None, None, s) for s in self.factor))]
         if self.options["around"] != "zeros":
-            q = [-(-self._around(i) // self.factor[i]) for i in (0, 1)]
-            y = self.layer(F.pad(small, (q[1], q[1], q[0], q[0]), mode="replicate"))
+            q = [-(-a // s) for a, s in zip(self._around(), self.factor, strict=True)]
+            y = self.layer(F.pad(small, around_all(q), mode="replicate"))
         else:
             y = self.layer(small)
         # what a symbolic trace knows to be resized was so by a number: its blocks are whole
@@ -163,25 +190,27 @@ class ResizeConv2d(ConvReplacement):
     def _cut(self, y: Tensor, small: Tensor, resized: Tensor) -> Tensor:
         """``y`` without what the last blocks have beyond the picture, which the convolution saw as
         padding."""
-        (h, w), (sh, sw) = resized.shape[-2:], self.factor
-        if torch.compiler.is_compiling() or (h % sh == 0 and w % sw == 0):
+        n, around = len(self.factor), self._around()
+        excess = [-length % s for length, s in zip(resized.shape[-n:], self.factor, strict=True)]
+        if torch.compiler.is_compiling() or not any(excess):
             return y  # of a size that is still open no more is known than that the blocks are whole
-        size = [
-            (h, w)[i] + 2 * self._around(i) - self.dilation[i] * (self.kernel_size[i] - 1) for i in (0, 1)
+        own = [
+            slice(resized.shape[i - n] + 2 * around[i] - self.dilation[i] * (self.kernel_size[i] - 1))
+            for i in range(n)
         ]
-        y = y[..., : size[0], : size[1]]
+        y = y[(..., *own)]
         if self.options["around"] != "zeros" or not self._has_kernel():
             return y  # the edge goes on as it was
-        whole = small.repeat_interleave(sh, -2).repeat_interleave(sw, -1)
-        beyond = F.pad(torch.zeros_like(resized), (0, -w % sw, 0, -h % sh), value=1.0)
-        around = (self._around(0), self._around(1))
-        excess = F.conv2d(whole * beyond, self._kernel(), None, 1, around, self.dilation, self.groups)
-        return y - excess[..., : size[0], : size[1]]
+        whole = small
+        for i, s in enumerate(self.factor):
+            whole = whole.repeat_interleave(s, i - n)
+        beyond = F.pad(torch.zeros_like(resized), pads_of([(0, e) for e in excess]), value=1.0)
+        seen = self._convolve(whole * beyond, self._kernel(), None, 1, around, self.dilation, self.groups)
+        return y - seen[(..., *own)]
 
     def _own_padded(self, x: Tensor) -> Tensor:
-        h, w = self.padding
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        return F.pad(x, (w, w, h, h), mode=mode) if h or w else x
+        return F.pad(x, around_all(self.padding), mode=mode) if any(self.padding) else x
 
     def _kernel(self) -> Tensor:
         """The convolution that the layer's weight still is: exact as inherited, the nearest one after
@@ -199,9 +228,8 @@ class ResizeConv2d(ConvReplacement):
         """Whether the layer's weight tells what the convolution was: that of a PixelDCL, or one folded into a
         larger kernel, does not."""
         size = tuple(
-            self.dilation[i] * (self.kernel_size[i] - 1)
-            + len(taps(self.factor[i], is_bilinear(self.options)))
-            for i in (0, 1)
+            d * (k - 1) + len(taps(s, is_linear(self.options)))
+            for k, d, s in zip(self.kernel_size, self.dilation, self.factor, strict=True)
         )
         return tuple(self.layer.weight.shape[2:]) == size  # type: ignore[index]
 
@@ -215,9 +243,9 @@ IDIOM = Idiom(
     "resize_conv",
     partial(match_mode, False),
     lambda site, module: (
-        site.kind != "pixel_shuffle" and isinstance(module, nn.Conv2d) and not is_bilinear(site.options)
+        site.kind != "pixel_shuffle" and isinstance(module, CONVOLUTIONS) and not is_linear(site.options)
     ),
     stated,
     canonical,
-    lambda site, module, layer: dressed(ResizeConv2d(layer, module, site.options), module),  # type: ignore[arg-type]
+    lambda site, module, layer: dressed(ResizeConv(layer, module, site.options), module),  # type: ignore[arg-type]
 )

@@ -73,7 +73,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
         except Exception as error:  # a stranger's forward may raise anything
             notes.append(f"{name} failed: {_first_line(error)}")
     notes.append(
-        "no computation could be captured: up-samplers that are not ConvTranspose2d modules are not seen"
+        "no computation could be captured: up-samplers that are no ConvTranspose modules are not seen"
     )
     return Capture("modules", None, tuple(notes))
 

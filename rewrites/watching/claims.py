@@ -7,19 +7,19 @@ input; what no rule names ends what was known.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import mul
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from pixelize.rewrites.graph.flow import axis_factor
-from pixelize.rewrites.graph.operators import is_pointwise
+from pixelize.rewrites.graph.flow import Factor, Margin, axis_factor, margin_of, spread, within_blocks
+from pixelize.rewrites.graph.operators import LINEAR, is_pointwise
 
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch >= 2.7
 
-Margin = tuple[str, int, int]
-Run = tuple[int, int, int, int]
+Run = tuple[int, int, Factor]
 ALL = -1
 """In the place of a run's end: to the last channel, however many there are."""
 LARGEST = 40
@@ -27,12 +27,11 @@ LARGEST = 40
 
 
 class Claim(NamedTuple):
-    """What is known of a value (N, C, H, W).
+    """What is known of a value (N, C, ..).
 
-    The channels ``start`` to ``stop`` (exclusive) of each run ``(start, stop, rows, columns)`` are a picture
-    enlarged by the factors ``rows`` and ``columns``; ``mode`` says how, ``"nearest"`` or ``"bilinear"``.
-    ``margin``: what was padded around it since, the padding's mode and its width above and below, left and
-    right.
+    The channels ``start`` to ``stop`` (exclusive) of each run ``(start, stop, factor)`` are a picture
+    enlarged by ``factor``; ``mode`` says how, ``"nearest"`` or ``"linear"``. ``margin``: what was padded
+    around it since, the padding's mode and its width on both sides of each axis.
     """
 
     mode: str
@@ -54,8 +53,8 @@ def covers(
         at = start
         while at < stop:
             end = at
-            for a, b, rows, columns in claim.runs:
-                if a <= at and (b == ALL or at < b) and _is_multiple(rows, columns, factor, mode):
+            for a, b, found in claim.runs:
+                if a <= at and (b == ALL or at < b) and _is_multiple(found, factor, mode):
                     end = stop if b == ALL else b
             if end == at:
                 return False
@@ -63,10 +62,11 @@ def covers(
     return True
 
 
-def _is_multiple(rows: int, columns: int, factor: Sequence[int], mode: str) -> bool:
-    if mode == "bilinear":
-        return rows == factor[0] and columns == factor[1]
-    return rows % factor[0] == 0 and columns % factor[1] == 0
+def _is_multiple(found: Factor, factor: Sequence[int], mode: str) -> bool:
+    found = spread(found, len(factor))
+    if mode == "linear" or len(found) != len(factor):
+        return found == tuple(factor)
+    return all(a % b == 0 for a, b in zip(found, factor, strict=True))
 
 
 def functions(names: Iterable[str]) -> frozenset[Any]:
@@ -87,7 +87,16 @@ POINTWISE = functions(
     + ["truediv", "relu6", "hardtanh", "threshold", "softsign", "logsigmoid", "tanhshrink"]
 )
 CHANNELWISE = functions(
-    ["batch_norm", "instance_norm", "group_norm", "prelu", "dropout2d", "feature_dropout"]
+    [
+        "batch_norm",
+        "instance_norm",
+        "group_norm",
+        "prelu",
+        "dropout1d",
+        "dropout2d",
+        "dropout3d",
+        "feature_dropout",
+    ]
 )
 KINKED = functions(["prelu"])
 ALIASES = functions(
@@ -101,8 +110,9 @@ CONCATENATIONS = functions(["cat", "concat", "concatenate"])
 PADS = functions(["pad"])
 # those of any result's own storage that also take what is no longer a resized picture
 FRESH = functions(
-    ["conv2d", "conv_transpose2d", "linear", "matmul", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d",
-     "adaptive_max_pool2d", "mean", "sum", "amax", "amin", "layer_norm", "softmax", "interpolate", "dim",
+    [*(f"{name}{n}d" for n in (1, 2, 3) for name in ("conv", "conv_transpose", "avg_pool", "max_pool",
+                                                     "adaptive_avg_pool", "adaptive_max_pool")),
+     "linear", "matmul", "mean", "sum", "amax", "amin", "layer_norm", "softmax", "interpolate", "dim",
      "size", "numel", "stride", "is_contiguous", "is_floating_point", "repeat_interleave"]
 )  # fmt: skip
 
@@ -129,19 +139,22 @@ def _interpolated(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Claim | None:
-    if mode not in ("nearest", "nearest-exact", "bilinear") or align_corners or antialias:
+    if mode not in ("nearest", "nearest-exact", *LINEAR) or align_corners or antialias:
         return None
+    mode = "linear" if mode in LINEAR else mode
     if scale_factor is not None:
-        pair = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
-        if len(pair) != 2 or any(not isinstance(v, (int, float)) or v != int(v) for v in pair):
+        given = tuple(scale_factor) if isinstance(scale_factor, (tuple, list)) else (scale_factor,)
+        if any(not isinstance(v, (int, float)) or v != int(v) for v in given):
             return None
-        rows, columns = int(pair[0]), int(pair[1])
-    elif isinstance(input, Tensor) and result.dim() == 4:
-        rows = _factor(input.shape[-2], result.shape[-2], mode)
-        columns = _factor(input.shape[-1], result.shape[-1], mode)
+        factor = tuple(map(int, given))
+        if isinstance(result, Tensor):
+            factor = spread(factor, result.dim() - 2)
+    elif isinstance(input, Tensor):
+        sizes = zip(input.shape[2:], result.shape[2:], strict=True)
+        factor = tuple(_factor(a, b, mode) for a, b in sizes)
     else:
         return None
-    return _enlarged(result, before, rows, columns, "bilinear" if mode == "bilinear" else "nearest")
+    return _enlarged(result, before, factor, "linear" if mode == "linear" else "nearest")
 
 
 def _repeated(
@@ -149,28 +162,32 @@ def _repeated(
 ) -> Claim | None:
     if not isinstance(repeats, int) or not isinstance(dim, int):
         return None
-    if dim not in (2, 3) and (dim not in (-1, -2) or not isinstance(result, Tensor)):
+    if dim < 0 and not isinstance(result, Tensor):
         return None
-    along_rows = dim in (2, -2)
-    return _enlarged(result, before, repeats if along_rows else 1, 1 if along_rows else repeats, "nearest")
+    n = result.dim() - 2 if isinstance(result, Tensor) else 2
+    axis = dim + n if dim < 0 else dim - 2
+    if not 0 <= axis < n:
+        return None
+    return _enlarged(result, before, tuple(repeats if i == axis else 1 for i in range(n)), "nearest")
 
 
-def _enlarged(result: Any, before: Claim | None, rows: int, columns: int, mode: str) -> Claim | None:
-    if not 1 <= rows <= LARGEST or not 1 <= columns <= LARGEST or not has_channels(result):
+def _enlarged(result: Any, before: Claim | None, factor: Factor, mode: str) -> Claim | None:
+    if not all(1 <= s <= LARGEST for s in factor) or not has_channels(result):
         return None
-    if rows == columns == 1:
+    if all(s == 1 for s in factor):
         return before
     runs: list[Run] = []
     at = 0
     if before is not None and before.margin is None and before.mode == mode == "nearest":
-        for a, b, h, w in before.runs:
+        for a, b, found in before.runs:
             if a > at:
-                runs.append((at, a, rows, columns))
-            runs.append((a, b, h * rows, w * columns))
+                runs.append((at, a, factor))
+            n = max(len(found), len(factor))
+            runs.append((a, b, tuple(map(mul, spread(found, n), spread(factor, n)))))
             at = b
     stop = result.shape[1] if isinstance(result, Tensor) else ALL
     if at != ALL and (stop == ALL or at < stop):
-        runs.append((at, stop, rows, columns))
+        runs.append((at, stop, factor))
     return Claim(mode, None, tuple(runs))
 
 
@@ -180,9 +197,9 @@ def _factor(before: Any, after: Any, mode: str) -> int:
     if torch.jit.is_tracing():
         return 0
     if not torch.compiler.is_compiling():
-        if before and after % before == 0 and (mode == "bilinear" or after <= LARGEST * before):
+        if before and after % before == 0 and (mode == "linear" or after <= LARGEST * before):
             return after // before
-        if mode == "bilinear":
+        if mode == "linear":
             return 0
         return axis_factor(before, after, None, mode == "nearest-exact") or 0
     for factor in _FACTORS:
@@ -202,23 +219,23 @@ def _holds(condition: Any) -> bool:
 
 
 def has_channels(value: Any) -> bool:
-    """Whether a value is (N, C, H, W); of a symbolic one that is taken from what is done to it."""
-    return value.dim() == 4 if isinstance(value, Tensor) else isinstance(value, fx.Proxy)
+    """Whether a value is (N, C, ..); of a symbolic one that is taken from what is done to it."""
+    return value.dim() in (3, 4, 5) if isinstance(value, Tensor) else isinstance(value, fx.Proxy)
 
 
 def concatenated(result: Any, known: Sequence[tuple[Any, Claim | None]], dim: int) -> Claim | None:
     """What is known of tensors, each with the claim on it, put side by side along ``dim``."""
     claims = [claim for _, claim in known if claim is not None]
-    if dim not in (1, -3) or not isinstance(result, Tensor) or result.dim() != 4:
+    if not isinstance(result, Tensor) or not has_channels(result) or dim not in (1, 1 - result.dim()):
         return None
     if any(claim.margin != claims[0].margin for claim in claims):
         return None
-    mode = "nearest" if any(claim.mode == "nearest" for claim in claims) else "bilinear"
+    mode = "nearest" if any(claim.mode == "nearest" for claim in claims) else "linear"
     runs: list[Run] = []
     at = 0
     for tensor, claim in known:
         if claim is not None and claim.mode == mode:
-            runs += [(at + a, at + b, h, w) for a, b, h, w in claim.runs]
+            runs += [(at + a, at + b, factor) for a, b, factor in claim.runs]
         at += tensor.shape[1]
     return Claim(mode, claims[0].margin, tuple(runs))
 
@@ -226,18 +243,17 @@ def concatenated(result: Any, known: Sequence[tuple[Any, Claim | None]], dim: in
 def padded(result: Any, claim: Claim, pads: Any, mode: str = "constant", value: Any = None) -> Claim | None:
     """Symmetric padding: with zeros; with the outermost pixels; or reflected by one pixel, which within a
     block is the same."""
-    if claim.margin is not None or not isinstance(pads, (tuple, list)) or len(pads) != 4:
+    if claim.margin is not None or not isinstance(pads, (tuple, list)):
         return None
-    left, right, top, bottom = pads
-    if left != right or top != bottom or left < 0 or top < 0:
+    width = margin_of(pads)
+    if width is None or (isinstance(result, Tensor) and result.dim() != len(width) + 2):
         return None
     if mode == "constant":
-        return Claim(claim.mode, ("zeros", top, left), claim.runs) if not value else None
-    if mode == "reflect" and claim.mode == "nearest":
-        for _, _, rows, columns in claim.runs:
-            if not (top == 0 or (top == 1 and rows > 1)) or not (left == 0 or (left == 1 and columns > 1)):
-                return None
-    return Claim(claim.mode, (mode, top, left), claim.runs) if mode in ("reflect", "replicate") else None
+        return Claim(claim.mode, ("zeros", width), claim.runs) if not value else None
+    repeated = claim.mode != "nearest" or all(within_blocks(width, factor) for _, _, factor in claim.runs)
+    if mode == "reflect" and not repeated:
+        return None
+    return Claim(claim.mode, (mode, width), claim.runs) if mode in ("reflect", "replicate") else None
 
 
 def pointwise(result: Any, operands: Sequence[tuple[Any, Claim | None]]) -> Claim | None:
@@ -246,7 +262,8 @@ def pointwise(result: Any, operands: Sequence[tuple[Any, Claim | None]]) -> Clai
     found: Claim | None = None
     for operand, claim in operands:
         if claim is None:
-            if not isinstance(operand, Tensor) or any(d != 1 for d in operand.shape[-2:]):
+            axes = result.dim() - 2 if isinstance(result, Tensor) else 2
+            if not isinstance(operand, Tensor) or any(d != 1 for d in operand.shape[-axes:]):
                 return None
         elif (found is not None and claim != found) or not movable(claim) or claim.mode != "nearest":
             return None
@@ -273,5 +290,5 @@ def sliced(result: Any, claim: Claim, index: Any) -> Claim | None:
     if not isinstance(start, int) or start < 0:
         return None
     stop = start + result.shape[1]
-    runs = [(max(a, start) - start, min(b, stop) - start, h, w) for a, b, h, w in claim.runs]
+    runs = [(max(a, start) - start, min(b, stop) - start, factor) for a, b, factor in claim.runs]
     return Claim(claim.mode, claim.margin, tuple(r for r in runs if r[0] < r[1]))

@@ -119,7 +119,8 @@ class Watch(TorchFunctionMode):
         self.known = [*others, (held, _version(value), claim)]
 
 
-CONVOLUTIONS = claims.functions(["conv2d", "conv_transpose2d"])
+TRANSPOSED = claims.functions([f"conv_transpose{n}d" for n in (1, 2, 3)])
+CONVOLUTIONS = TRANSPOSED | claims.functions([f"conv{n}d" for n in (1, 2, 3)])
 
 
 def _named(kwargs: dict[str, Any], old: str, new: str) -> dict[str, Any]:

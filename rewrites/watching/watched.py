@@ -19,20 +19,21 @@ import torch
 from torch import fx, nn
 
 from pixelize.rewrites.state.subclass import combined, own_class
-from pixelize.rewrites.watching.watch import Watch, claim_of
+from pixelize.rewrites.watching.watch import TRANSPOSED, Watch, claim_of
 
 _CALLS = "_functional_convolutions"
 
 
 class Settings(NamedTuple):
-    """How a convolution is called, all but its input and weight: pairs of numbers, and its bias's name."""
+    """How a convolution is called, all but its input and weight: a number for each axis, and its bias's
+    name."""
 
     bias: str | None
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
-    output_padding: tuple[int, int]
+    output_padding: tuple[int, ...]
 
 
 class Watched:
@@ -121,18 +122,19 @@ def settings_of(
     weight: Any, bias: str | None, stride: Any, padding: Any, dilation: Any, groups: Any,
     output_padding: Any = 0,
 ) -> Settings | None:  # fmt: skip
-    """The settings of a call, every number a pair; None where they are no numbers."""
+    """The settings of a call, every number one for each axis; None where they are no numbers."""
+    n = len(weight.shape) - 2
     if padding == "valid":
         padding = 0
     elif padding == "same":
-        total = [d * (k - 1) for d, k in zip(_pair(dilation), weight.shape[2:], strict=True)]
+        total = [d * (k - 1) for d, k in zip(_each(dilation, n), weight.shape[2:], strict=True)]
         padding = [t // 2 for t in total]
         if any(t % 2 for t in total):
             return None
-    pairs = [_pair(v) for v in (stride, padding, dilation, output_padding)]
-    if any(type(n) is not int for pair in pairs for n in pair) or type(groups) is not int:
+    each = [_each(v, n) for v in (stride, padding, dilation, output_padding)]
+    if any(type(v) is not int for values in each for v in values) or type(groups) is not int:
         return None
-    return Settings(bias, pairs[0], pairs[1], pairs[2], groups, pairs[3])
+    return Settings(bias, each[0], each[1], each[2], groups, each[3])
 
 
 def _replacements(module: nn.Module) -> tuple[Any, ...]:
@@ -148,7 +150,7 @@ def _replacements(module: nn.Module) -> tuple[Any, ...]:
 def _called(
     module: nn.Module, child: str, expected: Settings, watch: Watch, func: Any, args: Any, kwargs: Any
 ) -> Any:
-    bind = _conv_transpose2d if func is torch.conv_transpose2d else _conv2d
+    bind = _conv_transpose if func in TRANSPOSED else _conv
     input, bias, settings = bind(*args, **kwargs)
     held = None if expected.bias is None else module.get_parameter(expected.bias)
     if settings is None or bias is not held or settings != expected._replace(bias=None):
@@ -159,21 +161,21 @@ def _called(
     return layer(input, watch.claim(input) or claim_of(input))
 
 
-def _conv2d(
+def _conv(
     input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: Any = 1,
 ) -> tuple[Any, Any, Settings | None]:  # fmt: skip
     return input, bias, settings_of(weight, None, stride, padding, dilation, groups)
 
 
-def _conv_transpose2d(
+def _conv_transpose(
     input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
     groups: Any = 1, dilation: Any = 1,
 ) -> tuple[Any, Any, Settings | None]:  # fmt: skip
     return input, bias, settings_of(weight, None, stride, padding, dilation, groups, output_padding)
 
 
-def _pair(value: Any) -> tuple[Any, Any]:
+def _each(value: Any, n: int) -> tuple[Any, ...]:
     if isinstance(value, (tuple, list)):
-        return (value[0], value[-1])
-    return (value, value)
+        return tuple(value) if len(value) == n else tuple(value) * n
+    return (value,) * n
