@@ -108,6 +108,8 @@ DROPOUTS = functions(["dropout", "alpha_dropout"])
 RESIZES = functions(["interpolate", "upsample", "repeat_interleave"])
 CONCATENATIONS = functions(["cat", "concat", "concatenate"])
 PADS = functions(["pad"])
+POINTERS = functions(["data_ptr"])
+IN_PLACE = functions(n for n in {*dir(torch), *dir(Tensor)} if n.endswith("_") and not n.endswith("__"))
 # those of any result's own storage that also take what is no longer a resized picture
 FRESH = functions(
     [*(f"{name}{n}d" for n in (1, 2, 3) for name in ("conv", "conv_transpose", "avg_pool", "max_pool",

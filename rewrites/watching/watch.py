@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -18,6 +18,19 @@ from torch.overrides import TorchFunctionMode
 
 from pixelize.rewrites.watching import claims
 from pixelize.rewrites.watching.claims import Claim
+
+_PLAIN = (
+    bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format,
+    torch.SymInt, torch.SymFloat, torch.SymBool,
+)  # fmt: skip
+
+
+class _Known(NamedTuple):
+    held: Any
+    """The value, while dynamo captures; otherwise a weak reference to it."""
+    captured: bool
+    version: int
+    claim: Claim
 
 
 class Watch(TorchFunctionMode):
@@ -30,7 +43,7 @@ class Watch(TorchFunctionMode):
     def __init__(self, calls: tuple[tuple[Tensor, Callable[..., Any]], ...] = ()) -> None:
         super().__init__()
         self.calls = calls
-        self.known: list[tuple[Any, int, Claim]] = []
+        self.known: list[_Known] = []
         self.exposed = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,9 +62,9 @@ class Watch(TorchFunctionMode):
 
     def claim(self, value: Any) -> Claim | None:
         """What is known of ``value``; None if nothing is."""
-        for held, version, claim in self.known:
-            if _refers_to(held, value):
-                return claim if version == _version(value) else None
+        for entry in self.known:
+            if _refers_to(entry, value):
+                return entry.claim if entry.version == _version(value) else None
         return None
 
     def _operands(self, args: Any, kwargs: Any) -> list[tuple[Any, Claim | None]]:
@@ -71,15 +84,20 @@ class Watch(TorchFunctionMode):
             claim = claims.resized(func, args, kwargs, result, before[0][1] if before else None)
         elif known:
             claim = self._carried(func, args, kwargs, result, before)
-        if known and claim is None and func not in claims.FRESH and _is_tensor(result):
-            self.exposed = True  # the result may be a view, through which what is known can be written to
-        target = kwargs.get("out")
-        if target is None and before:
-            # what writes to its argument gives that back, or nothing
+        if known and claim is None and func not in claims.FRESH:
+            if func in claims.POINTERS or not _is_torch(result):
+                self.known = []  # memory of its own kind, an array's say, through which no write is seen
+            elif not isinstance(result, _PLAIN):
+                self.exposed = True  # a view, maybe, through which what is known can be written to
+        written = kwargs.get("out")
+        if written is None and before:
+            # what writes to its first argument, which may be a list, gives that back, or nothing
             first = before[0][0]
-            target = first if result is None or (result is first and func not in claims.ALIASES) else None
-        if target is not None:
-            touched = self._is_known(target)
+            if result is None or (result is first and func not in claims.ALIASES) or _is_in_place(func):
+                written = args[0] if args else first
+        if written is not None:
+            tensors = written if isinstance(written, (list, tuple)) else [written]
+            touched = any(self._is_known(tensor) for tensor in tensors)
             if (touched and claim is None) or (not touched and self.exposed):
                 self.known = []
         if claim is not None:
@@ -111,12 +129,14 @@ class Watch(TorchFunctionMode):
         return None
 
     def _is_known(self, value: Any) -> bool:
-        return any(_refers_to(held, value) for held, _, _ in self.known)
+        return any(_refers_to(entry, value) for entry in self.known)
 
     def _keep(self, value: Any, claim: Claim) -> None:
-        others = [entry for entry in self.known if not _refers_to(entry[0], value)]
-        held = value if torch.compiler.is_compiling() else weakref.ref(value)
-        self.known = [*others, (held, _version(value), claim)]
+        others = [entry for entry in self.known if not _refers_to(entry, value)]
+        captured = torch.compiler.is_dynamo_compiling()
+        held = value if captured else weakref.ref(value)
+        version = _version(value)
+        self.known = [*others, _Known(held, captured, version, claim)] if version >= 0 else others
 
 
 TRANSPOSED = claims.functions([f"conv_transpose{n}d" for n in (1, 2, 3)])
@@ -132,17 +152,37 @@ def _drops(p: float = 0.5, training: bool = True, inplace: bool = False, **other
     return bool(training) and p != 0
 
 
+def _is_in_place(func: Any) -> bool:
+    # dynamo's graph tells of these, and dynamo knows no hash of some
+    return not torch.compiler.is_dynamo_compiling() and func in claims.IN_PLACE
+
+
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, (Tensor, fx.Proxy))
 
 
-def _refers_to(held: Any, value: Any) -> bool:
-    return held is value if torch.compiler.is_compiling() else held() is value
+def _is_torch(result: Any) -> bool:
+    """Whether a result is of torch's or Python's plain types, or some such."""
+    if isinstance(result, (tuple, list)):
+        return all(_is_torch(item) for item in result)
+    return isinstance(result, (Tensor, fx.Proxy, *_PLAIN))
+
+
+def _refers_to(entry: _Known, value: Any) -> bool:
+    # what dynamo has captured says nothing of the values in the code that it left to run after it
+    if entry.captured != torch.compiler.is_dynamo_compiling():
+        return False
+    return entry.held is value if entry.captured else entry.held() is value
 
 
 def _version(value: Any) -> int:
-    """How often a tensor was written to, by whomever; 0 where that is not counted."""
-    if torch.compiler.is_compiling() or not isinstance(value, Tensor) or value.is_inference():
+    """How often a tensor was written to, by whomever; 0 where that is not counted, -1 where it cannot be
+    told."""
+    if torch.compiler.is_dynamo_compiling():
+        from pixelize.rewrites.watching.compiled import writes_to  # brings in dynamo
+
+        return writes_to(value)
+    if not isinstance(value, Tensor) or value.is_inference():
         return 0
     return value._version
 
