@@ -7,8 +7,9 @@ whole libraries.
 Every model is small and has random weights; nothing is downloaded. For each one: the capture that saw it, the
 sites by kind, what was converted and what was skipped and why; the relative error of the outputs after
 ``pixelize.convert`` in float32 and float64, at the captured size and batch, at another size and batch, and in
-train mode; parameters and multiply-adds of the sites before, after, and as plain transposed convolutions
-(``layer="dcl"``); seconds. ``--abilities`` then checks, for one model of each family, that it can still be
+train mode, and in float64 at sizes that are no multiples (:data:`GROWN`); parameters and multiply-adds of the
+sites before, after, and as plain transposed convolutions (``layer="dcl"``); seconds. An interrupted run goes
+on with ``--missing``. ``--abilities`` then checks, for one model of each family, that it can still be
 trained, copied, saved, compiled, exported and halved. Writes ``results/coverage.json`` and
 ``results/coverage.md`` beside this file.
 """
@@ -32,6 +33,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+import torch.nn.functional as F
 from coverage_models import catalogue
 from torch import Tensor, nn
 
@@ -41,6 +43,9 @@ from pixelize.rewrites.seeing.other_size import RATIOS, resized_inputs
 from pixelize.running.outputs import relative_error, tensors
 
 RESULTS = Path(__file__).parent / "results"
+GROWN = ((1, 1), (4, 4), (2, 6), (0, 32), (16, 0), (3, 5))
+"""By how many rows and columns the example inputs grow: multiples of the usual factors plus one, plus a half,
+other aspect ratios."""
 FAMILIES = (
     "generator/DCGAN",
     "generator/pix2pix U-Net",
@@ -109,6 +114,8 @@ def environment() -> dict[str, str]:
         "diffusers",
         "timm",
         "transformers",
+        "monai",
+        "spandrel",
         "torch-pixelize",
     )
     return {package: version(package) for package in packages}
@@ -176,6 +183,9 @@ def _compare(model: nn.Module, converted: nn.Module, inputs: Any) -> dict[str, A
     exact = pixelize.convert(wide, example_inputs=wide_inputs)
     row["error_float64"] = relative_error(output(wide, wide_inputs), output(exact, wide_inputs))
     row.update(_elsewhere(wide, exact, wide_inputs, "_float64"))
+    row["other_sizes_float64"] = {
+        f"+{add[0]} x +{add[1]}": _compared(wide, exact, grown(wide_inputs, add)) for add in GROWN
+    }
     row["error_train_float64"] = _compared(wide, exact, doubled(wide_inputs), train=True)
     return row
 
@@ -221,6 +231,21 @@ def doubled(inputs: Any) -> Any:
     if isinstance(inputs, list):  # pictures of a detector
         return [*inputs, *(t.flip(-1) for t in inputs)]
     return tuple(doubled(v) for v in inputs) if isinstance(inputs, tuple) else inputs
+
+
+def grown(inputs: Any, add: tuple[int, int]) -> Any:
+    """The same inputs with every picture, a floating-point tensor (N, C, H, W), larger by so many rows and
+    columns."""
+    if isinstance(inputs, Tensor):
+        if inputs.dim() != 4 or not inputs.is_floating_point() or min(inputs.shape[-2:]) < 2:
+            return inputs
+        size = [d + a for d, a in zip(inputs.shape[-2:], add, strict=True)]
+        return F.interpolate(inputs, size, mode="nearest")
+    if isinstance(inputs, Mapping):
+        return {k: grown(v, add) for k, v in inputs.items()}
+    if isinstance(inputs, list) and all(isinstance(v, Tensor) and v.dim() == 3 for v in inputs):
+        return [grown(v[None], add)[0] for v in inputs]  # pictures of a detector
+    return type(inputs)(grown(v, add) for v in inputs) if isinstance(inputs, list | tuple) else inputs
 
 
 def cast(inputs: Any, dtype: torch.dtype) -> Any:
@@ -343,13 +368,13 @@ def table(found: dict[str, Any]) -> str:
         "",
         *summary(found["models"]),
         "",
-        "| model | capture | converted | skipped | float32 | float64 | other size | other batch | train "
-        "| parameters | multiply-adds | as dcl | s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model | capture | converted | skipped | float32 | float64 | other size | odd sizes | other batch "
+        "| train | parameters | multiply-adds | as dcl | s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in found["models"].items():
         if "exception" in row:
-            lines.append(f"| {name} | {row['exception']} |" + " |" * 11)
+            lines.append(f"| {name} | {row['exception']} |" + " |" * 12)
             continue
         counts = row.get("converted", {})
         skipped = Counter(f"{kind}: {reason}" for _, kind, reason in row["skipped"])
@@ -358,10 +383,9 @@ def table(found: dict[str, Any]) -> str:
             row["capture"],
             ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "none",
             "<br>".join(f"{n} x {why}" for why, n in skipped.items()),
-            *(
-                _number(row.get(key))
-                for key in ("error", "error_float64", "error_size", "error_batch", "error_train")
-            ),
+            *(_number(row.get(key)) for key in ("error", "error_float64", "error_size")),
+            _sizes(row.get("other_sizes_float64", {})),
+            *(_number(row.get(key)) for key in ("error_batch", "error_train")),
             _change(row.get("parameters"), 1),
             _change(row.get("multiply_adds"), 1),
             _change(row.get("multiply_adds"), 2),
@@ -419,6 +443,12 @@ def _number(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.1e}" if isinstance(value, float) else str(value)
+
+
+def _sizes(errors: dict[str, float | str]) -> str:
+    """The largest error at all sizes that the original takes, and how many those are."""
+    taken = [error for error in errors.values() if isinstance(error, float)]
+    return f"{max(taken):.1e} ({len(taken)} of {len(errors)})" if taken else "none" if errors else ""
 
 
 def _change(values: list[int | None] | None, after: int) -> str:

@@ -19,7 +19,9 @@ Builder = Callable[[], nn.Module]
 
 def catalogue() -> dict[str, Builder]:
     """Every model by ``library/name``, in the order of the table."""
-    return {**_smp(), **_diffusers(), **_timm(), **_transformers(), **_torchvision(), **_generators()}
+    return {
+        **_smp(), **_diffusers(), **_timm(), **_transformers(), **_torchvision(), **_generators(), **_monai(), **_spandrel()
+    }  # fmt: skip
 
 
 def _smp() -> dict[str, Builder]:
@@ -373,6 +375,128 @@ def _torchvision() -> dict[str, Builder]:
         "torchvision/Keypoint R-CNN": partial(
             build, "detection", "keypointrcnn_resnet50_fpn", **{**small, "num_classes": 2}
         ),
+    }
+
+
+def _monai() -> dict[str, Builder]:
+    def build(name: str, *args: Any, **settings: Any) -> nn.Module:
+        import monai.networks.nets
+
+        return getattr(monai.networks.nets, name)(*args, **settings)
+
+    basic: dict[str, Any] = {"features": (8, 8, 16, 16, 32, 8)}
+    vit = {"hidden_size": 32, "mlp_dim": 32, "num_heads": 2, "spatial_dims": 2}
+    vae = {"channels": (8, 16), "attention_levels": (False, False), "norm_num_groups": 4}
+    two = (2, 2)
+    named: dict[str, Builder] = {
+        "UNet": partial(build, "UNet", 2, 3, 2, (8, 16, 32), two),
+        "UNet residual": partial(build, "UNet", 2, 3, 2, (8, 16, 32), two, num_res_units=2),
+        "BasicUNet": partial(build, "BasicUNet", 2, 3, 2, **basic),
+        "BasicUNet shuffle": partial(build, "BasicUNet", 2, 3, 2, **basic, upsample="pixelshuffle"),
+        "BasicUNet nontrainable": partial(build, "BasicUNet", 2, 3, 2, **basic, upsample="nontrainable"),
+        "BasicUNetPlusPlus": partial(build, "BasicUNetPlusPlus", 2, 3, 2, **basic),
+        "AttentionUnet": partial(build, "AttentionUnet", 2, 3, 2, (8, 16, 32), two),
+        "DynUNet": partial(build, "DynUNet", 2, 3, 2, [3, 3, 3], [1, 2, 2], [2, 2], filters=[8, 16, 32]),
+        "DynUNet deep": partial(
+            build, "DynUNet", 2, 3, 2, [3] * 4, [1, 2, 2, 2], [2] * 3, filters=[8, 16, 32, 32], res_block=True, deep_supervision=True,
+        ),
+        "SegResNet": partial(build, "SegResNet", 2, 8, 3, 2),
+        "SegResNet deconv": partial(build, "SegResNet", 2, 8, 3, 2, upsample_mode="deconv"),
+        "SegResNet shuffle": partial(build, "SegResNet", 2, 8, 3, 2, upsample_mode="pixelshuffle"),
+        "SegResNetVAE": partial(build, "SegResNetVAE", (64, 64), spatial_dims=2, init_filters=8, in_channels=3, out_channels=2),
+        "SegResNetDS": partial(build, "SegResNetDS", 2, 8, 3, 2),
+        "SegResNetDS2": partial(build, "SegResNetDS2", 2, 8, 3, 2),
+        "UNETR": partial(build, "UNETR", 3, 2, (64, 64), feature_size=8, **vit),
+        "SwinUNETR": partial(build, "SwinUNETR", 3, 2, feature_size=12, spatial_dims=2),
+        "FlexibleUNet": partial(build, "FlexibleUNet", 3, 2, "efficientnet-b0"),
+        "FlexibleUNet deconv": partial(build, "FlexibleUNet", 3, 2, "efficientnet-b0", upsample="deconv"),
+        "FlexibleUNet shuffle": partial(build, "FlexibleUNet", 3, 2, "efficientnet-b0", upsample="pixelshuffle"),
+        "AutoEncoder": partial(build, "AutoEncoder", 2, 3, 2, (8, 16), two),
+        "VarAutoEncoder": partial(build, "VarAutoEncoder", 2, (3, 32, 32), 3, 8, (8, 16), two),
+        "Generator": partial(build, "Generator", (16,), (16, 4, 4), (16, 8, 3), (2, 2, 2)),
+        "Quicknat": partial(build, "Quicknat", num_classes=2, num_channels=3, num_filters=8),
+        "MedNeXt": partial(build, "MedNeXt", 2, 8, 3, 2),
+        "AutoencoderKL": partial(build, "AutoencoderKL", 2, 3, 3, (1, 1), **vae),
+        "AutoencoderKL deconv": partial(build, "AutoencoderKL", 2, 3, 3, (1, 1), **vae, use_convtranspose=True),
+        "VQVAE": partial(
+            build, "VQVAE", 2, 3, 3, channels=(8, 16), num_res_channels=(8, 16), num_res_layers=1, downsample_parameters=((2, 4, 1, 1),) * 2,
+            upsample_parameters=((2, 4, 1, 1, 0),) * 2, num_embeddings=8, embedding_dim=4,
+        ),
+        "SPADENet": partial(build, "SPADENet", 2, 3, 3, 3, input_shape=[64, 64], channels=[8, 16, 16], z_dim=8, is_vae=False),
+        "ViTAutoEnc": partial(build, "ViTAutoEnc", 3, (64, 64), 16, num_layers=2, deconv_chns=8, **vit),
+        "RegUNet": partial(build, "RegUNet", 2, 3, 4, depth=2),
+        "LocalNet": partial(build, "LocalNet", 2, 3, 4, extract_levels=(0, 1, 2)),
+    }  # fmt: skip
+    return {f"monai/{key}": builder for key, builder in named.items()}
+
+
+def _spandrel() -> dict[str, Builder]:
+    def build(family: str, name: str, **settings: Any) -> nn.Module:
+        import importlib
+
+        return getattr(importlib.import_module(f"spandrel.architectures.{family}"), name)(**settings)
+
+    windows: dict[str, Any] = {
+        "embed_dim": 12,
+        "depths": (1, 1),
+        "num_heads": (2, 2),
+        "window_size": 8,
+        "img_size": 64,
+    }
+    shuffled = {"upscale": 2, "upsampler": "pixelshuffle"}
+    unet = {"in_nc": 3, "out_nc": 3, "nc": [8, 8, 16, 16], "nb": 1}
+    blocks: dict[str, Any] = {"middle_blk_num": 1, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1], "width": 8}
+    attention: dict[str, Any] = {"embed_dim": 16, "depth": [1, 1], "num_heads": [2, 2]}
+    esrgan = {"num_filters": 16, "num_blocks": 1}
+    named: dict[str, tuple[str, dict[str, Any]]] = {
+        "ATD": ("ATD", {**windows, **shuffled, "num_tokens": 8}),
+        "CRAFT": ("CRAFT", {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}),
+        "Compact": ("Compact", {"num_feat": 16, "num_conv": 2, "upscale": 2}),
+        "DAT": ("DAT", attention),
+        "DCTLSA": ("DCTLSA", {}),
+        "DITN": ("DITN", {}),
+        "DRCT": ("DRCT", {**windows, **shuffled}),
+        "DRUNet": ("DRUNet", unet),
+        "DRUNet upconv": ("DRUNet", {**unet, "upsample_mode": "upconv"}),
+        "DRUNet shuffle": ("DRUNet", {**unet, "upsample_mode": "pixelshuffle"}),
+        "ESRGAN x2": ("ESRGAN", {**esrgan, "scale": 2}),
+        "ESRGAN x4": ("ESRGAN", {**esrgan, "scale": 4}),
+        "ESRGAN shuffle": ("ESRGAN", {**esrgan, "scale": 4, "upsampler": "pixel_shuffle"}),
+        "FBCNN": ("FBCNN", {"nc": [8, 8, 16, 512], "nb": 1}),
+        "FDAT": ("FDAT", {"embed_dim": 16, "num_groups": 1, "depth_per_group": 1, "num_heads": 2}),
+        "FFTformer": ("FFTformer", {"dim": 8, "num_blocks": [1, 1, 1]}),
+        "GRL": ("GRL", {"embed_dim": 12, "depths": [1, 1], "num_heads_window": [2, 2], "num_heads_stripe": [2, 2], **shuffled}),
+        "HAT": ("HAT", {**windows, **shuffled, "compress_ratio": 3, "squeeze_factor": 4}),
+        "HVICIDNet": ("HVICIDNet", {}),
+        "KBNet_s": ("KBNet", blocks),
+        "MixDehazeNet": ("MixDehazeNet", {"embed_dims": [8] * 5, "depths": [1] * 5}),
+        "MoESR": ("MoESR", {"n_blocks": 1, "dim": 16}),
+        "MoSR": ("MoSR", {"n_block": 2, "dim": 16}),
+        "MoSR shuffle": ("MoSR", {"n_block": 2, "dim": 16, "upsampler": "ps"}),
+        "NAFNet": ("NAFNet", blocks),
+        "OmniSR": ("OmniSR", {}),
+        "PLKSR": ("PLKSR", {"dim": 16, "n_blocks": 2}),
+        "RealPLKSR": ("PLKSR", {"dim": 16, "n_blocks": 2}),
+        "RCAN": ("RCAN", {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 16}),
+        "RGT": ("RGT", attention),
+        "UpCunet2x": ("RealCUGAN", {}),
+        "UpCunet2x_fast": ("RealCUGAN", {}),
+        "UpCunet3x": ("RealCUGAN", {}),
+        "UpCunet4x": ("RealCUGAN", {}),
+        "RetinexFormer": ("RetinexFormer", {"n_feat": 8, "stage": 1, "num_blocks": [1, 1, 1]}),
+        "SAFMN": ("SAFMN", {"dim": 16, "n_blocks": 2}),
+        "SAFMNBCIE": ("SAFMNBCIE", {"dim": 16, "n_blocks": 1, "num_layers": 1}),
+        "SPAN": ("SPAN", {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 16}),
+        "SwiftSRGAN": ("SwiftSRGAN", {"num_channels": 16, "num_blocks": 1}),
+        "SwinIR": ("SwinIR", {**windows, **shuffled}),
+        "SwinIR nearest": ("SwinIR", {**windows, "upscale": 4, "upsampler": "nearest+conv"}),
+        "Swin2SR": ("Swin2SR", {**windows, "upscale": 2, "upsampler": "pixelshuffledirect"}),
+        "Uformer": ("Uformer", {"img_size": 64, "embed_dim": 8, "depths": [1] * 9, "num_heads": [1] * 9}),
+    }  # fmt: skip
+    classes = {"KBNet_s", "RealPLKSR", "UpCunet2x", "UpCunet2x_fast", "UpCunet3x", "UpCunet4x"}
+    return {
+        f"spandrel/{key}": partial(build, family, key if key in classes else family, **settings)
+        for key, (family, settings) in named.items()
     }
 
 

@@ -134,7 +134,7 @@ def test_exported(write, strict, x):
 def test_what_is_not_written_to_is_still_known(x):
     """Compiled, a PixelDCL in a resize-convolution's place runs: it raises where the picture is not known to
     be resized."""
-    model, after = converted(lambda u: F.relu(u, inplace=True), x)
+    model, _ = converted(lambda u: F.relu(u, inplace=True), x)
     fast = pixelize.convert(model.eval(), "pixeldcl", example_inputs=x).train()
     torch._dynamo.reset()
     with torch.no_grad():

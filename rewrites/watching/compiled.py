@@ -1,7 +1,7 @@
-"""What ``torch.compile`` and ``torch.export(strict=True)`` have written down so far, asked while they capture.
+"""What ``torch.compile`` and ``torch.export(strict=True)`` have written down, asked while they capture.
 
-Dynamo shows a torch-function mode most of what a forward does, but not ``u[...] = v``, and not attributes such
-as ``u.data`` and ``u.real`` through which ``u`` can be written to as well. Its graph has them all.
+Dynamo shows a torch-function mode most of what a forward does, but not ``u[...] = v``, nor attributes such as
+``u.data`` and ``u.real`` through which ``u`` can be written to as well. Its graph has them all.
 """
 
 from __future__ import annotations
