@@ -201,6 +201,38 @@ def test_save_pretrained_gives_the_converted_model_back(build, layer, tmp_path):
     assert relative_error(adapters.call(model, inputs), adapters.call(plain, inputs)) == 0
 
 
+@pytest.mark.parametrize("build", [tiny_unet, tiny_vae, tiny_super_resolution])
+def test_arguments_of_the_pretrained_methods_mean_what_they_do_elsewhere(build, tmp_path, monkeypatch):
+    model = build()
+    converted = pixelize.convert(model, "dcl", example_inputs=adapters.find(model).example_inputs(model))
+    if not isinstance(model, smp_models()):  # smp's mixin knows neither
+        converted.save_pretrained(tmp_path / "other", is_main_process=False)
+        assert not (tmp_path / "other").exists()
+        with pytest.raises(ValueError, match="variant"):
+            converted.save_pretrained(tmp_path / "other", variant="fp16")
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    pushed = []
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "create_repo", lambda self, name, **_: huggingface_hub.RepoUrl(f"me/{name}")
+    )
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **given: pushed.append(given))
+    converted.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="name")
+    assert [p["repo_id"] for p in pushed] == ["me/name"]
+    assert (pushed[0]["folder_path"] / "pixelize" / "pixelize.json").exists()
+    load = type(model).from_pretrained
+    loaded, told = load(tmp_path / "saved", output_loading_info=True)
+    assert type(loaded) is type(model) and not any(told.values())
+    for where in ("meta", {"": "meta"}):
+        assert {p.device.type for p in load(tmp_path / "saved", device_map=where).parameters()} == {"meta"}
+    if not isinstance(model, smp_models()):
+        with pytest.raises(ValueError, match="variant"):
+            load(tmp_path / "saved", variant="fp16")
+
+
+def smp_models() -> type:
+    return pytest.importorskip("segmentation_models_pytorch").base.SegmentationModel
+
+
 @pytest.mark.slow
 def test_another_process_loads_what_save_pretrained_wrote(tmp_path):
     """As it is the library refuses the folder, rather than filling in random weights."""
