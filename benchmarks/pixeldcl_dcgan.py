@@ -36,8 +36,10 @@ import torch
 from torch import Tensor, nn
 
 import pixelize
-from pixelize.calibration import layer_fit, sensitivity
+from pixelize.algebra.interpolation import ALLOWED_COST
+from pixelize.calibration import sensitivity
 from pixelize.calibration.fit_model import fit_model
+from pixelize.calibration.layer_fit import fit_layer
 from pixelize.calibration.whitened_adam import WhitenedAdam
 from pixelize.conversion.report import report
 from pixelize.files import write_text
@@ -285,32 +287,27 @@ def row_name(arguments: argparse.Namespace, count: int) -> str:
     return f"{name}, seed {arguments.seed}" if arguments.seed else name
 
 
-def refit_last(original: nn.Module, model: nn.Module, tax: float) -> float:
+def refit_last(original: nn.Module, model: nn.Module, allowed_cost: float) -> float:
     """Fits the last layer again, to the original's output on 512 latents; its error on those held back.
 
-    Kernels that interpolate are taken where they cost at most ``tax`` times the error: 0 for never.
+    Kernels that interpolate are taken where they cost at most ``allowed_cost`` times the error: 0 for never.
     """
     pairs = []
     for z in latents(512, 3):
         with torch.no_grad():
             pairs.append((model.main[:12](z), original.main[:13](z)))
-    usual = layer_fit.INTERPOLATION_TAX
-    layer_fit.INTERPOLATION_TAX = tax
-    try:
-        return layer_fit.fit_layer(model.main[12], lambda: pairs)
-    finally:
-        layer_fit.INTERPOLATION_TAX = usual
+    return fit_layer(model.main[12], lambda: pairs, allowed_cost=allowed_cost)
 
 
 def compare_interpolation(
     results: Results, original: nn.Module, count: int, kept: pathlib.Path | None
 ) -> None:
     """The calibrated model's last layer fitted with interpolation at no price, at 5 %, and at any."""
-    for tax in (0.0, layer_fit.INTERPOLATION_TAX, 100.0):
+    for most in (0.0, ALLOWED_COST, 100.0):
         model, _ = calibrated(original, count, kept)
         start = time.process_time()
-        error = refit_last(original, model, tax)
-        name = f"calibrated, {count} latents, last layer again, interpolation up to {tax:g} times the error"
+        error = refit_last(original, model, most)
+        name = f"calibrated, {count} latents, last layer again, interpolation up to {most:g} times the error"
         results.add(name, model, time.process_time() - start, error=round(error, 4))
 
 

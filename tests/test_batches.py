@@ -75,9 +75,7 @@ def test_every_pass_begins_at_the_first_batch(kind: str, looked_at: int) -> None
 
 
 @pytest.mark.parametrize("kind", ["generator", "once", "again", "loader of a stream"])
-def test_endless_data_is_cut_and_that_is_said(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "MOST_SAMPLES", 7)
-
+def test_endless_data_is_cut_and_that_is_said(kind: str) -> None:
     class Endless:
         def __iter__(self) -> Iterator[Tensor]:
             return itertools.cycle(ITEMS)
@@ -88,7 +86,7 @@ def test_endless_data_is_cut_and_that_is_said(kind: str, monkeypatch: pytest.Mon
         "again": Endless(),
         "loader of a stream": DataLoader(Stream(lambda: itertools.cycle(torch.cat(ITEMS))), batch_size=2),
     }[kind]
-    data = rereadable(endless)
+    data = rereadable(endless, most_samples=7)
     with pytest.warns(PixelizeWarning, match="first 8 samples"):
         first = list(data)
     with warnings.catch_warnings():
@@ -97,10 +95,10 @@ def test_endless_data_is_cut_and_that_is_said(kind: str, monkeypatch: pytest.Mon
     assert len(first) == len(second) == 4
 
 
-def test_bytes_are_counted_in_any_container(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "MOST_BYTES", 100)
+def test_bytes_are_counted_in_any_container() -> None:
+    data = rereadable(({"x": [torch.zeros(1, 20)]} for _ in range(9)), most_bytes=100)
     with pytest.warns(PixelizeWarning, match="first 2 samples"):
-        assert len(list(rereadable({"x": [torch.zeros(1, 20)]} for _ in range(9)))) == 2
+        assert len(list(data)) == 2
 
 
 def test_an_endless_sampler_is_no_length() -> None:

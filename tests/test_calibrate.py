@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -10,14 +12,13 @@ import pixelize
 from pixelize import ArgumentError, PixelDCL2d, PixelizeError, iPixelDCL2d
 from pixelize.algebra.interpolation import interpolation
 from pixelize.algebra.least_squares import NormalEquations
-from pixelize.calibration import layer_fit
-from pixelize.calibration import teacher as lockstep
 from pixelize.calibration.layer_fit import fit_layer
+from pixelize.calibration.teacher import CachedPairs, TeacherStudent
 from pixelize.conversion.calibrate import calibrate
-from pixelize.inheritance import prior_fit
 from pixelize.inheritance.inherit import Design, inherit
 from pixelize.inheritance.prior import prior_before
-from pixelize.inheritance.prior_fit import CORRELATION, InputPrior
+from pixelize.inheritance.prior_fit import CORRELATION, InputPrior, fit_from_prior
+from pixelize.rewrites.site import TransposedConv, geometry_of
 
 DESIGNS = [
     dict(kernel_size=4, stride=2, padding=1),
@@ -214,12 +215,23 @@ def test_a_batch_norm_tells_the_moments_of_what_follows_it():
     assert prior_before([nn.BatchNorm2d(7), up], 1, 5) is None
 
 
-def test_what_is_too_large_to_keep_is_made_again(monkeypatch):
-    model, data = network(), pictures(48).split(16)
-    kept = pixelize.convert(model, "pixeldcl", init="calibrate", data=data).state_dict()
-    monkeypatch.setattr(lockstep, "CACHE_BYTES", 0)
-    again = pixelize.convert(model, "pixeldcl", init="calibrate", data=data).state_dict()
-    assert all(torch.equal(again[name], value) for name, value in kept.items())
+def test_what_is_too_large_to_keep_is_made_again():
+    batches, passes = pictures(48).split(16), []
+
+    class Data:
+        def __iter__(self):
+            passes.append(1)
+            return iter(batches)
+
+    models = TeacherStudent(pixelize.convert(network(), "pixeldcl"))
+    size = sum(x.nbytes + y.nbytes for x, y in CachedPairs(models, "2", batches, 1)())
+    for limit, read in ((size, 1), (size - 1, 3)):
+        passes.clear()
+        pairs = CachedPairs(models, "2", Data(), 1, limit)
+        first, *others = (list(pairs()) for _ in range(3))
+        assert len(passes) == read and len(first) == 3
+        for other in others:
+            assert all(map(torch.equal, itertools.chain(*first), itertools.chain(*other)))
 
 
 def test_favoured_rows_hold_where_they_cost_little_and_not_where_they_cost_much():
@@ -231,7 +243,7 @@ def test_favoured_rows_hold_where_they_cost_little_and_not_where_they_cost_much(
         equations = NormalEquations(1, 6, 1, torch.device("cpu"))
         equations.add(x[:, :40], y[:, :40], held=False)
         equations.add(x[:, 40:], y[:, 40:], held=True)
-        solution = equations.solve_favouring(rows, torch.ones(1, 1, dtype=torch.float64), tax=1.05)
+        solution = equations.solve_favouring(rows, torch.ones(1, 1, dtype=torch.float64), allowed_cost=1.05)
         assert (abs(float(solution.sum()) - 1) < 3e-3) is holds
 
 
@@ -256,31 +268,30 @@ def test_what_interpolating_kernels_satisfy(size):
         assert not rows.view(6, 2, -1, 2)[:, 0, :, 1].any()
 
 
-def test_a_layer_that_makes_pictures_interpolates_and_one_that_makes_features_does_not(monkeypatch):
-    monkeypatch.setattr(layer_fit, "INTERPOLATION_TAX", 1e6)
+def test_a_layer_that_makes_pictures_interpolates_and_one_that_makes_features_does_not():
     for channels in (3, 6):
         original = nn.ConvTranspose2d(8, channels, 4, 2, 1)
         layer, _, _ = inherit(original, "pixeldcl", Design(), "zero")
         pairs = [(x, original(x).detach()) for x in torch.randn(4, 16, 8, 8, 8)]
-        fit_layer(layer, lambda pairs=pairs: pairs)
+        fit_layer(layer, lambda pairs=pairs: pairs, allowed_cost=1e6)
         sums = layer.dependency_kernels[0].detach().sum((2, 3))
         assert ((sums - torch.eye(channels)).abs().max() < 0.02) == (channels == 3)
 
 
-def test_without_data_too_pictures_are_made_by_interpolation(monkeypatch):
-    def first_kernel(channels):
+def test_without_data_too_pictures_are_made_by_interpolation():
+    def first_kernel(channels, **cost):
         torch.manual_seed(5)
         original = nn.ConvTranspose2d(8, channels, 4, 2, 1)
         original.weight.data += 0.5 * torch.rand(8, channels, 1, 1)  # much in common among the phases
-        layer, error, _ = inherit(original, "pixeldcl", Design(), "inherit")
-        return layer.dependency_kernels[0].detach().sum((2, 3)), error
+        teacher = TransposedConv(geometry_of(original), original.weight.detach(), None)
+        kernels, error = fit_from_prior(teacher, PixelDCL2d(8, channels, 4, 2, 1).plan, (3, 3), 1, **cost)
+        return kernels[0].sum((2, 3)), error
 
     free, least = first_kernel(3)
-    monkeypatch.setattr(prior_fit, "INTERPOLATION_TAX", 1e6)
-    kept, error = first_kernel(3)
+    kept, error = first_kernel(3, allowed_cost=1e6)
     assert (kept - torch.eye(3)).abs().max() < 0.02 < (free - torch.eye(3)).abs().max()
     assert error > least
-    assert (first_kernel(6)[0] - torch.eye(6)).abs().max() > 0.02
+    assert (first_kernel(6, allowed_cost=1e6)[0] - torch.eye(6)).abs().max() > 0.02
 
 
 def test_sites_that_the_data_does_not_reach_are_told():

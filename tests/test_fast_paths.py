@@ -15,7 +15,6 @@ from torch import nn
 from pixelize import PixelDCL2d, iPixelDCL2d
 from pixelize.algebra.polyphase import axis_phases, phase_weight
 from pixelize.algebra.schedule import make_schedule
-from pixelize.layers import interleave as shuffle
 from pixelize.layers.dependencies import dependency
 from pixelize.layers.functional import first_phase
 from pixelize.layers.interleave import interleave, split_phases
@@ -155,21 +154,22 @@ DESIGNS = [
 
 @pytest.mark.parametrize("kind", [iPixelDCL2d, PixelDCL2d])
 @pytest.mark.parametrize("design", DESIGNS)
-def test_the_form_in_graphs_is_the_form_in_eager_execution(kind, design, monkeypatch):
+def test_the_form_in_graphs_is_the_form_in_eager_execution(kind, design):
+    torch.compiler.reset()
     layer = kind(6, 4, 4, 2, 1, output_padding=1, dtype=torch.float64, **design)
+    graph = torch.compile(layer, backend="eager", fullgraph=True)
     for last in (False, True):
         x = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
         if last:
             x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
         leaves = [x, *layer.parameters()]
         results = []
-        for in_graph in (False, True):
-            monkeypatch.setattr(shuffle, "in_graph", lambda answer=in_graph: answer)
-            y = layer(x)
+        for form in (layer, graph):
+            y = form(x)
             assert y.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
             results.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
-        for eager, graph in zip(*results, strict=True):
-            torch.testing.assert_close(eager, graph, rtol=0, atol=1e-11)
+        for eager, other in zip(*results, strict=True):
+            torch.testing.assert_close(eager, other, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("kind", [iPixelDCL2d, PixelDCL2d])

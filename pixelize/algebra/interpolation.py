@@ -17,7 +17,7 @@ from pixelize.algebra.schedule import Stage
 
 PICTURE_CHANNELS = 4
 """A layer with so many output channels or fewer makes pictures: its fit favours kernels that interpolate,"""
-INTERPOLATION_TAX = 1.05
+ALLOWED_COST = 1.05
 """as long as that costs no more than so many times the error of the fit that does not."""
 
 

@@ -52,16 +52,17 @@ class NormalEquations:
         """
         return self._solve(self.gram, self.cross)
 
-    def solve_favouring(self, rows: Tensor, targets: Tensor, *, tax: float) -> Tensor:
+    def solve_favouring(self, rows: Tensor, targets: Tensor, *, allowed_cost: float) -> Tensor:
         """As :meth:`solve`, but satisfying rows (r, n) with targets (r, m) too, where that costs at most
-        ``tax`` times the error.
+        ``allowed_cost`` times the error.
 
         The rows are as heavy as ``FAVOUR`` times the mean feature's whole sum, and the same in every group.
         """
         free = self.solve()
         weight = FAVOUR * mean_power(self.gram)[:, None, None]
         held = self._solve(self.gram + weight * (rows.T @ rows), self.cross + weight * (rows.T @ targets))
-        return held if self.held_rows and self.held_error(held) <= tax**2 * self.held_error(free) else free
+        cheap = self.held_rows and self.held_error(held) <= allowed_cost**2 * self.held_error(free)
+        return held if cheap else free
 
     def _solve(self, gram: Tensor, cross: Tensor) -> Tensor:
         power = mean_power(self.gram)

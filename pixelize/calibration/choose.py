@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pixelize.algebra.polyphase import Size
 from pixelize.algebra.schedule import make_schedule
 from pixelize.calibration.layer_fit import fit_layer, layer_error
-from pixelize.calibration.teacher import KeptPairs, Lockstep
+from pixelize.calibration.teacher import CachedPairs, TeacherStudent
 from pixelize.errors import ArgumentError
 from pixelize.inheritance.build import build_layer, layer_name
 from pixelize.inheritance.cost import multiply_adds
@@ -102,26 +102,28 @@ def choose_designs(
     probe = next(iter(batches), None)
     if probe is None:
         raise ArgumentError("data is empty: layer='auto' needs at least one batch of inputs")
-    lockstep = Lockstep(model)
-    calls = lockstep.calls(probe)
+    models = TeacherStudent(model)
+    calls = models.calls(probe)
     choices = {}
     with progress_bar(progress) as bar:
         for name, times in bar.track(calls.items(), description="choosing"):
-            if isinstance(lockstep.layer(name), PixelDeconvolution):
-                choices[name] = _choose(lockstep, name, batches, times, tolerance)
+            if isinstance(models.layer(name), PixelDeconvolution):
+                choices[name] = _choose(models, name, batches, times, tolerance)
     return choices
 
 
-def _choose(lockstep: Lockstep, name: str, batches: Iterable[Any], calls: int, tolerance: float) -> Choice:
-    pairs = KeptPairs(lockstep, name, batches, calls)
-    module = lockstep.modules[name]
+def _choose(
+    models: TeacherStudent, name: str, batches: Iterable[Any], calls: int, tolerance: float
+) -> Choice:
+    pairs = CachedPairs(models, name, batches, calls)
+    module = models.modules[name]
     record: Record = record_of(module)  # type: ignore[assignment]
     record = replace(record, origin=origin_now(record, module))
     x, y = next(iter(pairs()))
     tried = []
     for cost, layer, design in _by_cost(record, x, y):
         become(module, _built(record, layer, design))
-        fitted = lockstep.layer(name)
+        fitted = models.layer(name)
         if layer == "pixeldcl":
             assert isinstance(fitted, PixelDeconvolution)
             error = fit_layer(fitted, pairs)

@@ -15,7 +15,7 @@ from torch import nn
 from pixelize.calibration.joint_fit import LOOKED_AT, fit_jointly
 from pixelize.calibration.layer_fit import fit_layer
 from pixelize.calibration.sensitivity import sensitivities
-from pixelize.calibration.teacher import KeptPairs, Lockstep
+from pixelize.calibration.teacher import CachedPairs, TeacherStudent
 from pixelize.errors import ArgumentError, PixelizeError, PixelizeWarning
 from pixelize.inheritance.record import refresh
 from pixelize.layers.pixel_dcl import PixelDCL
@@ -35,29 +35,29 @@ def fit_model(
     probe = next(iter(batches), None)
     if probe is None:
         raise ArgumentError("data is empty: calibration needs at least one batch of inputs")
-    lockstep = Lockstep(model)
-    students = lockstep.students()
+    models = TeacherStudent(model)
+    students = models.students()
     if not students:
         raise PixelizeError(f"this {type(model).__name__} has no PixelDCL or iPixelDCL to calibrate")
-    calls = lockstep.calls(probe)
+    calls = models.calls(probe)
     errors: dict[str, float] = {}
     with progress_bar(progress) as bar:
         task = bar.add_task("calibrating", total=len(calls) * (1 + joint_steps))
         for number, (name, times) in enumerate(calls.items(), 1):
             if name in students:
                 bar.update(task, description=f"calibrating {name}")
-                student, pairs = students[name], KeptPairs(lockstep, name, batches, times)
+                student, pairs = students[name], CachedPairs(models, name, batches, times)
                 errors[name] = fit_layer(student, pairs)
                 bar.advance(task)
                 if joint_steps and isinstance(student, PixelDCL):
-                    again = partial(lockstep.pairs, name, batches, times)  # data may be new in each pass
-                    with lockstep.teaching():
-                        teacher = lockstep.layer(name)
-                        costs = sensitivities(lockstep.model, [teacher], islice(batches, LOOKED_AT))
+                    again = partial(models.pairs, name, batches, times)  # data may be new in each pass
+                    with models.teaching():
+                        teacher = models.layer(name)
+                        costs = sensitivities(models.model, [teacher], islice(batches, LOOKED_AT))
                     errors[name] = fit_jointly(
                         student, again, joint_steps, costs.get(teacher), lambda: bar.advance(task)
                     )
-                refresh(lockstep.modules[name])
+                refresh(models.modules[name])
             bar.update(task, completed=number * (1 + joint_steps))
     if missing := students.keys() - errors.keys():
         warnings.warn(

@@ -27,8 +27,8 @@ WARM_UP = 10
 """Steps over which the rate rises."""
 LEVEL = 0.4
 """The share of the steps after which the rate falls, as a cosine, to zero."""
-INTERPOLATION_TAX = 1.25
-"""As :data:`pixelize.algebra.interpolation.INTERPOLATION_TAX`, for kernels whose phases were not trained
+ALLOWED_COST = 1.25
+"""As :data:`pixelize.algebra.interpolation.ALLOWED_COST`, for kernels whose phases were not trained
 to be interpolated: of the faces of a DCGAN it took 1.01 to 1.06, by the samples.
 """
 LOOKED_AT = 4
@@ -74,7 +74,7 @@ def fit_jointly(
     if layer.out_channels <= PICTURE_CHANNELS:
         candidates.insert(0, copy.deepcopy(student))
         for number, stage in enumerate(student.plan.stages):
-            fit_stage(candidates[0], number, stage, pairs, tax=INTERPOLATION_TAX)
+            fit_stage(candidates[0], number, stage, pairs, allowed_cost=ALLOWED_COST)
     before, *after = layer_errors([layer, *candidates], pairs, weighing)
     for candidate, error in zip(candidates, after, strict=True):
         if error < before:

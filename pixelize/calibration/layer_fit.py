@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pixelize.algebra.interpolation import INTERPOLATION_TAX, PICTURE_CHANNELS, interpolation
+from pixelize.algebra.interpolation import ALLOWED_COST, PICTURE_CHANNELS, interpolation
 from pixelize.algebra.least_squares import NormalEquations
 from pixelize.algebra.polyphase import (
     AxisPhase,
@@ -52,17 +52,19 @@ CHUNK = 2**25
 """Numbers in one block of rows."""
 
 
-def fit_layer(layer: PixelDeconvolution, pairs: Pairs, *, first: bool = True) -> float:
+def fit_layer(
+    layer: PixelDeconvolution, pairs: Pairs, *, first: bool = True, allowed_cost: float = ALLOWED_COST
+) -> float:
     """Fits ``layer`` to ``pairs``, in place, and returns its relative error on the held-back samples (on
     all if there is but one).
 
     ``first``: whether what a PixelDCL sees of the input is fitted too, rather than left as it was
-    inherited. The bias stays.
+    inherited. The bias stays. ``allowed_cost``: see :func:`fit_stage`.
     """
     if first and isinstance(layer, PixelDCL):
         fit_inputs(layer, pairs)
     for number, stage in enumerate(layer.plan.stages):
-        fit_stage(layer, number, stage, pairs)
+        fit_stage(layer, number, stage, pairs, allowed_cost=allowed_cost)
     return layer_error(layer, pairs)
 
 
@@ -104,12 +106,11 @@ def fit_stage(
     stage: Stage,
     pairs: Pairs,
     *,
-    tax: float | None = None,
+    allowed_cost: float = ALLOWED_COST,
 ) -> None:
     """Refits the dependency kernel of one stage, in place, the earlier ones being as they are.
 
-    Kernels that make pictures interpolate if that costs at most ``tax`` times the error
-    (:data:`INTERPOLATION_TAX`).
+    Kernels that make pictures interpolate if that costs at most ``allowed_cost`` times the error.
     """
     groups, targets = layer.dependency_groups, stage.targets
     reads = {t: [(stage.sources.index(f.source), f.offset) for f in stage.features(t)] for t in targets}
@@ -139,7 +140,7 @@ def fit_stage(
     else:
         channels = torch.eye(layer.out_channels // groups, device="cpu").to(equations.gram)
         rows, wanted_rows = interpolation(stage, layer.stride, channels)
-        solved = equations.solve_favouring(rows, wanted_rows, tax=tax or INTERPOLATION_TAX)
+        solved = equations.solve_favouring(rows, wanted_rows, allowed_cost=allowed_cost)
     solved = solved.unflatten(1, (len(reads[targets[0]]), -1))
     parts = [solved] * len(targets) if stage.shared else solved.chunk(len(targets), -1)
     kernel = layer.dependency_kernels[number]

@@ -33,11 +33,15 @@ CACHE_BYTES = 2**28
 """What one layer's pairs may take up in memory so that they are kept from pass to pass."""
 
 
-class KeptPairs:
-    """A layer's pairs, made anew in every pass over them, or kept after the first one if they are small."""
+class CachedPairs:
+    """A layer's pairs, made anew in every pass over them, or kept after the first one if they take
+    up no more than ``limit`` bytes."""
 
-    def __init__(self, lockstep: Lockstep, name: str, data: Iterable[Any], calls: int) -> None:
-        self._make = partial(lockstep.pairs, name, data, calls)
+    def __init__(
+        self, models: TeacherStudent, name: str, data: Iterable[Any], calls: int, limit: int = CACHE_BYTES
+    ) -> None:
+        self._make = partial(models.pairs, name, data, calls)
+        self._limit = limit
         self._kept: list[tuple[Tensor, Tensor]] | None = None
 
     def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -48,12 +52,12 @@ class KeptPairs:
         kept, size = [], 0
         for x, y in self._make():
             size += x.nbytes + y.nbytes
-            if size <= CACHE_BYTES:
+            if size <= self._limit:
                 kept.append((x, y))
             else:
                 kept.clear()
             yield x, y
-        if size <= CACHE_BYTES:
+        if size <= self._limit:
             self._kept = kept
 
 
@@ -61,7 +65,7 @@ class _Enough(Exception):
     """Raised inside a forward once all that was asked for has been seen."""
 
 
-class Lockstep:
+class TeacherStudent:
     """The student, a converted model, and its teacher, the same model with its original up-samplers, which
     take turns in one set of modules.
 

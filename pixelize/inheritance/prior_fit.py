@@ -25,9 +25,9 @@ from pixelize.rewrites.state.precision import float64
 CORRELATION = 0.5
 RIDGES = (1e-6, 1e-4, 1e-2)
 """Relative to the mean feature's power; the larger ones where rounding leaves the smaller without effect."""
-INTERPOLATION_TAX = 1.25
-"""Kernels that make pictures interpolate where that costs no more than so many times the expected error. More
-than a fit on data may pay: a prior exaggerates what is lost, since pictures are smoother.
+ALLOWED_COST = 1.25
+"""As :data:`pixelize.algebra.interpolation.ALLOWED_COST`, of the expected error. More than a fit on data may
+pay: a prior exaggerates what is lost, since pictures are smoother.
 """
 
 
@@ -46,10 +46,13 @@ def fit_from_prior(
     groups: int,
     input_stages: int = 0,
     prior: InputPrior | None = None,
+    allowed_cost: float = ALLOWED_COST,
 ) -> tuple[list[Tensor], float]:
     """The dependency kernels that make a PixelDCL closest to ``teacher`` under the prior.
 
     ``input_stages``: the phases of so many stages see the input themselves, and need no dependencies.
+    ``allowed_cost``: kernels that make pictures interpolate where that costs at most so many times the
+    expected error.
 
     Returns the kernels, one for each stage (float64), and the expected relative error: the root of the
     expected squared error over the expected squared output, over all phases.
@@ -73,7 +76,7 @@ def fit_from_prior(
         if number < input_stages:
             student.update({t: targets[t] for t in stage.targets})
         else:
-            solutions, squared = _fit_stage(stage, student, targets, moments, plan.stride)
+            solutions, squared = _fit_stage(stage, student, targets, moments, plan.stride, allowed_cost)
             missed += squared
             stage.assemble(solutions, kernel, groups)
             for target in stage.targets:
@@ -123,6 +126,7 @@ def _fit_stage(
     teacher: dict[Phase, PhaseFilter],
     moments: _Moments,
     stride: Size,
+    allowed_cost: float,
 ) -> tuple[dict[Phase, Tensor], float]:
     """For each target (groups, features, C/groups, C/groups), and the expected squared error that is left."""
     lags: dict[tuple[Phase, Phase, Size], Tensor] = {}
@@ -169,7 +173,7 @@ def _fit_stage(
         rows, made = interpolation(stage, stride, channels)
         weight = FAVOUR * mean_power(total)[:, None, None]
         kept = _solve(total + weight * (rows.T @ rows), wanted + weight * (rows.T @ made))
-        if missed(kept) <= min(INTERPOLATION_TAX**2 * missed(solved), power):  # no worse than none at all
+        if missed(kept) <= min(allowed_cost**2 * missed(solved), power):  # no worse than none at all
             solved = kept
     parts = [solved] * len(targets) if stage.shared else solved.chunk(len(targets), -1)
     count = len(stage.features(targets[0]))

@@ -20,14 +20,16 @@ MOST_SAMPLES, MOST_BYTES = 2**14, 2**30
 """What is read, in samples and in bytes, of data that may have no end."""
 
 
-def rereadable(data: Iterable[Any] | Tensor) -> Iterable[Any]:
+def rereadable(
+    data: Iterable[Any] | Tensor, most_samples: int = MOST_SAMPLES, most_bytes: int = MOST_BYTES
+) -> Iterable[Any]:
     """``data`` as something that can be iterated again and again: its batches, each time from the first on.
 
     - A tensor or array is one batch.
     - What can be indexed (a list, a Dataset) and a DataLoader of such is read as often as it is asked for:
       memory does not grow with it.
     - Anything else (a generator, a stream) may give its batches but once, and may have no end. The first
-      :data:`MOST_SAMPLES` samples or :data:`MOST_BYTES` bytes of it are read, whichever comes first; a
+      ``most_samples`` samples or ``most_bytes`` bytes of it are read, whichever comes first; a
       PixelizeWarning tells of what is left unread. They are kept until a second pass over the data gives
       batches anew.
 
@@ -44,14 +46,15 @@ def rereadable(data: Iterable[Any] | Tensor) -> Iterable[Any]:
         again = _has_length(data)  # an endless sampler has none
     else:
         again = hasattr(data, "__getitem__") and _has_length(data)
-    return data if again else _Stream(data)
+    return data if again else _Stream(data, most_samples, most_bytes)
 
 
 class _Stream:
     """Data of which it is not known whether it ends and whether it can be read again."""
 
-    def __init__(self, data: Iterable[Any]) -> None:
+    def __init__(self, data: Iterable[Any], most_samples: int, most_bytes: int) -> None:
         self.data, self.source = data, iter(data)
+        self.most_samples, self.most_bytes = most_samples, most_bytes
         self.kept: list[Any] = []
         self.samples = self.bytes = self.batches = 0
         self.over = False  # the first pass is
@@ -78,7 +81,7 @@ class _Stream:
     def _read(self) -> bool:
         """One batch more; False at the end or the limit."""
         for batch in () if self.over else self.source:
-            if self.samples >= MOST_SAMPLES or self.bytes >= MOST_BYTES:
+            if self.samples >= self.most_samples or self.bytes >= self.most_bytes:
                 warnings.warn(
                     f"of the data the first {self.samples} samples are read ({self.bytes / 2**20:.0f} MiB): "
                     "it can be read but once or may have no end. A list, Dataset or DataLoader is read whole",
