@@ -34,8 +34,9 @@ CACHE_BYTES = 2**28
 
 
 class CachedPairs:
-    """A layer's pairs, made anew in every pass over them, or kept after the first one if they take
-    up no more than ``limit`` bytes."""
+    """A layer's pairs, made anew in every pass over them, or kept after the first one if they take up
+    no more than ``limit`` bytes.
+    """
 
     def __init__(
         self, models: TeacherStudent, name: str, data: Iterable[Any], calls: int, limit: int = CACHE_BYTES

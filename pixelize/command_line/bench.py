@@ -12,23 +12,14 @@ from torch.utils._pytree import tree_map
 
 from pixelize.benchmarking.timing import Case, compare_modules, describe_machine, measure_ceilings, run_bench
 from pixelize.command_line.options import (
-    Arch,
-    AsJson,
-    Data,
-    Device,
-    Scale,
-    Seed,
-    Size,
-    Source,
-    Weights,
+    ModelOptions,
     check_runs,
     libraries_silent,
     print_error,
     print_json,
     print_text,
     progress,
-    read_data,
-    read_model,
+    takes_model,
 )
 from pixelize.conversion.convert import convert
 from pixelize.errors import ArgumentError, NothingToConvertError
@@ -39,7 +30,9 @@ from pixelize.tables import Table
 LAYERS = ("ipixeldcl", "pixeldcl", "dcl")
 
 
+@takes_model()
 def bench_command(
+    options: ModelOptions,
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A model to convert and time; none: the layers.")
     ] = None,
@@ -61,15 +54,6 @@ def bench_command(
     batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Of the CPU; with 1 the thread's own time counts.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.0, help="To repeat everything for.")] = 5.0,
-    data: Data = None,
-    size: Size = "",
-    scale: Scale = "auto",
-    seed: Seed = 0,
-    weights: Weights = "",
-    arch: Arch = "",
-    source: Source = "",
-    device: Device = "cpu",
-    as_json: AsJson = False,
 ) -> None:
     """Time the layers, or a model as it came and converted, in interleaved runs of one process.
 
@@ -88,14 +72,14 @@ def bench_command(
             raise ArgumentError("--kernel-size: an even number, so that the layers double the size exactly")
         case = Case(channels, pixels, kernel_size, batch, train, channels_last, dtype, compiled)
         with progress("timing"), libraries_silent():
-            result = run_bench([case], device=device, threads=threads, seconds=seconds)
+            result = run_bench([case], device=options.device, threads=threads, seconds=seconds)
         machine, rows = result["machine"], result["cases"][0]["rows"]
         told = f"{batch}x{2 * channels}x{pixels}x{pixels}"
     else:
         with progress("building the model") as tell:
-            opened = read_model(model, source, weights, device, arch)
+            opened = options.open()
             built = opened.model
-            example = read_data(opened, data, size, scale, batch, seed, device)[0][0]
+            example = options.read(opened, batch)[0][0]
             tell("converting")
             design: dict[str, Any] = dict(
                 dependency_groups=dependency_groups, dependency_kernel_size=dependency_kernel_size,
@@ -103,7 +87,7 @@ def bench_command(
             )  # fmt: skip
             models = _variants(built, layer or list(LAYERS), example, design)
             tell("timing")
-            machine = describe_machine(device, threads)
+            machine = describe_machine(options.device, threads)
             kind = getattr(torch, dtype)
             form = torch.channels_last if channels_last else torch.contiguous_format
             placed = tree_map(lambda v: _placed(v, kind, form), example)
@@ -112,12 +96,12 @@ def bench_command(
             with libraries_silent():
                 found = compare_modules(
                     models, placed, train=train, compiled=compiled, seconds=seconds,
-                    ceilings=measure_ceilings(device, kind),
+                    ceilings=measure_ceilings(options.device, kind),
                 )  # fmt: skip
             rows = [asdict(row) for row in found]
         told = f"{model} on {shape_of(example)}"
         result = {"machine": machine, "model": model, "input": shape_of(example), "rows": rows}
-    if as_json:
+    if options.as_json:
         print_json(result)
         return
     told += f", {'training' if train else 'prediction'}, {dtype}, {'NHWC' if channels_last else 'NCHW'}"

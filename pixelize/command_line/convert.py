@@ -9,25 +9,15 @@ import typer
 
 from pixelize.checkpoints.formats import is_checkpoint
 from pixelize.command_line.options import (
-    Arch,
-    AsJson,
     Count,
-    Data,
-    Device,
-    ModelName,
-    Scale,
-    Seed,
-    Size,
-    Source,
-    Weights,
+    ModelOptions,
     check_runs,
     check_writable,
     print_error,
     print_json,
     print_text,
     progress,
-    read_data,
-    read_model,
+    takes_model,
 )
 from pixelize.conversion.convert import convert
 from pixelize.conversion.inspect import inspect
@@ -39,17 +29,9 @@ from pixelize.running.inputs import one_sample
 from pixelize.sources.models import portable_source
 
 
+@takes_model()
 def inspect_command(
-    model: ModelName,
-    data: Data = None,
-    size: Size = "",
-    scale: Scale = "auto",
-    seed: Seed = 0,
-    weights: Weights = "",
-    arch: Arch = "",
-    source: Source = "",
-    device: Device = "cpu",
-    as_json: AsJson = False,
+    options: ModelOptions,
 ) -> None:
     """Find the layers of a model that up-sample, and what each would become. Changes nothing.
 
@@ -62,24 +44,26 @@ def inspect_command(
     - `pixelize inspect diffusers:AutoencoderKL --json`
     """
     with progress("building the model") as tell:
-        opened = read_model(model, source, weights, device, arch)
+        opened = options.open()
         built = opened.model
         tell("looking for up-samplers")
         example = None
         try:
-            example = one_sample(read_data(opened, data, size, scale, 1, seed, device)[0][0])
+            example = one_sample(options.read(opened, 1)[0][0])
         except ArgumentError:
-            if data:
+            if options.data:
                 raise
         found = report(built) if converted_modules(built) else inspect(built, example)
         if not converted_modules(built) and (loaded := kept_report(built)) is not None:
             found.notes.extend(loaded.notes)  # a saved folder of a model that was repaired alone
-    if as_json:
-        print_json({"model": model, **found.to_dict()})
+    if options.as_json:
+        print_json({"model": options.model, **found.to_dict()})
         return
     typer.echo(str(found))
     if found.found:
-        print_text(f"next: pixelize convert '{model}' --out FOLDER, or pixelize report '{model}'")
+        print_text(
+            f"next: pixelize convert '{options.model}' --out FOLDER, or pixelize report '{options.model}'"
+        )
     elif not found.converted:
         print_text("nothing here can be converted")
         if not opened.trained:
@@ -88,12 +72,12 @@ def inspect_command(
             )
 
 
+@takes_model()
 def convert_command(
-    model: ModelName,
+    options: ModelOptions,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the converted model to.")],
     layer: Annotated[str, typer.Option(help="ipixeldcl (exact), pixeldcl, auto or dcl.")] = "ipixeldcl",
     init: Annotated[str, typer.Option(help="inherit, calibrate (needs --data) or random.")] = "inherit",
-    data: Data = None,
     tolerance: Annotated[float, typer.Option(help="For auto: relative error allowed at each site.")] = 0.01,
     include: Annotated[list[str] | None, typer.Option(help="Only sites of this name, or pattern.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No sites of this name, or pattern.")] = None,
@@ -105,15 +89,7 @@ def convert_command(
     ] = 1,
     dependency_kernel_size: Annotated[int, typer.Option(min=1, help="Side of the dependency kernels.")] = 3,
     schedule: Annotated[str, typer.Option(help="paired, sequential or masked.")] = "paired",
-    size: Size = "",
-    scale: Scale = "auto",
     count: Count = 256,
-    seed: Seed = 0,
-    weights: Weights = "",
-    arch: Arch = "",
-    source: Source = "",
-    device: Device = "cpu",
-    as_json: AsJson = False,
 ) -> None:
     """Convert a model and write it to a folder that `pixelize.load` and the other commands read.
 
@@ -129,14 +105,16 @@ def convert_command(
         raise ArgumentError(f"{out}: a file; --out names a folder")
     check_writable(out)
     with progress("building the model") as tell:
-        opened = read_model(model, source, weights, device, arch)
+        opened = options.open()
         built = opened.model
         if converted_modules(built):
-            raise PixelizeError(f"{model}: converted already; see it with pixelize inspect {model}")
+            raise PixelizeError(
+                f"{options.model}: converted already; see it with pixelize inspect {options.model}"
+            )
         fitted = init == "calibrate" or layer == "auto"
-        samples, _ = read_data(opened, data, size, scale, count if fitted else 1, seed, device)
+        samples, _ = options.read(opened, count if fitted else 1)
         check_runs(built, samples[0])
-        if fitted and not data:
+        if fitted and not options.data:
             print_error("note: no --data: fitted on what was drawn; real inputs are better")
         tell("converting")
         converted = convert(
@@ -146,10 +124,10 @@ def convert_command(
             dependency_groups=dependency_groups, dependency_kernel_size=dependency_kernel_size,
             schedule=schedule,
         )  # fmt: skip
-        save(converted, out, source=_noted(source or arch or model))
+        save(converted, out, source=_noted(options.source or options.arch or options.model))
     found = report(converted)
-    if as_json:
-        print_json({"model": model, "folder": str(out), **found.to_dict()})
+    if options.as_json:
+        print_json({"model": options.model, "folder": str(out), **found.to_dict()})
         return
     typer.echo(str(found))
     print_error(f"wrote {out}")

@@ -7,39 +7,21 @@ from typing import Annotated
 import typer
 
 from pixelize.command_line.options import (
-    Arch,
-    AsJson,
-    Data,
-    Device,
-    ModelName,
-    Scale,
-    Seed,
-    Size,
-    Source,
-    Weights,
+    ModelOptions,
     check_runs,
     print_error,
     print_json,
     progress,
-    read_data,
-    read_model,
+    takes_model,
 )
 from pixelize.diagnosis.diagnose import SAMPLES, diagnose
 
 
+@takes_model()
 def diagnose_command(
-    model: ModelName,
-    data: Data = None,
+    options: ModelOptions,
     count: Annotated[int, typer.Option(min=1, max=SAMPLES, help="Pictures, or samples to draw.")] = SAMPLES,
     crop: Annotated[int, typer.Option(min=16, help="Larger pictures are cut to crops of this.")] = 256,
-    size: Size = "",
-    scale: Scale = "auto",
-    seed: Seed = 0,
-    weights: Weights = "",
-    arch: Arch = "",
-    source: Source = "",
-    device: Device = "cpu",
-    as_json: AsJson = False,
 ) -> None:
     """Which layer makes the checkerboard: an up-sampler, its phases in the wrong order, the inputs, tiles, or
     none of the up-samplers?
@@ -54,16 +36,16 @@ def diagnose_command(
     - `pixelize diagnose diffusers:sd/vae --data photos/ --json`
     """
     with progress("reading the model") as tell:
-        opened = read_model(model, source, weights, device, arch)
-        samples, told = read_data(opened, data, size, scale, count, seed, device, crop)
+        opened = options.open()
+        samples, told = options.read(opened, count, crop)
         check_runs(opened.model, samples[0])
         tell("running it without one up-sampler at a time")
         found = diagnose(opened.model, samples)
     if not opened.trained:
         print_error("warning: the model's weights are random: --weights fills it with a checkpoint")
-    if as_json:
-        print_json({"model": model, "what": opened.told, "data": told, **found.to_dict()})
+    if options.as_json:
+        print_json({"model": options.model, "what": opened.told, "data": told, **found.to_dict()})
     else:
-        typer.echo(f"{model}: {opened.told}\ndata: {told}\n{found}")
+        typer.echo(f"{options.model}: {opened.told}\ndata: {told}\n{found}")
     if found.clean:
         raise typer.Exit(3)

@@ -12,16 +12,7 @@ from torch import Tensor, nn
 
 from pixelize.benchmarking.timing import compare_modules, measure_ceilings
 from pixelize.command_line.options import (
-    Arch,
-    AsJson,
-    Data,
-    Device,
-    ModelName,
-    Scale,
-    Seed,
-    Size,
-    Source,
-    Weights,
+    ModelOptions,
     check_runs,
     check_writable,
     libraries_silent,
@@ -29,8 +20,7 @@ from pixelize.command_line.options import (
     print_json,
     print_text,
     progress,
-    read_data,
-    read_model,
+    takes_model,
 )
 from pixelize.conversion.fold import fold
 from pixelize.errors import ArgumentError, PixelizeError
@@ -49,8 +39,9 @@ FAR = 40.0
 """dB of PSNR under which a folded model is written only if asked twice."""
 
 
+@takes_model()
 def fold_command(
-    model: ModelName,
+    options: ModelOptions,
     out: Annotated[
         Path,
         typer.Option(
@@ -60,15 +51,6 @@ def fold_command(
     anyway: Annotated[
         bool, typer.Option("--anyway", help=f"Write it though it is under {FAR:g} dB from the model.")
     ] = False,
-    data: Data = None,
-    size: Size = "",
-    scale: Scale = "auto",
-    seed: Seed = 0,
-    weights: Weights = "",
-    arch: Arch = "",
-    source: Source = "",
-    device: Device = "cpu",
-    as_json: AsJson = False,
 ) -> None:
     """Every PixelDCL and iPixelDCL as one plain transposed convolution with a larger kernel.
 
@@ -82,14 +64,14 @@ def fold_command(
         raise ArgumentError(f"{out}: end --out with .safetensors, .pth or .pt2")
     check_writable(out)
     with progress("building the model") as tell:
-        opened = read_model(model, source, weights, device, arch)
-        samples, told = read_data(opened, data, size, scale, 8, seed, device)
+        opened = options.open()
+        samples, told = options.read(opened, 8)
         check_runs(opened.model, samples[0])
         tell("folding")
         folded = fold(opened.model)
         tell("measuring")
-        result = {"model": model, "data": told, **_differences(opened.model, folded, samples)}
-    if not as_json:
+        result = {"model": options.model, "data": told, **_differences(opened.model, folded, samples)}
+    if not options.as_json:
         _tell(result, "folded")
     far = result["psnr"] is not None and result["psnr"] < FAR
     if not far or anyway:
@@ -97,9 +79,9 @@ def fold_command(
             with evaluation(folded), replacing(out) as file, file.open("wb") as opened_file:
                 torch.export.save(torch.export.export(folded, *_arguments(samples[0])), opened_file)
         else:
-            checkpoint_of(folded, model).write(out, {})
+            checkpoint_of(folded, options.model).write(out, {})
         result["files"] = [str(out)]
-    if as_json:
+    if options.as_json:
         print_json(result)
     elif "files" in result:
         print_text(f"wrote {out}")
@@ -109,22 +91,15 @@ def fold_command(
         raise typer.Exit(4)
 
 
+@takes_model(without=("device",))
 def export_command(
-    model: ModelName,
+    options: ModelOptions,
     out: Annotated[Path, typer.Option("--out", "-o", help="The .onnx file.")],
     onnx: Annotated[
         bool, typer.Option("--onnx", help="As ONNX (the only format there is).", hidden=True)
     ] = True,
     folded: Annotated[bool, typer.Option("--fold", help="Fold first; see `pixelize fold`.")] = False,
     fixed: Annotated[bool, typer.Option("--fixed", help="Of the data's own size, and of no other.")] = False,
-    data: Data = None,
-    size: Size = "",
-    scale: Scale = "auto",
-    seed: Seed = 0,
-    weights: Weights = "",
-    arch: Arch = "",
-    source: Source = "",
-    as_json: AsJson = False,
 ) -> None:
     """Write a model, converted or not, as an ONNX graph of plain operators, for any number and size of inputs
     where the model allows it.
@@ -138,15 +113,15 @@ def export_command(
     check_writable(out)
     require("onnx", "pixelize export")
     with progress("building the model") as tell:
-        opened = read_model(model, source, weights, "cpu", arch)
-        samples, told = read_data(opened, data, size, scale, 2, seed, "cpu")
+        opened = options.open()
+        samples, told = options.read(opened, 2)
         check_runs(opened.model, samples[0])
         exported = fold(opened.model) if folded else opened.model
-        result: dict[str, Any] = {"model": model, "data": told}
+        result: dict[str, Any] = {"model": options.model, "data": told}
         if folded:
             tell("measuring")
             result |= _differences(opened.model, exported, samples)
-            if not as_json:
+            if not options.as_json:
                 _tell(result, "folded")
         with replacing(out) as file:
             tell("exporting")
@@ -158,7 +133,7 @@ def export_command(
                     f"{out}: not written: the graph differs from the model in onnxruntime (relative error "
                     f"{result['error']:.2g})"
                 )
-    if as_json:
+    if options.as_json:
         print_json({**result, "files": [str(out)]})
         return
     if result["error"] is not None:

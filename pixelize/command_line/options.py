@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import torch
 import typer
@@ -30,7 +32,7 @@ from pixelize.tables import Table, wrapped
 
 EXIT_CODES = """**Exit codes**: 0 done; 1 refused or failed, with one sentence on standard error; 2 wrong
 usage; 3 `repair`, `diagnose`: there was no pattern, `report --fail-above`, `measure --fail-above`: there is
-one above; 4 `repair`: there is a pattern and it could not be taken out."""
+one above; 4 `repair`: there is a pattern and it could not be taken out, `fold`: too far from the model."""
 OLDER = {"input": "data", "inputs": "data", "i": "d"}
 """Spellings of earlier versions, still understood, by what they are now."""
 SETTINGS: dict[str, Any] = {"token_normalize_func": lambda token: OLDER.get(token, token)}
@@ -81,10 +83,68 @@ errors = Console(stderr=True, **_PLAIN)
 """Where progress goes; results go to standard output."""
 
 
-def read_model(name: str, source: str, weights: str, device: str, arch: str = "") -> OpenedModel:
-    """The named model, filled and moved. Raises PixelizeError."""
-    opened = open_model(name, arch=arch, weights=weights, source=source)
-    return replace(opened, model=moved(opened.model, device))
+@dataclass(frozen=True)
+class ModelOptions:
+    """The options that commands on a model share."""
+
+    model: ModelName
+    data: Data = None
+    size: Size = ""
+    scale: Scale = "auto"
+    seed: Seed = 0
+    weights: Weights = ""
+    arch: Arch = ""
+    source: Source = ""
+    device: Device = "cpu"
+    as_json: AsJson = False
+
+    def open(self) -> OpenedModel:
+        """The named model, filled and moved. Raises PixelizeError."""
+        opened = open_model(self.model, arch=self.arch, weights=self.weights, source=self.source)
+        return replace(opened, model=moved(opened.model, self.device))
+
+    def read(self, opened: OpenedModel, count: int, crop: int = 0) -> tuple[list[Any], str]:
+        """Inputs for the model, and what they are in words. Raises ArgumentError."""
+        preparation = preparation_for(opened, self.scale)
+        if self.data:
+            found = read_inputs(
+                self.data, preparation=preparation, size=parse_size(self.size) if self.size else None,
+                count=count, seed=self.seed, crop=crop,
+            )  # fmt: skip
+            told = source_words(self.data, found)
+        else:
+            found, told = drawn_inputs(opened.model, preparation, count, self.seed)
+        kind = next((p.dtype for p in opened.model.parameters() if p.is_floating_point()), torch.float32)
+        return [_moved(x, self.device, kind) for x in found], told
+
+
+def takes_model(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes of ``command(options, its own ...)`` a command with :class:`ModelOptions`, but for those named:
+    MODEL, what it declares itself, the others. What it declares under an option's name stands for that one,
+    and is given to it too.
+    """
+    hints = get_type_hints(ModelOptions, include_extras=True)
+    names = [name for name in hints if name not in without]
+    shared = {n: p for n, p in inspect.signature(ModelOptions).parameters.items() if n in names}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        _, *own = inspect.signature(command, eval_str=True).parameters.values()
+        declared = {p.name: p for p in own}
+        first, *rest = [declared.pop(n, shared[n].replace(annotation=hints[n])) for n in names]
+        parameters = [first, *declared.values(), *rest]
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            options = ModelOptions(**{n: given[n] for n in names})
+            command(options, **{p.name: given[p.name] for p in own})
+
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        )
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
 
 
 def moved(model: nn.Module, device: str) -> nn.Module:
@@ -104,30 +164,6 @@ def preparation_for(opened: OpenedModel, scale: str) -> Preparation:
         raise ArgumentError(f"--scale {scale}: it is one of auto, {', '.join(SCALES)}")
     mean, deviation = SCALES[scale]
     return replace(opened.preparation, mean=mean, deviation=deviation)
-
-
-def read_data(
-    opened: OpenedModel,
-    names: list[str] | None,
-    size: str,
-    scale: str,
-    count: int,
-    seed: int,
-    device: str,
-    crop: int = 0,
-) -> tuple[list[Any], str]:
-    """Inputs for a model on ``device``, and what they are in words. Raises ArgumentError."""
-    preparation = preparation_for(opened, scale)
-    if names:
-        found = read_inputs(
-            names, preparation=preparation, size=parse_size(size) if size else None,
-            count=count, seed=seed, crop=crop,
-        )  # fmt: skip
-        told = source_words(names, found)
-    else:
-        found, told = drawn_inputs(opened.model, preparation, count, seed)
-    kind = next((p.dtype for p in opened.model.parameters() if p.is_floating_point()), torch.float32)
-    return [_moved(x, device, kind) for x in found], told
 
 
 def check_writable(out: Path) -> None:

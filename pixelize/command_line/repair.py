@@ -13,24 +13,15 @@ from torch import Tensor, nn
 from pixelize.checkpoints.formats import read_checkpoint, same_kind
 from pixelize.checkpoints.patch import patched
 from pixelize.command_line.options import (
-    Arch,
     AsJson,
-    Data,
-    Device,
-    ModelName,
-    Scale,
-    Seed,
-    Size,
-    Source,
-    Weights,
+    ModelOptions,
     check_runs,
     check_writable,
     print_error,
     print_json,
     print_text,
     progress,
-    read_data,
-    read_model,
+    takes_model,
 )
 from pixelize.conversion.saved import save
 from pixelize.conversion.saved_folder import read_plan
@@ -53,8 +44,9 @@ IMPORTED = 1e-3
 """Relative error between a graph in onnxruntime and as it was read, at most; 30 times it in float16."""
 
 
+@takes_model()
 def repair_command(
-    model: ModelName,
+    options: ModelOptions,
     out: Annotated[
         Path,
         typer.Option(
@@ -64,22 +56,13 @@ def repair_command(
             "(.patch.safetensors) and a page (.html).",
         ),
     ],
-    data: Data = None,
     count: Annotated[int, typer.Option(min=2, help="Pictures, crops of them or latents to fit on.")] = 256,
     crop: Annotated[
         int,
         typer.Option(min=16, help="Pictures larger than this, or of several sizes, are cut to crops of it."),
     ] = 128,
-    size: Size = "",
-    scale: Scale = "auto",
-    seed: Seed = 0,
-    weights: Weights = "",
-    arch: Arch = "",
-    source: Source = "",
-    device: Device = "cpu",
     patch: Annotated[bool, typer.Option("--patch/--no-patch", help="Write the patch.")] = True,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Write the page.")] = True,
-    as_json: AsJson = False,
 ) -> None:
     """Take the checkerboard out of a model's file: the same keys, types and everything else, other numbers in
     the layers that make it. Nothing is trained, and no labels are needed.
@@ -98,25 +81,25 @@ def repair_command(
     - `pixelize repair detector.onnx --data pages/ --scale imagenet --out repaired.onnx`
     """  # fmt: skip
     with progress("reading the model") as tell:
-        opened = read_model(model, source, weights, device, arch)
+        opened = options.open()
         check_out(opened, out)
         check_writable(out)
         tell("reading the data")
-        samples, told = read_data(opened, data, size, scale, count, seed, device, crop)
+        samples, told = options.read(opened, count, crop)
         check_runs(opened.model, samples[0])
         if out.suffix.lower() == ".onnx":
             _check_import(opened, samples[0])
-    if not as_json:
-        print_text(f"{model}: {opened.told}", f"data: {told}")
+    if not options.as_json:
+        print_text(f"{options.model}: {opened.told}", f"data: {told}")
     if not opened.trained:
         print_error("warning: the model's weights are random: --weights fills it with a checkpoint")
-    if not data and "pictures" in told:
+    if not options.data and "pictures" in told:
         print_error("note: no --data: drawn pictures are no real ones; the fit is only as good as they are")
     repaired = repair(opened.model, samples, progress=sys.stderr.isatty())
     found = repair_report(repaired)
     verdict, code = _verdict(found)
     result: dict[str, Any] = {
-        "model": model,
+        "model": options.model,
         "what": opened.told,
         "data": told,
         "verdict": verdict,
@@ -126,14 +109,14 @@ def repair_command(
     written = Written([], [], 0, 0.0)
     if code == 0:
         with progress("writing") as tell:
-            written = _write(opened, repaired, out, samples[0], patch, found, source)
+            written = _write(opened, repaired, out, samples[0], patch, found, options.source)
             if page:
                 tell("drawing")
-                written.files.extend(_page(opened, repaired, samples, out, told, data is not None))
+                written.files.extend(_page(opened, repaired, samples, out, told, options.data is not None))
         result["files"] = [str(path) for path in written.files]
         result["tensors"] = written.tensors
         result["checks"] = written.checks
-    if as_json:
+    if options.as_json:
         print_json(result)
     else:
         _print(found, verdict, written)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,25 +12,15 @@ import typer
 from torch import Tensor, nn
 
 from pixelize.command_line.options import (
-    Arch,
-    AsJson,
     Count,
-    Data,
-    Device,
-    ModelName,
-    Scale,
-    Seed,
-    Size,
-    Source,
-    Weights,
+    ModelOptions,
     check_runs,
     check_writable,
     moved,
     print_json,
     print_text,
     progress,
-    read_data,
-    read_model,
+    takes_model,
 )
 from pixelize.conversion.convert import convert
 from pixelize.conversion.report import Report, report
@@ -50,8 +41,9 @@ from pixelize.tables import Table
 REPAIR_SAMPLES = 512
 
 
+@takes_model()
 def report_command(
-    model: ModelName,
+    options: ModelOptions,
     others: Annotated[
         list[str] | None,
         typer.Argument(
@@ -63,11 +55,7 @@ def report_command(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The HTML file; PNGs are written beside it.")
     ] = Path("report.html"),
-    data: Data = None,
-    size: Size = "",
-    scale: Scale = "auto",
     count: Count = 64,
-    seed: Seed = 0,
     period: Annotated[int, typer.Option(help="Of the checkerboard; 0: the last up-sampler's stride.")] = 0,
     natural: Annotated[
         str, typer.Option(metavar="FOLDER", help="Real pictures of the same kind, to compare levels with.")
@@ -81,11 +69,6 @@ def report_command(
         float | None,
         typer.Option(metavar="DB", help="Exit with 3 if the last variant's worst level is above this."),
     ] = None,
-    weights: Weights = "",
-    arch: Arch = "",
-    source: Source = "",
-    device: Device = "cpu",
-    as_json: AsJson = False,
 ) -> None:
     """Does a model leave checkerboards, where do they come from, and did they go? Numbers, pictures, a page.
 
@@ -106,11 +89,12 @@ def report_command(
     if period:
         as_periods(period)
     with progress("building the model") as tell:
-        opened = read_model(model, source, weights, device, arch)
+        opened = options.open()
         built = opened.model
-        samples, told = read_data(opened, data, size, scale, count, seed, device)
+        samples, told = options.read(opened, count)
         real = [x for x in read_inputs([natural]) if isinstance(x, Tensor)] if natural else None
-        named: dict[str, nn.Module] = {Path(model).name if Path(model).is_dir() else "before": built}
+        folder = Path(options.model)
+        named: dict[str, nn.Module] = {folder.name if folder.is_dir() else "before": built}
         check_runs(built, samples[0])
         made, notes = report(built) if converted_modules(built) else None, []
         for other in _others(others):
@@ -119,7 +103,7 @@ def report_command(
                 made = _converted(built, one_sample(samples[0]), named, required=bool(others))
             elif other == "repaired":
                 try:
-                    named[other], fitted = _repaired(opened, data, samples, size, scale, seed, device)
+                    named[other], fitted = _repaired(options, opened, samples)
                 except PixelizeError as error:
                     if others:
                         raise
@@ -127,10 +111,10 @@ def report_command(
                 notes.append(fitted)
             else:
                 named[_name_of(other, named)] = moved(
-                    open_model(other, source=_source_of(other, source)).model, device
+                    open_model(other, source=_source_of(other, options.source)).model, options.device
                 )
         found = measure(
-            named, samples, title=title or model, told=told, period=period or None, report=made,
+            named, samples, title=title or options.model, told=told, period=period or None, report=made,
             natural=real, progress=tell,
         )  # fmt: skip
         if not opened.trained:
@@ -139,12 +123,12 @@ def report_command(
         found.notes.extend(_repair_notes(named.get("repaired")))
         tell("drawing")
         files = [str(path) for path in write_findings(found, out, training=curves, pngs=pngs)]
-    if as_json:
+    if options.as_json:
         print_json({**found.to_dict(), "files": files})
     else:
         _print(found, files)
         if not others and "repaired" in named and repair_report(named["repaired"]).repaired:
-            print_text(f"next: pixelize repair '{model}' --out FILE")
+            print_text(f"next: pixelize repair '{options.model}' --out FILE")
     worst = found.variants[-1].worst
     if fail_above is not None:
         if worst is None:
@@ -199,23 +183,15 @@ def _converted(built: nn.Module, example: Any, named: dict[str, nn.Module], requ
     return report(named["converted"])
 
 
-def _repaired(
-    opened: OpenedModel,
-    names: list[str] | None,
-    samples: list[Any],
-    size: str,
-    scale: str,
-    seed: int,
-    device: str,
-) -> tuple[nn.Module, str]:
+def _repaired(options: ModelOptions, opened: OpenedModel, samples: list[Any]) -> tuple[nn.Module, str]:
     """The repaired model, and on what it was fitted.
 
     Inputs that are drawn are drawn anew and more of them, so that it is measured on others.
     """
-    if names:
+    if options.data:
         told = "The repair was fitted on the pictures that it is measured on here; fresh ones show more."
     else:
-        samples, _ = read_data(opened, None, size, scale, REPAIR_SAMPLES, seed + 1, device)
+        samples, _ = replace(options, seed=options.seed + 1).read(opened, REPAIR_SAMPLES)
         told = "The repair was fitted on other inputs than these."
     return repair(opened.model, samples, progress=sys.stderr.isatty()), told
 
