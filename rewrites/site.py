@@ -9,8 +9,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-SiteKind = Literal["conv_transpose", "resize_conv", "pixel_shuffle", "resize"]
-SITE_KINDS: tuple[str, ...] = ("conv_transpose", "resize_conv", "pixel_shuffle", "resize")
+SiteKind = Literal["conv_transpose", "resize_conv", "pixel_shuffle", "resize", "conv"]
+SITE_KINDS: tuple[str, ...] = ("conv_transpose", "resize_conv", "pixel_shuffle", "resize", "conv")
 Size = tuple[int, ...]
 """One number for each axis."""
 CONV_TRANSPOSE: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -20,7 +20,8 @@ CONV_TRANSPOSE: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 
 @dataclass(frozen=True)
 class Geometry:
     """A transposed convolution without its numbers: the constructor arguments of ``nn.ConvTranspose1d``,
-    ``2d`` or ``3d``, with one number for each axis."""
+    ``2d`` or ``3d``, with one number for each axis. Of a site of kind ``"conv"`` those of ``nn.Conv1d`` ..
+    """
 
     in_channels: int
     out_channels: int

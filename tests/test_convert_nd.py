@@ -188,3 +188,52 @@ def test_inherited_from_the_weights_alone(n):
     first = (slice(a, None, s) for a, s in zip(layer.anchor, layer.stride, strict=True))
     gap = (layer(x) - original(x))[(..., *first)]
     assert gap.abs().max() < 1e-12 and 0 <= error < 1
+
+
+class Convolutions(nn.Module):
+    """A strided convolution with a parametrization, a plain one called twice, one of a single tap."""
+
+    def __init__(self, n):
+        super().__init__()
+        conv = kind("Conv", n)
+        self.down = torch.nn.utils.parametrizations.weight_norm(conv(2, 4, 3, 2, 1))
+        self.twice = conv(4, 4, 3, padding="same", padding_mode="replicate", groups=2)
+        self.last = conv(4, 3, 1)
+
+    def forward(self, x):
+        return self.last(self.twice(self.twice(self.down(x)).relu()))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_convolutions_on_request(n, tmp_path):
+    torch.manual_seed(6)
+    model, size = Convolutions(n).double(), (9, 6, 7)[:n]
+    x = torch.randn(2, 2, *size, dtype=torch.float64)
+    assert not pixelize.inspect(model, x).found
+    with pytest.raises(ArgumentError, match="sites has 'conv'"):
+        pixelize.convert(model, "pixeldcl", sites=("conv",))
+    new = pixelize.convert(model, sites=("conv",), schedule="near", example_inputs=x)
+    rows = pixelize.report(new).converted
+    assert [(row.name, row.layer) for row in rows] == [
+        ("down", f"iPixelConv{n}d"),
+        ("twice", f"iPixelConv{n}d"),
+    ]
+    assert pixelize.report(new).error < 1e-14
+    other = torch.randn(1, 2, *(s + 1 for s in size), dtype=torch.float64)
+    torch.testing.assert_close(new(other), model(other), rtol=0, atol=1e-12)
+    folded = pixelize.fold(new)
+    assert type(folded.down) is kind("Conv", n)
+    torch.testing.assert_close(folded(other), model(other), rtol=0, atol=1e-12)
+    assert torch.equal(pixelize.revert(copy.deepcopy(new))(x), model(x))
+    trained(new)
+    with pytest.raises(pixelize.PixelizeError, match="down: each phase"):
+        pixelize.fold(new)
+    pixelize.set_input_gate(new.down, 0.5)
+    loaded = pixelize.load(pixelize.save(new, tmp_path / "gated"), into=Convolutions(n).double())
+    assert torch.equal(loaded(x), new(x))
+    pixelize.set_input_gate(new, 0.0)
+    hard = pixelize.harden(copy.deepcopy(new))
+    assert type(hard.twice) is getattr(pixelize, f"PixelConv{n}d")
+    torch.testing.assert_close(hard(x), new(x), rtol=0, atol=1e-12)
+    loaded = pixelize.load(pixelize.save(hard, tmp_path / "hard"), into=Convolutions(n).double())
+    assert torch.equal(loaded(x), hard(x))

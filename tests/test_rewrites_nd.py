@@ -150,6 +150,32 @@ def test_a_convolution_and_a_shuffle_are_one_transposed_convolution(n, data):
 
 
 @axes
+def test_a_convolution_that_is_shuffled_in_parts_is_listed(n):
+    class Parts(Shuffled):
+        def forward(self, x):
+            y, size = self.conv(x), x.shape[2:]
+            first = y[:, :, :1].reshape(len(y), 2, 2, 1, *size[1:]).transpose(2, 3)
+            rest = y[:, :, 1:].reshape(len(y), 2, 2, size[0] - 1, *size[1:]).transpose(2, 3)
+            parts = [p.reshape(len(y), 2, -1, *size[1:]) for p in (first, rest)]
+            return torch.cat([parts[0][:, :, 1:], parts[1]], 2)
+
+    model = Parts(n, (2, *(1,) * (n - 1)), (3,) * n, (1,) * n, True)
+    found = survey(model, torch.randn(2, 3, *SIZES[n][0]))
+    assert not found.sites and "shuffled in parts" in found.skipped[0].reason
+
+
+@axes
+def test_a_normalised_convolution_of_a_resize_has_its_norm_worked_in(n):
+    norm = nn.utils.parametrizations.weight_norm
+    conv = norm(kind("Conv", n)(3, 4, 3, padding=1))
+    model = nn.Sequential(nn.Upsample(scale_factor=2), conv).double()
+    x = torch.randn(2, 3, *SIZES[n][0], dtype=torch.float64)
+    new = pixelize.convert(model, example_inputs=x)
+    assert "worked into the weight" in pixelize.report(new).converted[0].note
+    assert_same(model, new, torch.randn(1, 3, *SIZES[n][1], dtype=torch.float64))
+
+
+@axes
 @pytest.mark.parametrize("resize", ["nearest", "linear"])
 def test_a_resize_alone_is_a_depthwise_one(n, resize):
     model = nn.Sequential(nn.Upsample(scale_factor=3, mode=LINEAR[n] if resize == "linear" else resize))

@@ -32,7 +32,7 @@ def apply_plan(plan: Plan, model: nn.Module) -> dict[str, SiteReport]:
             prior = prior_before(existing, places[id(module)], planned.site.geometry.in_channels)
         new, error, note = _built(planned, module, prior)
         row = site_row(planned.site, model)
-        row.layer = layer_name(planned.layer, len(planned.site.geometry.stride))
+        row.layer = layer_name(planned.layer, len(planned.site.geometry.stride), planned.site.kind)
         row.status, row.error, row.note = "converted", error, note
         row.parameters_after = count_parameters(new)
         rows[planned.site.name] = row

@@ -64,7 +64,8 @@ def convert(
         include: the sites to convert: fnmatch patterns on qualified names, or a predicate on a
             :class:`pixelize.rewrites.Site`.
         exclude: the sites to leave, likewise.
-        sites: the kinds of sites to convert; ``"resize"`` (a bare resize) only on request.
+        sites: the kinds of sites to convert; ``"resize"`` (a bare resize) and ``"conv"`` (a convolution of
+            more than one tap, which becomes an iPixelConv) only on request.
         inplace: convert ``model`` itself instead of a copy.
         dependency_kernel_size: the window of the new layers' dependency kernels
             (:class:`pixelize.iPixelDCL2d`).
@@ -91,7 +92,7 @@ def convert(
     inner = uncompiled(model)
     inputs, notes = known_inputs(inner, example_inputs)
     with change(inner):  # a look at it that is interrupted leaves no trace
-        plan = plan_conversion(inner, request, look(inner, inputs, notes))
+        plan = plan_conversion(inner, request, look(inner, inputs, notes, "conv" in request.sites))
     target = inner if inplace else copy_model(inner)
     with change(target), full_precision():
         if plan.planned:
@@ -154,7 +155,7 @@ def _observed(
         notes.append(f"not verified: {error}")
         return []
     # a transposed convolution is the same at every size; what follows a resize need not be
-    if request.exact and any(site.kind != "conv_transpose" for site in plan.sites):
+    if request.exact and any(site.kind not in ("conv_transpose", "conv") for site in plan.sites):
         other = observe_other_size(target, inputs, plan.sites)
         found += [other] if other is not None else []
     return found

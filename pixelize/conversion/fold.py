@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import gcd
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,10 @@ from pixelize.algebra.polyphase import (
 from pixelize.errors import PixelizeError
 from pixelize.inheritance.inherit import baked, effective_weight
 from pixelize.inheritance.record import forget
+from pixelize.layers.dependency_kernels import PixelDependencies
 from pixelize.layers.functional import gate_mask
+from pixelize.layers.gate import gate_of
+from pixelize.layers.pixel_conv import PixelConvolution, iPixelConv
 from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernels_of, iPixelDCL
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.site import CONV_TRANSPOSE
@@ -37,14 +41,21 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     pixels (2 * stride pixels of the output) on each side differ; in general the sum of the half windows of
     the stages in a row. With zero dependency kernels nothing differs.
 
-    Returns a copy, or ``model`` itself with ``inplace``. Raises PixelizeError if there is nothing to fold.
+    A pixel convolution is an ``nn.ConvNd`` with zero dependency kernels alone: with others each phase of its
+    output has taps of its own.
+
+    Returns a copy, or ``model`` itself with ``inplace``. Raises PixelizeError if there is nothing to fold, or
+    a pixel convolution that is none.
     """
     target = model if inplace else copy_model(model)
-    layers = [m for m in target.modules() if isinstance(m, PixelDeconvolution)]
+    layers = {name: m for name, m in target.named_modules() if isinstance(m, PixelDependencies)}
     if not layers:
         raise PixelizeError(f"this {type(model).__name__} has no PixelDCL or iPixelDCL to fold")
     with change(target), full_precision():
-        folded = [(layer, folded_layer(layer)) for layer in layers]
+        folded: list[tuple[Any, nn.Module]] = [
+            (m, folded_layer(m) if isinstance(m, PixelDeconvolution) else _plain_convolution(name, m))  # type: ignore[arg-type]
+            for name, m in layers.items()
+        ]
         forget(target)
         for layer, plain in folded:
             hooks = {key: value for key, value in baked(layer).__dict__.items() if "hooks" in key}
@@ -96,6 +107,28 @@ def folded_layer(layer: PixelDeconvolution) -> nn.Module:
     )  # type: ignore[arg-type]
     like = layer.weight
     plain.weight = nn.Parameter(weight.to(like), requires_grad=like.requires_grad)
+    if layer.bias is not None:
+        plain.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=layer.bias.requires_grad)
+    return plain.train(layer.training)
+
+
+def _plain_convolution(name: str, layer: PixelConvolution) -> nn.Module:
+    if (
+        not isinstance(layer, iPixelConv)
+        or gate_of(layer) != 1.0
+        or any(d.any() for d in layer.dependency_kernels)
+    ):
+        raise PixelizeError(
+            f"{name}: each phase of this {type(layer).__name__}'s output has taps of its own, which no one "
+            "convolution has: it cannot be folded. Zero its dependency kernels, or leave it as it is"
+        )
+    n = len(layer.kernel_size)
+    plain: nn.Module = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[n - 1](
+        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        layer.groups, layer.bias is not None, layer.padding_mode, device="meta",
+    )  # type: ignore[arg-type]  # fmt: skip
+    trained = any(p.requires_grad for p in layer.parameters())
+    plain.weight = nn.Parameter(effective_weight(layer).clone(), requires_grad=trained)
     if layer.bias is not None:
         plain.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=layer.bias.requires_grad)
     return plain.train(layer.training)

@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from pixelize.errors import PixelizeError
-from pixelize.inheritance.inherit import baked, reclass
+from pixelize.inheritance.inherit import CONV_LAYERS, LAYERS, baked, reclass
 from pixelize.inheritance.record import record_of, remember
+from pixelize.layers.dependency_kernels import InputGated
 from pixelize.layers.gate import gate_of
-from pixelize.layers.pixel_dcl import (
-    PixelDCL,
-    PixelDCL1d,
-    PixelDCL2d,
-    PixelDCL3d,
-    iPixelDCL,
-    iPixelDCL1d,
-    iPixelDCL2d,
-    iPixelDCL3d,
-)
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.state.change import change
 
-HARDENED: dict[type[iPixelDCL], type[PixelDCL]] = {
-    iPixelDCL1d: PixelDCL1d,
-    iPixelDCL2d: PixelDCL2d,
-    iPixelDCL3d: PixelDCL3d,
+HARDENED: dict[type[nn.Module], type[nn.Module]] = {
+    gated: layers["pixeldcl"][n]
+    for layers in (LAYERS, CONV_LAYERS)
+    for n, gated in layers["ipixeldcl"].items()
 }
 
 
 def harden(model: nn.Module) -> nn.Module:
     """Makes every iPixelDCL whose gate is 0 the PixelDCL that it then is, in place: its input kernels are
-    dropped.
+    dropped. Likewise every iPixelConv a PixelConv, with all its taps.
 
     Returns ``model``. Raises PixelizeError, leaving the model as it was, if a gate is not 0 or there is no
     iPixelDCL.
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, iPixelDCL)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, InputGated)}
     if not layers:
         raise PixelizeError(f"this {type(model).__name__} has no iPixelDCL to harden")
     for name, layer in layers.items():
@@ -53,7 +45,7 @@ def harden(model: nn.Module) -> nn.Module:
         return model
 
 
-def _hardened(layer: iPixelDCL) -> PixelDCL:
+def _hardened(layer: Any) -> nn.Module:
     plain = baked(layer)
     kernels = plain.dependency_kernels
     old = next(kind for kind in HARDENED if isinstance(plain, kind))

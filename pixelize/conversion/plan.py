@@ -57,7 +57,7 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"{self.model}, seen through: {self.capture}"]
         for p in self.planned:
-            into = layer_name(p.layer, len(p.site.geometry.stride))
+            into = layer_name(p.layer, len(p.site.geometry.stride), p.site.kind)
             if p.layer != "dcl":
                 window = "x".join(map(str, p.design.kernel_size))
                 into += f" ({p.design.schedule}, {window}, {p.init})"
@@ -78,9 +78,10 @@ def known_inputs(model: nn.Module, example_inputs: Any) -> tuple[Any, tuple[str,
         return None, (note,)
 
 
-def look(model: nn.Module, inputs: Any, notes: tuple[str, ...]) -> Survey:
-    """All sites of a model, functional ones among them; changes nothing."""
-    found = survey(model, inputs, functional=True)
+def look(model: nn.Module, inputs: Any, notes: tuple[str, ...], convolutions: bool = False) -> Survey:
+    """All sites of a model, functional ones among them; changes nothing. ``convolutions``: those that
+    up-sample nothing too."""
+    found = survey(model, inputs, functional=True, convolutions=convolutions)
     return replace(found, notes=(*found.notes, *notes))
 
 

@@ -54,6 +54,11 @@ def check_request(request: Request, data: Any) -> None:
     unknown = [s for s in sites if s not in SITE_KINDS]
     if unknown:
         raise ArgumentError(f"sites has {unknown[0]!r}; choose from {', '.join(map(repr, SITE_KINDS))}")
+    if "conv" in sites and (layer != "ipixeldcl" or init != "inherit"):
+        raise ArgumentError(
+            "sites has 'conv': an iPixelConv takes a convolution's place as it is; that is layer='ipixeldcl' "
+            f"and init='inherit', not {layer!r} and {init!r}. Convert the other sites by a call of their own"
+        )
     if init == "calibrate" and data is None:
         raise ArgumentError(
             "init='calibrate' needs data: an iterable of inputs (a tensor, tuple or dict each)"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pixelize.adapters import connect
 from pixelize.algebra.schedule import make_schedule
@@ -33,8 +33,8 @@ from pixelize.inheritance.record import (
     refresh,
     remember,
 )
+from pixelize.layers.dependency_kernels import InputGated
 from pixelize.layers.gate import set_gate
-from pixelize.layers.pixel_dcl import iPixelDCL
 from pixelize.rewrites import Geometry, become, check_site, geometry_of, outline, state_of
 from pixelize.rewrites.state.change import change
 from pixelize.rewrites.state.modules import modules_of, tensors_of
@@ -191,7 +191,7 @@ def _converted(module: nn.Module, saved: SavedSite, shapes: Shapes, like: Tensor
                 "saved model"
             )
         source = module
-        if f"{site.name}.weight" in shapes and isinstance(module, _ConvTransposeNd):
+        if f"{site.name}.weight" in shapes and isinstance(module, _ConvNd):
             source = baked(module)  # a norm that the saved layer did not keep
         try:
             check_site(site, source)
@@ -204,12 +204,12 @@ def _converted(module: nn.Module, saved: SavedSite, shapes: Shapes, like: Tensor
             raise LoadError(
                 f"{where}: {site.name} is a {type(module).__name__} that does not fit the plan ({error})"
             ) from error
-        inherits = saved.layer == "ipixeldcl" and site.kind == "conv_transpose" and source is module
+        inherits = saved.layer == "ipixeldcl" and site.kind in ("conv_transpose", "conv") and source is module
         origin = state_of(module) if inherits else None
         remember(new, new_record(site, saved.layer, saved.design, origin, new))
     for name, gate in saved.gates.items():
         layer = dict(new.named_modules()).get(name)
-        if not isinstance(layer, iPixelDCL):
+        if not isinstance(layer, InputGated):
             raise LoadError(f"{where}: {site.name} has no gate named {name!r}")
         set_gate(layer, gate)
     return new
@@ -227,12 +227,13 @@ def _check_size(saved: SavedSite, shapes: Shapes) -> None:
         raise ValueError(f"its weights are too few for {g.in_channels} to {g.out_channels} channels")
     if saved.layer == "dcl":
         return
-    phases, taps = prod(g.stride), prod(design.kernel_size)
+    period = tuple(saved.site.options["period"]) if saved.site.kind == "conv" else g.stride
+    phases, taps = prod(period), prod(design.kernel_size)
     work = phases**2 if design.schedule in ("sequential", "near") else phases
     if max(work, taps) > max(room, 2**16):
         raise ValueError(f"its weights are too few for {phases} phases and dependency kernels of {taps} taps")
     groups = g.out_channels if design.groups == -1 else design.groups
-    stages = make_schedule(design.schedule, g.stride, design.kernel_size).stages
+    stages = make_schedule(design.schedule, period, design.kernel_size).stages
     for number, stage in enumerate(stages):
         wanted = stage.kernel_shape(g.out_channels, groups, design.kernel_size)
         ends = f"dependency_kernels.{number}"
@@ -254,8 +255,8 @@ def _attach_report(model: nn.Module, plan: SavedPlan, where: str) -> None:
         g = site.geometry
         rows.append(
             SiteReport(
-                name, site.kind, site.type, "converted", site.names, layer_name(layer, len(g.stride)),
-                in_channels=g.in_channels,
+                name, site.kind, site.type, "converted", site.names,
+                layer_name(layer, len(g.stride), site.kind), in_channels=g.in_channels,
                 out_channels=g.out_channels, kernel_size=g.kernel_size, stride=g.stride,
                 parameters_after=count_parameters(module),
             )

@@ -18,8 +18,8 @@ from pixelize.algebra.schedule import SCHEDULES
 from pixelize.errors import LoadError
 from pixelize.inheritance.inherit import LAYERS, Design
 from pixelize.inheritance.record import Record, converted_modules, kept_repair, record_of
+from pixelize.layers.dependency_kernels import InputGated
 from pixelize.layers.gate import gate_of
-from pixelize.layers.pixel_dcl import iPixelDCL
 from pixelize.rewrites import SITE_KINDS, Geometry, Site
 
 PLAN = "pixelize.json"
@@ -65,7 +65,9 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
     for name, module in converted_modules(model).items():
         record: Record = record_of(module)  # type: ignore[assignment]
         gates = {
-            n: gate_of(m) for n, m in module.named_modules() if isinstance(m, iPixelDCL) and gate_of(m) != 1.0
+            n: gate_of(m)
+            for n, m in module.named_modules()
+            if isinstance(m, InputGated) and gate_of(m) != 1.0
         }
         site = record.site.seen_as(name)
         sites.append(

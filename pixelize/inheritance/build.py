@@ -7,9 +7,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from pixelize.inheritance.inherit import LAYERS, Design, baked, inherit
+from pixelize.inheritance.inherit import CONV_LAYERS, LAYERS, Design, baked, inherit, inherit_convolution
 from pixelize.inheritance.prior_fit import InputPrior
 from pixelize.rewrites import Site, TransposedConv, canonical, replacement
 from pixelize.rewrites.site import CONV_TRANSPOSE
@@ -24,19 +24,23 @@ def build_layer(
     ``prior``: what is known of its input, for ``init="inherit"`` of a PixelDCL.
     """
     note: str | None = None
+    groups = site.geometry.out_channels if design.groups == -1 else design.groups
+    design = replace(design, groups=groups)
+    if site.kind == "conv":
+        assert isinstance(module, _ConvNd)
+        return inherit_convolution(module, layer, design, site.options["period"]), 0.0, None
     if site.kind == "conv_transpose":
         assert isinstance(module, _ConvTransposeNd)
         source = module
     else:
-        if isinstance(module, nn.Conv2d) and (plain := baked(module)) is not module:
+        if isinstance(module, _ConvNd) and (plain := baked(module)) is not module:
             module, note = plain, "its norm or parametrization was worked into the weight"
         source = _plain(canonical(site, module), module)
     error: float | None = 0.0
     if layer == "dcl":
         new: nn.Module = source
     else:
-        groups = site.geometry.out_channels if design.groups == -1 else design.groups
-        new, error, told = inherit(source, layer, replace(design, groups=groups), init, prior)
+        new, error, told = inherit(source, layer, design, init, prior)
         note = note or told
     if site.kind != "conv_transpose":
         new = replacement(site, module, new)
@@ -69,6 +73,8 @@ def _is_trained(module: nn.Module, name: str) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def layer_name(layer: str, n: int) -> str:
-    """The class that a ``layer`` argument stands for, in ``n`` dimensions."""
+def layer_name(layer: str, n: int, kind: str = "conv_transpose") -> str:
+    """The class that a ``layer`` argument stands for, in ``n`` dimensions, at a site of that kind."""
+    if kind == "conv":
+        return CONV_LAYERS[layer][n].__name__
     return LAYERS[layer][n].__name__ if layer in LAYERS else f"ConvTranspose{n}d"

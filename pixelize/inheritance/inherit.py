@@ -9,6 +9,7 @@ first phase, and its dependency kernels are fitted.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, TypeVar
@@ -26,6 +27,15 @@ from torch.nn.utils.spectral_norm import (
 from torch.nn.utils.weight_norm import WeightNorm
 
 from pixelize.inheritance.prior_fit import InputPrior, fit_from_prior
+from pixelize.layers.pixel_conv import (
+    PixelConv1d,
+    PixelConv2d,
+    PixelConv3d,
+    PixelConvolution,
+    iPixelConv1d,
+    iPixelConv2d,
+    iPixelConv3d,
+)
 from pixelize.layers.pixel_dcl import (
     PixelDCL1d,
     PixelDCL2d,
@@ -45,6 +55,12 @@ LAYERS: dict[str, dict[int, type[PixelDeconvolution]]] = {
     "pixeldcl": {1: PixelDCL1d, 2: PixelDCL2d, 3: PixelDCL3d},
 }
 """The classes that a ``layer`` argument stands for, by the number of axes."""
+CONV_LAYERS: dict[str, dict[int, type[PixelConvolution]]] = {
+    "ipixeldcl": {1: iPixelConv1d, 2: iPixelConv2d, 3: iPixelConv3d},
+    "pixeldcl": {1: PixelConv1d, 2: PixelConv2d, 3: PixelConv3d},
+}
+"""Those that it stands for where it takes the place of a convolution."""
+_PLAIN = (*CONV_TRANSPOSE.values(), nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _NORM_HOOKS = (WeightNorm, SpectralNorm, SpectralNormStateDictHook, SpectralNormLoadStateDictPreHook)
 
@@ -120,6 +136,18 @@ def inherit(
     return new, error, note
 
 
+def inherit_convolution(
+    module: _ConvNd, layer: str, design: Design, period: Sequence[int]
+) -> PixelConvolution:
+    """A new pixel convolution with the parameters of ``module``, a convolution, and zero dependency kernels:
+    as an iPixelConv it computes the same. ``module`` is not changed.
+    """
+    new = _shell(module, CONV_LAYERS[layer][len(module.kernel_size)])
+    new.set_period(tuple(period))
+    new.set_dependencies(design.kernel_size, design.groups, design.schedule)
+    return new
+
+
 def baked(module: Convolution) -> Convolution:
     """``module`` with its weight as a plain parameter: without parametrizations and old norm hooks.
     ``module`` is not changed.
@@ -182,7 +210,7 @@ def _class_for(origin: type, layer: type) -> type:
     A subclass with a ``forward`` of its own comes first (it calls ``super().forward``, which is then the
     layer's).
     """
-    if origin in CONV_TRANSPOSE.values() or issubclass(origin, LazyModuleMixin):
+    if origin in _PLAIN or issubclass(origin, LazyModuleMixin):
         return layer
     if "parametrizations" in vars(origin) or origin.__name__.startswith("Parametrized"):
         base = _class_for(origin.__mro__[1], layer)
@@ -192,7 +220,7 @@ def _class_for(origin: type, layer: type) -> type:
             if k not in ("__dict__", "__weakref__", "__doc__", "__module__")
         }
         return type(f"Parametrized{base.__name__}", (base,), body)
-    own = takewhile(lambda cls: cls not in CONV_TRANSPOSE.values(), origin.__mro__)
+    own = takewhile(lambda cls: cls not in _PLAIN, origin.__mro__)
     own_forward = any("forward" in vars(cls) for cls in own)
     first, second = (origin, layer) if own_forward else (layer, origin)
     return combined(first, second, origin)

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from pixelize.inheritance.inherit import Design
+from pixelize.layers.dependency_kernels import PixelDependencies
 from pixelize.rewrites import Site, state_of
 from pixelize.rewrites.state.modules import modules_of, tensors_of
 from pixelize.rewrites.state.splice import State
@@ -173,8 +174,10 @@ def original(record: Record) -> nn.Module:
     return module
 
 
-def inner_layer(module: nn.Module) -> _ConvTransposeNd:
-    """The up-sampling layer of a converted module: itself, or the one that it holds."""
+def inner_layer(module: nn.Module) -> _ConvNd:
+    """The layer of a converted module that does its work: itself, or the one that it holds."""
+    if isinstance(module, PixelDependencies):
+        return module  # type: ignore[return-value]
     return next(m for m in module.modules() if isinstance(m, _ConvTransposeNd))
 
 

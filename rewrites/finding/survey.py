@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from pixelize.rewrites.finding.conv import scan_conv
 from pixelize.rewrites.finding.conv_transpose import qualified_names, scan_conv_transpose
 from pixelize.rewrites.finding.enclosing import enclosing
 from pixelize.rewrites.finding.functional import scan_functional
@@ -26,16 +27,19 @@ FUNCTIONAL = "called as a function: make it a module first (pixelize.rewrites.ou
 Calls = dict[str, list[fx.Node]]
 
 
-def survey(model: nn.Module, example_inputs: Any = None, functional: bool = False) -> Survey:
+def survey(
+    model: nn.Module, example_inputs: Any = None, functional: bool = False, convolutions: bool = False
+) -> Survey:
     """Finds every up-sampling site of ``model`` and changes nothing.
 
     ``example_inputs``: a tensor, a tuple of positional or a dict of keyword arguments. ``functional`` is for
     a caller that makes modules of the functional sites with :func:`pixelize.rewrites.outline` before it swaps
-    any: without it they are listed as skipped.
+    any: without it they are listed as skipped. ``convolutions`` finds those that up-sample nothing too.
     """
     sites, skipped = scan_conv_transpose(model)
     seen = capture(model, example_inputs)
     if seen.graph is None:
+        sites += scan_conv(model) if convolutions else []
         return Survey(tuple(sites), tuple(skipped), seen.name, seen.notes)
     notes = list(seen.notes)
     flow = analyse(seen.graph, model)
@@ -48,6 +52,9 @@ def survey(model: nn.Module, example_inputs: Any = None, functional: bool = Fals
         opaque += [Skipped(s.name, s.kind, s.type, FUNCTIONAL) for s in outlined]
         outlined = []
     sites += [*found, *bare, *outlined]
+    if convolutions:
+        elsewhere = {name for site in sites for name in site.names}
+        sites += [site for site in scan_conv(model) if site.name not in elsewhere]
     order = {path: i for i, path in enumerate(calls)}
     sites.sort(key=lambda site: min((order[n] for n in site.names if n in order), default=len(order)))
     return Survey(tuple(sites), (*skipped, *refused, *varying, *left, *opaque), seen.name, tuple(notes))

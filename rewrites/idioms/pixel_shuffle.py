@@ -54,6 +54,10 @@ def match(
                 shuffles.add(((int(op.args["factor"]),) * 2, None))
                 continue
             order = shuffle_order(call, user, n)
+            if op.kind == "slice" and any(
+                o.kind == "shuffle" or shuffle_order(user, u, n) for u, o in uses(flow, user, THROUGH)
+            ):
+                return "its output is shuffled in parts, each in another way"
             if order is None:
                 others.add(op.name)
             else:

@@ -8,7 +8,14 @@ from __future__ import annotations
 from torch import fx, nn
 
 from pixelize.rewrites.graph.flow import Flow
-from pixelize.rewrites.idioms import conv_transpose, linear_conv, pixel_shuffle, resize, resize_conv_module
+from pixelize.rewrites.idioms import (
+    conv,
+    conv_transpose,
+    linear_conv,
+    pixel_shuffle,
+    resize,
+    resize_conv_module,
+)
 from pixelize.rewrites.idioms.idiom import Idiom
 from pixelize.rewrites.idioms.resize_conv import has_one_tap
 from pixelize.rewrites.site import Site, TransposedConv
@@ -31,7 +38,7 @@ def idioms() -> tuple[Idiom, ...]:
     return tuple(_idioms.values())
 
 
-for _module in (conv_transpose, resize_conv_module, linear_conv, pixel_shuffle, resize):
+for _module in (conv, conv_transpose, resize_conv_module, linear_conv, pixel_shuffle, resize):
     register(_module.IDIOM)
 
 

@@ -48,6 +48,19 @@ PRUNED = "pruned: make that permanent first (torch.nn.utils.prune.remove), then 
 
 def conv_refusal(module: _ConvNd) -> str | None:
     """Why a convolution that reads a resized image cannot become a transposed one, or None if it can."""
+    reason = own_refusal(module)
+    if reason:
+        return reason
+    if any(c != 1 for c in module.stride):
+        return f"the convolution has stride {tuple(module.stride)}"
+    taken = {"layer", "skip", "options", "factor", "rest", "inverse", "places", "phase_bias"}
+    if clash := taken & {*module.__dict__, *module._modules, *module._parameters, *dir(type(module))}:
+        return f"its attribute {min(clash)!r} has the name of one that its replacement needs"
+    return None
+
+
+def own_refusal(module: _ConvNd) -> str | None:
+    """Why a convolution does something else than its attributes tell, or None if it does not."""
     kind = type(module)
     if "forward" in module.__dict__:
         return INSTANCE_FORWARD
@@ -60,14 +73,9 @@ def conv_refusal(module: _ConvNd) -> str | None:
         norms = [h for h in module._forward_pre_hooks.values() if isinstance(h, WeightNorm | SpectralNorm)]
         if not norms:
             return "its weight is no parameter, and what computes it is not known"
-    if any(c != 1 for c in module.stride):
-        return f"the convolution has stride {tuple(module.stride)}"
     c_in, c_out, groups = module.in_channels, module.out_channels, module.groups
     if tuple(module.weight.shape) != (c_out, c_in // groups, *module.kernel_size):
         return f"its weight has the shape {tuple(module.weight.shape)}, which its attributes do not tell"
-    taken = {"layer", "skip", "options", "factor", "rest", "inverse", "places", "phase_bias"}
-    if clash := taken & {*module.__dict__, *module._modules, *module._parameters, *dir(kind)}:
-        return f"its attribute {min(clash)!r} has the name of one that its replacement needs"
     return None
 
 

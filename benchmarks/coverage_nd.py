@@ -1,0 +1,302 @@
+# ruff: noqa: E501  (configurations read best as tables)
+"""Models of waveforms, films and volumes: what pixelize finds in them, and what converting it changes.
+
+    python benchmarks/coverage_nd.py                   # all, about three minutes on one CPU core
+    python benchmarks/coverage_nd.py --only monai/     # those whose name contains the text
+
+Every model is small and has random weights; nothing is downloaded. Vocoders and audio codecs of transformers
+and diffusers, diffusers' video autoencoders, MONAI's networks. For each one: the sites by kind, the relative
+error of the outputs after ``pixelize.convert`` in float64 at the captured size, at another, odd one, and with
+two samples; and what up-samples and is not converted, with the reason. Writes ``results/coverage_nd.json`` and
+``.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import pixelize
+from pixelize.errors import NothingToConvertError
+from pixelize.running.outputs import relative_error
+
+RESULTS = Path(__file__).parent / "results"
+Size = tuple[int, ...]
+Case = tuple[Callable[[], nn.Module], Size, Size]
+"""How a model is built, and two shapes of its input."""
+
+
+def catalogue() -> dict[str, Case]:
+    """Every model by ``library/name``."""
+    return {**_transformers(), **_diffusers(), **_monai()}
+
+
+def _transformers() -> dict[str, Case]:
+    def build(name: str, config: str, module: str = "", **settings: Any) -> nn.Module:
+        import importlib
+
+        import transformers
+
+        home = importlib.import_module(module) if module else transformers
+        return getattr(home, name)(getattr(transformers, config)(**settings))
+
+    vocoder: dict[str, Any] = {"model_in_dim": 8, "upsample_initial_channel": 32}
+    codec = {"num_filters": 4, "hidden_size": 16, "codebook_dim": 16, "codebook_size": 16}
+    mimi = {
+        "num_filters": 4, "hidden_size": 32, "vector_quantization_hidden_dimension": 16, "codebook_dim": 16, "codebook_size": 16,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 32,
+        "upsample_groups": 32,
+    }  # fmt: skip
+    univnet = {
+        "model_hidden_channels": 8,
+        "num_mel_bins": 8,
+        "model_in_channels": 8,
+        "kernel_predictor_hidden_channels": 8,
+    }
+    vits = {"flow_size": 8, "upsample_initial_channel": 32}
+    return {
+        "transformers/SpeechT5HifiGan": (partial(build, "SpeechT5HifiGan", "SpeechT5HifiGanConfig", **vocoder), (1, 13, 8), (1, 9, 8)),
+        "transformers/FastSpeech2ConformerHifiGan": (
+            partial(build, "FastSpeech2ConformerHifiGan", "FastSpeech2ConformerHifiGanConfig", **vocoder), (1, 13, 8), (1, 9, 8),
+        ),
+        "transformers/VITS decoder": (
+            partial(build, "VitsHifiGan", "VitsConfig", "transformers.models.vits.modeling_vits", **vits), (1, 8, 13), (1, 8, 9),
+        ),
+        "transformers/UnivNet": (partial(build, "UnivNetModel", "UnivNetConfig", **univnet), (1, 9, 8), (1, 7, 8)),
+        "transformers/EnCodec": (partial(build, "EncodecModel", "EncodecConfig", **codec), (1, 1, 2001), (1, 1, 1503)),
+        "transformers/DAC": (
+            partial(build, "DacModel", "DacConfig", encoder_hidden_size=4, decoder_hidden_size=64, codebook_size=16), (1, 1, 4096), (1, 1, 3001),
+        ),
+        "transformers/Mimi": (partial(build, "MimiModel", "MimiConfig", **mimi), (1, 1, 7683), (1, 1, 5761)),
+    }  # fmt: skip
+
+
+def _diffusers() -> dict[str, Case]:
+    def build(name: str, **settings: Any) -> nn.Module:
+        import diffusers
+
+        return getattr(diffusers, name)(in_channels=settings.pop("in_channels", 3), **settings)
+
+    def oobleck() -> nn.Module:
+        import diffusers
+
+        return diffusers.AutoencoderOobleck(
+            encoder_hidden_size=8, channel_multiples=[1, 2, 4], decoder_channels=8, decoder_input_channels=4, downsampling_ratios=[2, 4, 8],
+        )  # fmt: skip
+
+    film, other = (1, 3, 9, 32, 32), (1, 3, 5, 48, 32)
+    four: dict[str, Any] = {
+        "out_channels": 3,
+        "block_out_channels": (8,) * 4,
+        "layers_per_block": 1,
+        "latent_channels": 4,
+    }
+    three: dict[str, Any] = {
+        **four,
+        "block_out_channels": (8,) * 3,
+        "spatial_compression_ratio": 4,
+        "temporal_compression_ratio": 2,
+    }
+
+    def blocks(name: str, first: str = "") -> dict[str, Any]:
+        return {
+            f"{way}_block_types": (f"{first or name}{kind}Block3D", *(f"{name}{kind}Block3D",) * 3)
+            for way, kind in (("down", "Down"), ("up", "Up"))
+        }
+
+    magvit = {
+        f"{way}_block_types": [f"Spatial{way.title()}Block3D", *[f"SpatialTemporal{way.title()}Block3D"] * 3] for way in ("down", "up")
+    }  # fmt: skip
+    ltx = {
+        **four, "latent_channels": 8, "layers_per_block": (1,) * 5, "decoder_layers_per_block": (1,) * 5, "decoder_block_out_channels": (8,) * 4,
+        "spatio_temporal_scaling": (True, True, False, False), "decoder_spatio_temporal_scaling": (True, True, False, False), "patch_size": 1,
+        "decoder_causal": False,
+    }  # fmt: skip
+    mochi = {
+        "in_channels": 15, "out_channels": 3, "latent_channels": 4, "encoder_block_out_channels": (32,) * 4, "decoder_block_out_channels": (32,) * 4,
+        "layers_per_block": (1,) * 5,
+    }  # fmt: skip
+    cosmos = {
+        "out_channels": 3, "latent_channels": 4, "encoder_block_out_channels": (8,) * 4, "decode_block_out_channels": (8,) * 4,
+        "attention_resolutions": (8,), "resolution": 64, "num_layers": 2, "patch_size": 4, "spatial_compression_ratio": 4,
+        "temporal_compression_ratio": 4,
+    }  # fmt: skip
+    wan = {
+        "base_dim": 3,
+        "z_dim": 16,
+        "dim_mult": [1] * 4,
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True, True],
+    }
+    named: dict[str, dict[str, Any]] = {
+        "AutoencoderKLLTXVideo": ltx,
+        "AutoencoderKLWan": wan,
+        "AutoencoderKLHunyuanVideo": {**four, **blocks("HunyuanVideo"), "norm_num_groups": 4},
+        "AutoencoderKLHunyuanVideo15": three,
+        "AutoencoderKLHunyuanImageRefiner": three,
+        "AutoencoderKLCogVideoX": {
+            **four,
+            **blocks("CogVideoX"),
+            "norm_num_groups": 2,
+            "temporal_compression_ratio": 4,
+        },
+        "AutoencoderKLMochi": mochi,
+        "AutoencoderKLCosmos": cosmos,
+        "AutoencoderKLMagvit": {**four, **magvit, "block_out_channels": [8] * 4, "norm_num_groups": 8},
+    }
+    cases: dict[str, Case] = {"diffusers/AutoencoderOobleck": (oobleck, (1, 2, 448), (1, 2, 320))}
+    return {
+        **cases,
+        **{
+            f"diffusers/{name}": (partial(build, name, **settings), film, other)
+            for name, settings in named.items()
+        },
+    }
+
+
+def _monai() -> dict[str, Case]:
+    def build(name: str, **settings: Any) -> nn.Module:
+        import monai.networks.nets as nets
+
+        return getattr(nets, name)(**settings)
+
+    plain: dict[str, Any] = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2}
+    unet = {**plain, "channels": (4, 8, 16), "strides": (2, 2)}
+    basic = {**plain, "features": (4, 4, 8, 8, 8, 4)}
+    dyn = {
+        **plain,
+        "kernel_size": [3, 3, 3],
+        "strides": [1, 2, (1, 2, 2)],
+        "upsample_kernel_size": [2, (1, 2, 2)],
+        "filters": [4, 8, 8],
+    }
+    named: dict[str, tuple[str, dict[str, Any]]] = {
+        "UNet": ("UNet", unet),
+        "UNet 2-D": ("UNet", {**unet, "spatial_dims": 2}),
+        "AttentionUnet": ("AttentionUnet", unet),
+        "BasicUNet": ("BasicUNet", basic),
+        "BasicUNet pixelshuffle": ("BasicUNet", {**basic, "upsample": "pixelshuffle"}),
+        "BasicUNet nontrainable": ("BasicUNet", {**basic, "upsample": "nontrainable"}),
+        "DynUNet": ("DynUNet", dyn),
+        "SegResNet": ("SegResNet", {**plain, "init_filters": 8}),
+        "SegResNet deconv": ("SegResNet", {**plain, "init_filters": 8, "upsample_mode": "deconv"}),
+        "SegResNet pixelshuffle": ("SegResNet", {**plain, "init_filters": 8, "upsample_mode": "pixelshuffle"}),
+        "SegResNetDS": ("SegResNetDS", {**plain, "init_filters": 8}),
+        "VNet": ("VNet", plain),
+        "SwinUNETR": ("SwinUNETR", {"in_channels": 1, "out_channels": 2, "feature_size": 12}),
+        "FlexibleUNet": ("FlexibleUNet", {**plain, "in_channels": 3, "backbone": "efficientnet-b0"}),
+        "AutoencoderKL": (
+            "AutoencoderKL",
+            {**plain, "channels": (4, 8, 8), "latent_channels": 3, "num_res_blocks": 1, "norm_num_groups": 4, "attention_levels": (False,) * 3},
+        ),
+    }  # fmt: skip
+    cases: dict[str, Case] = {}
+    for name, (network, settings) in named.items():
+        n, deep = settings.get("spatial_dims", 3), network in ("SwinUNETR", "VNet", "FlexibleUNet")
+        first, second = ((32, 32, 32), (32, 64, 32)) if deep else ((16, 32, 16), (32, 16, 48))
+        channels = settings["in_channels"]
+        cases[f"monai/{name}"] = (
+            partial(build, network, **settings),
+            (1, channels, *first[:n]),
+            (1, channels, *second[:n]),
+        )
+    return cases
+
+
+def built(build: Callable[[], nn.Module]) -> nn.Module:
+    """A model with random weights, the same at each call, in float64."""
+    torch.manual_seed(0)
+    return build().double().eval()
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """One row of the table."""
+    build, shape, other = case
+    model = built(build)
+    x = torch.randn(shape, dtype=torch.float64)
+    try:
+        converted = pixelize.convert(model, example_inputs=x)
+        report = pixelize.report(converted)
+    except NothingToConvertError:
+        converted, report = model, pixelize.inspect(model, x)
+    samples = {
+        "captured": x,
+        "another": torch.randn(other, dtype=x.dtype),
+        "two": torch.randn(2, *shape[1:], dtype=x.dtype),
+    }
+    return {
+        "sites": dict(Counter(s.kind for s in report.converted)),
+        "errors": {name: _error(model, converted, sample) for name, sample in samples.items()},
+        "left": [[s.name, s.type, s.reason] for s in report.skipped] + [[s.name, s.type, "on request"] for s in report.found],
+    }  # fmt: skip
+
+
+def _error(model: nn.Module, converted: nn.Module, sample: Tensor) -> float | str:
+    outputs = []
+    for m in (model, converted):
+        torch.manual_seed(1)
+        try:
+            with torch.no_grad():
+                outputs.append(m(sample))
+        except Exception as error:  # a size that the model itself does not take
+            if m is converted:
+                raise
+            return type(error).__name__
+    return relative_error(outputs[0], outputs[1])
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "# Models of waveforms, films and volumes",
+        "",
+        "Small, random weights, float64. Relative error of the outputs after `pixelize.convert`. Made by `benchmarks/coverage_nd.py`.",
+        "",
+        "| model | converted | at the captured size | at another size | two samples | up-samples and is left |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in rows.items():
+        sites = ", ".join(f"{count} {kind}" for kind, count in row["sites"].items()) or "none"
+        errors = [f"{e:.1e}" if isinstance(e, float) else e for e in row["errors"].values()]
+        left = Counter(reason for _, _, reason in row["left"])
+        lines.append(
+            f"| {name} | {sites} | {' | '.join(errors)} | {'; '.join(f'{n}: {r}' for r, n in left.items()) or 'nothing'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Runs the benchmark as the command line asks."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", default=[], help="only models whose name contains one of these")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write to")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    path = options.out / "coverage_nd.json"
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    models = catalogue()
+    for name, case in models.items():
+        if options.only and not any(text in name for text in options.only):
+            continue
+        rows[name] = measure(case)
+        print(name, json.dumps(rows[name])[:300], flush=True)
+    rows = {name: rows[name] for name in models if name in rows}
+    options.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    (options.out / "coverage_nd.md").write_text(table(rows))
+
+
+if __name__ == "__main__":
+    main()
