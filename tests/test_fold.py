@@ -175,3 +175,32 @@ def test_folded_and_unfolded_models_export_and_run_elsewhere(layer, tmp_path):
         session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
         (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(got), wanted, rtol=0, atol=1e-5)
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4, 4, 2, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv_transpose2d(x, self.w, stride=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_what_is_folded_can_be_scripted_or_says_what_to_do_instead():
+    x = torch.randn(1, 4, 5, 6)
+    model = nn.Sequential(nn.ConvTranspose2d(4, 4, 4, 2, 1), nn.ConvTranspose2d(4, 4, 2, 2)).eval()
+    converted = pixelize.convert(model, example_inputs=x)
+    with pytest.raises(PixelizeError, match=r"pixelize\.fold"):
+        torch.jit.script(converted)
+    assert torch.equal(torch.jit.script(pixelize.fold(converted))(x), model(x))
+    resized = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3, padding=1))
+    shuffled = nn.Sequential(nn.Conv2d(4, 16, 3, padding=1), nn.PixelShuffle(2))
+    for model in (resized, shuffled, Functional()):
+        folded = pixelize.fold(pixelize.convert(model.eval(), example_inputs=x))
+        with pytest.raises(ValueError, match=r"torch\.export"):
+            torch.jit.script(folded)
+        with torch.no_grad():
+            traced = torch.jit.trace(folded, x)
+            for y in (x, torch.randn(2, 4, 7, 3)):
+                torch.testing.assert_close(traced(y), model(y), rtol=1e-4, atol=1e-5)

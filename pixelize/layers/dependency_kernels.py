@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from pixelize.algebra.polyphase import Phase, Size
 from pixelize.algebra.schedule import Schedule, make_schedule
-from pixelize.errors import ArgumentError
+from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.layers.dependencies import sizes
 
 
@@ -30,6 +30,13 @@ class PixelDependencies(_ConvNd):
     padding: Size  # type: ignore[assignment]  # "same" and "valid" are PixelConv's
     dilation: Size
     output_padding: Size
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Called by ``torch.jit.script``, which has no such layers: raises PixelizeError."""
+        raise PixelizeError(
+            f"torch.jit.script cannot take a {type(self).__name__}: script pixelize.fold(model), or use "
+            "torch.export or torch.jit.trace"
+        )
 
     def period(self) -> Size:
         """How many phases the output has along each axis."""

@@ -24,6 +24,14 @@ class ConvReplacement(nn.Module):
         """The layer's bias."""
         return self.layer.bias  # type: ignore[return-value]
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Called by ``torch.jit.script``, which cannot express what is checked in each call: raises
+        ValueError."""
+        raise ValueError(
+            f"torch.jit.script cannot take a converted {type(self).__name__} after a resize or before "
+            "a shuffle: use torch.export, torch.jit.trace or ONNX, or pixelize.revert the model first"
+        )
+
 
 def dressed(new: nn.Module, module: nn.Module) -> nn.Module:
     """``new``, which is to take the place of ``module``, as one of its kind.

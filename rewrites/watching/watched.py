@@ -56,6 +56,15 @@ class Watched:
 
         cls.forward = forward  # type: ignore[attr-defined]
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Called by ``torch.jit.script``, which cannot express what is checked in each call: raises
+        ValueError."""
+        raise ValueError(
+            f"torch.jit.script cannot take a {type(self).__name__} with converted resizes or convolutions "
+            "called as functions: use torch.export, torch.jit.trace or ONNX, or revert the model first "
+            "(pixelize.revert)"
+        )
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # a state dict of the original module names a parameter once, where it still is
         for weight, (child, settings) in self.__dict__.get(_CALLS, {}).items():
