@@ -2,9 +2,9 @@
 
     python benchmarks/check_cost.py --out benchmarks/results/check_cost_cpu          # writes .json and .md
 
-``smp.Unet`` and diffusers' ``AutoencoderKL``: as they are, converted (``layer="dcl"``, a transposed convolution
-in the place of each resize and convolution), and converted with the checks taken out; eagerly and, where the
-checks are made while compiling, under ``torch.compile``. All of a model and mode in one run, in turns.
+``smp.Unet`` and diffusers' ``AutoencoderKL``: as they are, converted (``layer="dcl"``, a transposed
+convolution in the place of each resize and convolution), and converted with the checks taken out; eagerly and
+under ``torch.compile``, where the checks are made while compiling. All contenders in turns.
 """
 
 from __future__ import annotations
