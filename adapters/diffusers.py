@@ -1,5 +1,5 @@
-"""diffusers: autoencoders (a picture in and out, latents between) and U-Nets (latents, a time step, perhaps a
-text)."""
+"""diffusers: autoencoders (a picture, a film or a waveform in and out, latents between) and U-Nets (latents,
+a time step, perhaps a text)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from pixelize.adapters.guessed_inputs import first_that_runs, noise
 
 
 def example_inputs(model: Any) -> Any:
-    """A picture of 64 x 64 for an autoencoder; for a U-Net a sample of at most 64 x 64, a time step and what
-    it is conditioned on."""
+    """A picture of 64 x 64 for an autoencoder, or some frames of a film, or a waveform; for a U-Net a sample
+    of at most 64 x 64, a time step and what it is conditioned on."""
     config = model.config
     channels = config.get("in_channels") or config.get("encoder_in_channels") or 3
     if not isinstance(channels, int):
         channels = 3
     if hasattr(model, "decode") or hasattr(model, "decoder"):
         frames = {"num_frames": 1} if type(model).__name__ == "AutoencoderKLTemporalDecoder" else {}
-        return first_that_runs(
-            model, [{"sample": noise(model, 1, channels, side, side), **frames} for side in (64, 128, 256)]
-        )
+        shapes = [(1, channels, side, side) for side in (64, 128, 256)]
+        films = {channels, config.get("out_channels") or channels}  # one that splits its input asks for more
+        shapes += [(1, c, count, 64, 64) for c in sorted(films) for count in (9, 8)]
+        shapes += [(1, config["audio_channels"], 8192)] if "audio_channels" in config else []
+        return first_that_runs(model, [{"sample": noise(model, *shape), **frames} for shape in shapes])
     widths = config.get("block_out_channels")
     levels = len(widths) if isinstance(widths, tuple | list) else 3
     side = max(16, 2 ** (levels + 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from pixelize.adapters.guessed_inputs import first_that_runs, noise, place_of
 
 def example_inputs(model: Any) -> dict[str, Any]:
     """``pixel_values`` at the configured size (or 64 x 64), with ``input_ids`` and the like where the forward
-    has them."""
+    has them; of vocoders and audio codecs a spectrogram or a waveform."""
     asked = inspect.signature(model.forward).parameters
+    if "pixel_values" not in asked and (sounds := _sounds(model, asked)):
+        return first_that_runs(model, sounds)
     configs = [model.config, *(c for c in vars(model.config).values() if hasattr(c, "to_dict"))]
     channels = _first(configs, "num_channels", 3)
     own = _first(configs, "image_size", 64)
@@ -41,6 +44,20 @@ def example_inputs(model: Any) -> dict[str, Any]:
             points = torch.full((1, 1, 1, 2), min(size) / 2, device=device, dtype=place_of(model)["dtype"])
             candidates += [{**pictures, "input_points": points}]
     return first_that_runs(model, candidates)
+
+
+def _sounds(model: Any, asked: Collection[str]) -> list[dict[str, Any]]:
+    """A waveform (1, 1, samples) of some thousands, or a spectrogram of a few frames with as many bands as
+    the configuration names."""
+    if "input_values" in asked:
+        return [{"input_values": noise(model, 1, channels, 7680)} for channels in (1, 2)]
+    name = next((name for name in ("spectrogram", "input_features") if name in asked), None)
+    if name is None:
+        return []
+    config = model.config
+    bands = [getattr(config, key, None) for key in ("model_in_dim", "num_mel_bins", "flow_size")]
+    shapes = [shape for b in bands if isinstance(b, int) for shape in ((1, 13, b), (1, b, 13))]
+    return [{name: noise(model, *shape)} for shape in shapes]
 
 
 def _first(configs: list[Any], name: str, default: Any) -> Any:

@@ -29,7 +29,7 @@ def _benchmark(name: str):
     return module
 
 
-coverage = _benchmark("coverage")
+coverage, coverage_nd = _benchmark("coverage"), _benchmark("coverage_nd")
 
 # the library, how many sites of which kind, and whether another input size is possible
 EXPECTED = {
@@ -125,3 +125,29 @@ def test_every_kind_of_site_is_saved_and_loaded(name, layer, tmp_path):
     torch.manual_seed(1)
     loaded = pixelize.load(tmp_path, into=build().eval())
     assert relative_error(coverage.output(converted, inputs), coverage.output(loaded, inputs)) == 0
+
+
+# waveforms, films and volumes: the library, and how many sites of which kind
+EXPECTED_ND = {
+    "transformers/SpeechT5HifiGan": ("transformers", {"conv_transpose": 4}),
+    "transformers/EnCodec": ("transformers", {"conv_transpose": 4}),
+    "diffusers/AutoencoderOobleck": ("diffusers", {"conv_transpose": 3}),
+    "diffusers/AutoencoderKLLTXVideo": ("diffusers", {"pixel_shuffle": 2}),
+    "monai/UNet": ("monai", {"conv_transpose": 2}),
+    "monai/BasicUNet pixelshuffle": ("monai", {"pixel_shuffle": 4}),
+    "monai/AutoencoderKL": ("monai", {"resize_conv": 2}),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED_ND)
+def test_models_of_waveforms_films_and_volumes_compute_what_they_did(name):
+    library, expected = EXPECTED_ND[name]
+    pytest.importorskip(library)
+    build, *shapes = coverage_nd.catalogue()[name]
+    model = coverage_nd.built(build)
+    converted = pixelize.convert(model)  # seen with the inputs that its adapter makes
+    assert dict(coverage.Counter(s.kind for s in pixelize.report(converted).converted)) == expected
+    assert not pixelize.report(converted).skipped
+    for shape in shapes:
+        x = torch.randn(shape, dtype=torch.float64)
+        assert coverage_nd.error_between(model, converted, x) < 1e-12
