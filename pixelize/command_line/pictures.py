@@ -47,7 +47,7 @@ def measure_command(
                 first[:] = first or [frame]
                 yield frame
 
-    with progress(f"measuring {len(files)} files"):
+    with progress(f"measuring {_number(len(files), 'file')}"):
         found = measure_pictures(read(), period or PERIODS)
     stands_out = found.noticeable
     cells = where(first[0], stands_out[0].period) if stands_out else []
@@ -55,7 +55,9 @@ def measure_command(
     if as_json:
         print_json({**found.to_dict(), "worst": worst, "where": cells})
     else:
-        print_text(f"{found.pictures} pictures of {len(files)} files: {found.sentence()}")
+        print_text(
+            f"{_number(found.pictures, 'picture')} of {_number(len(files), 'file')}: {found.sentence()}"
+        )
         print_text(found.table())
         for left_out in found.left_out:
             print_text(f"period {left_out} was not looked for: the pictures are too small")
@@ -63,6 +65,10 @@ def measure_command(
             print_text("where in the first picture, from 0 to 9:", *_map(cells))
     if fail_above is not None and worst > fail_above:
         raise typer.Exit(3)
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _map(cells: list[list[float]]) -> list[str]:
