@@ -18,7 +18,7 @@ from torch import Tensor
 from pixelize.algebra.polyphase import CONVOLUTIONS, Phase, Size, last_axes, padded
 from pixelize.algebra.schedule import Schedule, Stage, build_schedule
 from pixelize.errors import ArgumentError
-from pixelize.layers.interleave import CHANNELS_LAST, add_up, is_channels_last
+from pixelize.layers.interleave import CHANNELS_LAST, add_up, interleave, is_channels_last
 
 T = TypeVar("T")
 
@@ -48,6 +48,29 @@ def make_phases(
             maps[source] = [sources[source]]
         for target, parts in _dependency(stage, kernel, sources, channels, groups).items():
             maps[target] = [*maps.get(target, []), *parts]
+
+
+def completed(
+    maps: dict[Phase, list[Tensor]],
+    base: Tensor,
+    kernels: Sequence[Tensor],
+    bias: Tensor | None,
+    period: Size,
+    size: Size,
+    first: Phase,
+    groups: int,
+    kernel_size: int | Sequence[int],
+    schedule: str,
+) -> Tensor:
+    """The output (N, C, *size): ``maps``, what the phases are of the input, completed by the stages of the
+    schedule, interleaved, and the bias added. Channels and memory format are those of ``base``.
+
+    Raises ArgumentError for a schedule that there is not.
+    """
+    n = len(period)
+    plan = schedule_of(schedule, period, sizes(kernel_size, n, "dependency_kernel_size"), first)
+    make_phases(maps, plan, kernels, base.shape[-n - 1], groups)
+    return interleave(maps, period, size=size, bias=bias, channels_last=is_channels_last(base, n))
 
 
 def _dependency(

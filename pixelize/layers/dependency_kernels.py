@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +77,13 @@ class PixelDependencies(_ConvNd):
         """Draws the dependency kernels as ``nn.Conv2d`` draws its weights (for training from scratch)."""
         for kernel in self.dependency_kernels:
             nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
+
+    def _design(self) -> dict[str, Any]:
+        return {
+            "dependency_groups": self.dependency_groups,
+            "dependency_kernel_size": self.dependency_kernel_size,
+            "schedule": self.schedule,
+        }
 
     def extra_repr(self) -> str:
         """torch's line and the dependency design."""

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixelize.algebra.polyphase import Phase, Size, anchor_phase, axis_phases, output_excess, padded
-from pixelize.layers.dependencies import constant, cropped, make_phases, schedule_of, shared_crop, sizes
-from pixelize.layers.interleave import in_graph, interleave, is_channels_last, split_phases
+from pixelize.layers.dependencies import completed, constant, cropped, shared_crop, sizes
+from pixelize.layers.interleave import in_graph, split_phases
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -63,17 +63,15 @@ def ipixel_dcl(
     grid = _grid(k, s, p, d, op)
     if _refused(input, grid):
         return _TRANSPOSED[n](input, weight, bias, s, p, op, groups, d)  # which tells why
-    anchor = grid.first
-    plan = schedule_of(schedule, s, sizes(dependency_kernel_size, n, "dependency_kernel_size"), anchor)
     if input_gate is not None:
-        weight = weight * gate_mask(k, s, p, d, anchor, input_gate.to(weight.dtype))
+        weight = weight * gate_mask(k, s, p, d, grid.first, input_gate.to(weight.dtype))
     if any(grid.grow):
         input = padded(input, (0,) * n, grid.grow)
     base = _TRANSPOSED[n](input, weight, None, s, p, grid.extended, groups, d)
     maps = {phase: [f] for phase, f in split_phases(base, s).items()}
-    make_phases(maps, plan, dependency_kernels, weight.shape[1] * groups, dependency_groups)
     size = tuple(map(sub, base.shape[-n:], grid.excess))
-    return interleave(maps, s, size=size, bias=bias, channels_last=is_channels_last(base, n))
+    return completed(maps, base, dependency_kernels, bias, s, size, grid.first,
+                     dependency_groups, dependency_kernel_size, schedule)  # fmt: skip
 
 
 def pixel_dcl(
@@ -107,15 +105,12 @@ def pixel_dcl(
     if _refused(input, grid):
         full = weight.new_empty(*weight.shape[:2], *k)
         return _TRANSPOSED[n](input, full, None, s, p, op, groups, d)  # which tells why
-    anchor = grid.first
-    plan = schedule_of(schedule, s, sizes(dependency_kernel_size, n, "dependency_kernel_size"), anchor)
-    first = first_phase(input, weight, k, s, p, d, groups, grid.growth, anchor)
-    maps = {anchor: [first]}
-    for phase, taps in (input_kernels or {}).items():
-        maps[phase] = [first_phase(input, taps, k, s, p, d, groups, grid.growth, phase)]
-    make_phases(maps, plan, dependency_kernels, weight.shape[1] * groups, dependency_groups)
-    size = tuple(a * m - e for a, m, e in zip(s, first.shape[-n:], grid.excess, strict=True))
-    return interleave(maps, s, size=size, bias=bias, channels_last=is_channels_last(first, n))
+    seen = {grid.first: weight, **(input_kernels or {})}
+    maps = {a: [first_phase(input, taps, k, s, p, d, groups, grid.growth, a)] for a, taps in seen.items()}
+    base = maps[grid.first][0]
+    size = tuple(a * m - e for a, m, e in zip(s, base.shape[-n:], grid.excess, strict=True))
+    return completed(maps, base, dependency_kernels, bias, s, size, grid.first,
+                     dependency_groups, dependency_kernel_size, schedule)  # fmt: skip
 
 
 # the weight tells the number of axes

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixelize.algebra.polyphase import CONVOLUTIONS, Phase, Size, padded
-from pixelize.layers.dependencies import make_phases, schedule_of, sizes
-from pixelize.layers.interleave import interleave, is_channels_last, split_phases
+from pixelize.algebra.polyphase import CONVOLUTIONS, Size, padded
+from pixelize.layers.dependencies import completed, sizes
+from pixelize.layers.interleave import split_phases
 
 Padding = int | Sequence[int] | str
 
@@ -76,8 +76,8 @@ def ipixel_conv(
     if input_gate is not None:
         gate = input_gate.to(base.dtype)
         maps = {phase: fs if phase == first else [fs[0] * gate] for phase, fs in maps.items()}
-    return _completed(maps, base, weight, dependency_kernels, bias, s, size, first,
-                      dependency_groups, dependency_kernel_size, schedule)  # fmt: skip
+    return completed(maps, base, dependency_kernels, bias, s, size, first,
+                     dependency_groups, dependency_kernel_size, schedule)  # fmt: skip
 
 
 def pixel_conv(
@@ -108,24 +108,13 @@ def pixel_conv(
     steps = tuple(a * b for a, b in zip(c, s, strict=True))
     base = CONVOLUTIONS[n](x, weight, None, steps, p, d, groups)
     first = (0,) * n
-    return _completed({first: [base]}, base, weight, dependency_kernels, bias, s, size, first,
-                      dependency_groups, dependency_kernel_size, schedule)  # fmt: skip
+    return completed({first: [base]}, base, dependency_kernels, bias, s, size, first,
+                     dependency_groups, dependency_kernel_size, schedule)  # fmt: skip
 
 
 # the weight tells the number of axes
 ipixel_conv1d = ipixel_conv2d = ipixel_conv3d = ipixel_conv
 pixel_conv1d = pixel_conv2d = pixel_conv3d = pixel_conv
-
-
-def _completed(
-    maps: dict[Phase, list[Tensor]], base: Tensor, weight: Tensor, kernels: Sequence[Tensor],
-    bias: Tensor | None, period: Size, size: Size, first: Phase, groups: int,
-    kernel_size: int | Sequence[int], schedule: str,
-) -> Tensor:  # fmt: skip
-    n = len(period)
-    plan = schedule_of(schedule, period, sizes(kernel_size, n, "dependency_kernel_size"), first)
-    make_phases(maps, plan, kernels, weight.shape[0], groups)
-    return interleave(maps, period, size=size, bias=bias, channels_last=is_channels_last(base, n))
 
 
 def _padded_input(x: Tensor, kernel: Size, padding: Padding, d: Size, mode: str) -> tuple[Tensor, Size]:

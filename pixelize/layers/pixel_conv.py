@@ -72,13 +72,7 @@ class PixelConvolution(PixelDependencies):
         return (0,) * len(self.kernel_size)
 
     def _design(self) -> dict[str, Any]:
-        return dict(
-            padding_mode=self.padding_mode,
-            period=self.output_period,
-            dependency_groups=self.dependency_groups,
-            dependency_kernel_size=self.dependency_kernel_size,
-            schedule=self.schedule,
-        )
+        return {**super()._design(), "padding_mode": self.padding_mode, "period": self.output_period}
 
     def extra_repr(self) -> str:
         """torch's line, the dependency design and the period."""

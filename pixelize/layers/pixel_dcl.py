@@ -95,20 +95,10 @@ class iPixelDCL(InputGated, PixelDeconvolution):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Up-samples ``input``; ``output_size`` settles the size where several are possible, as in torch."""
         return ipixel_dcl(
-            input,
-            self.weight,
-            list(self.dependency_kernels),
-            self.bias,
-            self.stride,
-            self.padding,
-            self._sized(input, output_size),
-            self.groups,
-            self.dilation,
-            dependency_groups=self.dependency_groups,
-            dependency_kernel_size=self.dependency_kernel_size,
-            schedule=self.schedule,
-            input_gate=self.input_gate,
-        )
+            input, self.weight, list(self.dependency_kernels), self.bias, self.stride, self.padding,
+            self._sized(input, output_size), self.groups, self.dilation, input_gate=self.input_gate,
+            **self._design(),
+        )  # fmt: skip
 
 
 class PixelDCL(PixelDeconvolution):
@@ -184,21 +174,10 @@ class PixelDCL(PixelDeconvolution):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Up-samples ``input``; ``output_size`` settles the size where several are possible, as in torch."""
         return pixel_dcl(
-            input,
-            self.weight,
-            list(self.dependency_kernels),
-            self.bias,
-            kernel_size=self.kernel_size,
-            stride=self.stride,
-            padding=self.padding,
-            output_padding=self._sized(input, output_size),
-            groups=self.groups,
-            dilation=self.dilation,
-            dependency_groups=self.dependency_groups,
-            dependency_kernel_size=self.dependency_kernel_size,
-            schedule=self.schedule,
-            input_kernels=further_kernels(self),
-        )
+            input, self.weight, list(self.dependency_kernels), self.bias, kernel_size=self.kernel_size,
+            stride=self.stride, padding=self.padding, output_padding=self._sized(input, output_size),
+            groups=self.groups, dilation=self.dilation, input_kernels=further_kernels(self), **self._design(),
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         """The line of the other layers, and how many stages see the input if any do."""
