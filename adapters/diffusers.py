@@ -21,7 +21,7 @@ def example_inputs(model: Any) -> Any:
         channels = 3
     if hasattr(model, "decode") or hasattr(model, "decoder"):
         frames = {"num_frames": 1} if type(model).__name__ == "AutoencoderKLTemporalDecoder" else {}
-        shapes = [(1, channels, side, side) for side in (64, 128, 256)]
+        shapes: list[tuple[int, ...]] = [(1, channels, side, side) for side in (64, 128, 256)]
         films = {channels, config.get("out_channels") or channels}  # one that splits its input asks for more
         shapes += [(1, c, count, 64, 64) for c in sorted(films) for count in (9, 8)]
         shapes += [(1, config["audio_channels"], 8192)] if "audio_channels" in config else []

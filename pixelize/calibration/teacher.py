@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
 from pixelize.adapters import call
 from pixelize.errors import ArgumentError, PixelizeError
@@ -82,8 +82,8 @@ class TeacherStudent:
             raise PixelizeError(f"this {type(model).__name__} was not converted: call pixelize.convert first")
         self._teachers = {name: _teacher_state(name, module) for name, module in self.modules.items()}
 
-    def layer(self, name: str) -> _ConvTransposeNd:
-        """The up-sampling layer of a converted module as it is now: itself or the one inside it."""
+    def layer(self, name: str) -> _ConvNd:
+        """The layer of a converted module as it is now: itself or the one inside it."""
         return inner_layer(self.modules[name])
 
     def students(self) -> dict[str, PixelDeconvolution]:

@@ -26,6 +26,7 @@ from pixelize.layers.gate import gate_of
 from pixelize.layers.pixel_conv import PixelConvolution, iPixelConv
 from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernels_of, iPixelDCL
 from pixelize.rewrites import become, state_of
+from pixelize.rewrites.idioms.resize_conv import CONVOLUTIONS
 from pixelize.rewrites.site import CONV_TRANSPOSE
 from pixelize.rewrites.state.change import change
 from pixelize.rewrites.state.precision import float64, full_precision, zeros64
@@ -123,10 +124,10 @@ def _plain_convolution(name: str, layer: PixelConvolution) -> nn.Module:
             "convolution has: it cannot be folded. Zero its dependency kernels, or leave it as it is"
         )
     n = len(layer.kernel_size)
-    plain: nn.Module = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[n - 1](
+    plain: nn.Module = CONVOLUTIONS[n - 1](
         layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
         layer.groups, layer.bias is not None, layer.padding_mode, device="meta",
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     trained = any(p.requires_grad for p in layer.parameters())
     plain.weight = nn.Parameter(effective_weight(layer).clone(), requires_grad=trained)
     if layer.bias is not None:

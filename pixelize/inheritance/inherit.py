@@ -243,7 +243,7 @@ def reclass(module: nn.Module, old: type, new: type) -> Any:
     return _shell(module, kind, exactly=True)
 
 
-def effective_weight(module: _ConvTransposeNd) -> Tensor:
+def effective_weight(module: _ConvNd) -> Tensor:
     """The weight that ``module`` computes with, parametrizations and norm hooks included, without side
     effects.
     """

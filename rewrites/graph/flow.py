@@ -191,7 +191,7 @@ def resize_factor(node: fx.Node, op: Op) -> tuple[Factor | None, str]:
     n = len(after) - 2
     if n not in (1, 2, 3):
         return None, f"resize of a {len(after)}-dimensional tensor"
-    scale = spread(op.args["scale"] or (None,), n)
+    scale = spread(op.args["scale"] or (None,), n)  # type: ignore[arg-type]
     if mode in LINEAR:
         factor = [linear_factor(before[2 + i], after[2 + i], scale[i]) for i in range(n)]
     else:

@@ -93,7 +93,7 @@ _PADS = {
     **{f"reflection_pad{n}d": "reflect" for n in (1, 2, 3)},
     **{f"replication_pad{n}d": "replicate" for n in (1, 2, 3)},
 }
-_PAD_MODULES = {
+_PAD_MODULES: dict[Any, str] = {
     **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d), "constant"),
     **dict.fromkeys((nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d), "constant"),
     **dict.fromkeys((nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d), "reflect"),

@@ -70,14 +70,17 @@ def match(
     refusal = conv_refusal(module)
     if refusal:
         return refusal
-    factor, order = shuffles.pop()
+    factor, own_order = shuffles.pop()
     found = geometry(module, factor)
     if isinstance(found, str):
         return found
-    if order is not None and module.groups > 1:
+    if own_order is not None and module.groups > 1:
         return "a grouped convolution before a shuffle of its own order"
     same = len(set(factor)) == 1
-    options = {"factor": factor[0] if same else list(factor), "order": None if order is None else list(order)}
+    options = {
+        "factor": factor[0] if same else list(factor),
+        "order": None if own_order is None else list(own_order),
+    }
     return Site(name, names, "pixel_shuffle", type(module).__name__, found, options)
 
 
@@ -115,7 +118,8 @@ def shuffle_order(value: fx.Node, user: fx.Node, n: int) -> tuple[Factor, tuple[
     factor = tuple(a // b for a, b in zip(x.shape[2:], size, strict=True))
     if x.shape[1] * prod(factor) != channels:
         return None
-    phases = x[(0, slice(None), *(slice(r) for r in factor))] // prod(size)
+    corner: tuple[Any, ...] = (0, slice(None), *(slice(r) for r in factor))
+    phases = x[corner] // prod(size)
     order = phases.reshape(-1)
     expected = torch.arange(prod(shape)).reshape(shape)[:, order]
     return (factor, tuple(order.tolist())) if torch.equal(unshuffled(x, factor), expected) else None
@@ -258,10 +262,11 @@ class ShuffleConv(ConvReplacement):
     def forward(self, input: Tensor) -> Tensor:
         """What the convolution gave for ``input``."""
         y = unshuffled(self.layer(input), self.factor)
-        axes = (slice(None),) * len(self.factor)
+        n = len(self.factor)
         if self.phase_bias is not None:
-            y = y + self.phase_bias.to(y.dtype)[(slice(None), *(None,) * len(axes))]
-        return y if self.places is None else y[(..., self.places, *axes)]
+            y = y + self.phase_bias.to(y.dtype).reshape(-1, *(1,) * n)
+        place: tuple[Any, ...] = (..., self.places, *(slice(None),) * n)
+        return y if self.places is None else y[place]
 
     def extra_repr(self) -> str:
         """The shuffle's factor."""

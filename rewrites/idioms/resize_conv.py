@@ -42,7 +42,7 @@ INSTANCE_FORWARD = (
     "its forward was set on the instance, as accelerate's hooks do: take them off "
     "(accelerate.hooks.remove_hook_from_module), convert, and put them on again"
 )
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PRUNED = "pruned: make that permanent first (torch.nn.utils.prune.remove), then convert"
 
 
@@ -157,7 +157,7 @@ def plan(module: _ConvNd, blocks: Blocks) -> dict[str, Any] | str:
             return f"padding_mode is {module.padding_mode!r}: not what a block image repeats"
         own = module.padding_mode
     else:
-        own = "zeros"
+        own = "zeros"  # type: ignore[assignment]
     if any(padding) and any(margin) and own != mode:
         return f"padded twice, with {mode} and by the convolution with {own}"
     if any(padding) and any(margin) and own == "reflect" and linear:

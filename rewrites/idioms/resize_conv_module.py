@@ -45,13 +45,18 @@ def pick(x: Tensor, options: Mapping[str, Any]) -> Tensor:
     margin = options["margin"]
     n = len(margin)
     x = channels_of(x, options["ranges"], n)
-    return x[(..., *(slice(w, x.shape[i - n] - w) for i, w in enumerate(margin)))] if any(margin) else x
+    return x[last_axes([slice(w, x.shape[i - n] - w) for i, w in enumerate(margin)])] if any(margin) else x
 
 
 def channels_of(x: Tensor, ranges: Sequence[Sequence[int]], n: int) -> Tensor:
     """The channels of ``x`` (N, C, ..), of ``n`` axes, that lie in ``ranges``."""
     parts = [x.narrow(-1 - n, a, b - a) for a, b in ranges]
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1 - n)
+
+
+def last_axes(parts: Sequence[slice]) -> tuple[Any, ...]:
+    """The index of these parts of the last axes."""
+    return (..., *parts)
 
 
 def along(axis: int, n: int, part: slice) -> tuple[Any, ...]:
@@ -153,7 +158,7 @@ class ResizeConv(ConvReplacement):
         width = tuple(self.options["margin"])
         margin = (self.options["around"], width) if any(width) else None
         known = claim_of(input) if claim is None else claim
-        if not covers(known, self._mode, margin, self.factor, self.options["ranges"]):
+        if not covers(known, self._mode, margin, self.factor, self.options["ranges"]):  # type: ignore[arg-type]
             return False
         return not isinstance(input, Tensor) or self._reaches(input)
 
@@ -178,7 +183,7 @@ class ResizeConv(ConvReplacement):
         return [m + p for m, p in zip(self.options["margin"], self.padding, strict=True)]
 
     def _up_sampled(self, resized: Tensor) -> Tensor:
-        small = resized[(..., *(slice(None, None, s) for s in self.factor))]
+        small = resized[last_axes([slice(None, None, s) for s in self.factor])]
         if self.options["around"] != "zeros":
             q = [-(-a // s) for a, s in zip(self._around(), self.factor, strict=True)]
             y = self.layer(F.pad(small, around_all(q), mode="replicate"))
@@ -198,7 +203,7 @@ class ResizeConv(ConvReplacement):
             slice(resized.shape[i - n] + 2 * around[i] - self.dilation[i] * (self.kernel_size[i] - 1))
             for i in range(n)
         ]
-        y = y[(..., *own)]
+        y = y[last_axes(own)]
         if self.options["around"] != "zeros" or not self._has_kernel():
             return y  # the edge goes on as it was
         whole = small
@@ -206,7 +211,7 @@ class ResizeConv(ConvReplacement):
             whole = whole.repeat_interleave(s, i - n)
         beyond = F.pad(torch.zeros_like(resized), pads_of([(0, e) for e in excess]), value=1.0)
         seen = self._convolve(whole * beyond, self._kernel(), None, 1, around, self.dilation, self.groups)
-        return y - seen[(..., *own)]
+        return y - seen[last_axes(own)]
 
     def _own_padded(self, x: Tensor) -> Tensor:
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
