@@ -166,10 +166,11 @@ def _differences(model: nn.Module, other: nn.Module, samples: list[Any]) -> dict
 
 def _tell(result: dict[str, Any], name: str) -> None:
     distance = "" if result["psnr"] is None else f", {result['psnr']:.1f} dB PSNR"
+    distance = f"{distance} (a border of some pixels differs)" if result["error"] else ""
     print_text(
         f"{name}: {result['layers']} layers become plain ones with kernels up to "
         f"{max((max(k) for k in result['kernel_sizes']), default=0)}",
-        f"relative error of the outputs {result['error']:.2g}{distance} (a border of some pixels differs)",
+        f"relative error of the outputs {result['error']:.2g}{distance}",
         f"it takes {result['times_slower']:.1f} times as long",
     )
 
