@@ -97,9 +97,9 @@ def main() -> None:
                 for row in rows
             ]
             print("\n".join(lines[-len(rows) :]), flush=True)
-    if options.out:
-        options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+            if options.out:
+                options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+                options.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,9 @@ def with_weight(layer: nn.ConvTranspose2d, weight: Tensor) -> nn.ConvTranspose2d
     it."""
     new = copy.deepcopy(layer)
     if parametrize.is_parametrized(new, "weight"):
+        # removing takes the weight out of the class, which a copy shares with its original
+        own = {k: v for k, v in vars(type(new)).items() if k not in ("__dict__", "__weakref__")}
+        new.__class__ = type(type(new).__name__, type(new).__bases__, own)
         parametrize.remove_parametrizations(new, "weight")
     with torch.no_grad():
         new.weight.copy_(weight)
