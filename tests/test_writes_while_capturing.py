@@ -101,6 +101,10 @@ class Written(nn.Module):
         return self.conv(self.write(u) if self.training else u)
 
 
+# torch 2.6's dynamo does not trace membership in a frozenset: strict export raises there
+TRACED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 7)
+
+
 def converted(write: Callable[[Tensor], Tensor], x: Tensor) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     model = Written(write).double()
@@ -122,7 +126,7 @@ def test_compiled_and_eager(write, x):
             assert relative_error(model(x), call(x)) < 1e-12
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, True] if TRACED else [False])
 @pytest.mark.parametrize("write", EXPORTED)
 def test_exported(write, strict, x):
     model, after = converted(write, x)
@@ -131,6 +135,7 @@ def test_exported(write, strict, x):
         assert relative_error(model(x), program.module()(x)) < 1e-12
 
 
+@pytest.mark.skipif(not TRACED, reason="torch 2.6 cannot export it strictly")
 def test_what_is_not_written_to_is_still_known(x):
     """Compiled, a PixelDCL in a resize-convolution's place runs: it raises where the picture is not known to
     be resized."""
