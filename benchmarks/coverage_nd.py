@@ -202,7 +202,7 @@ def _monai() -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for name, (network, settings) in named.items():
         n, deep = settings.get("spatial_dims", 3), network in ("SwinUNETR", "VNet", "FlexibleUNet")
-        first, second = ((32, 32, 32), (32, 64, 32)) if deep else ((16, 32, 16), (32, 16, 48))
+        first, second = ((32, 64, 32), (64, 32, 32)) if deep else ((16, 32, 16), (32, 16, 48))
         channels = settings["in_channels"]
         cases[f"monai/{name}"] = (
             partial(build, network, **settings),
