@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import pixelize
-from pixelize.benchmarking.timing import compare_modules, describe_machine
+from pixelize.benchmarking.machine import describe_machine
+from pixelize.benchmarking.timing import compare_modules
 from pixelize.rewrites.watching.watched import unwatch
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import pixelize
-from pixelize.benchmarking.timing import describe_machine
+from pixelize.benchmarking.machine import describe_machine
 from pixelize.inheritance.cost import count_parameters
 
 RESULTS = Path(__file__).parent / "results"

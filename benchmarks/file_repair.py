@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pixelize.benchmarking.timing import describe_machine
+from pixelize.benchmarking.machine import describe_machine
 from pixelize.checkpoints.checkpoint import same_bits
 from pixelize.checkpoints.formats import read_checkpoint
 

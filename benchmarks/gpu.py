@@ -31,7 +31,9 @@ from torch import nn
 from written import command
 
 import pixelize
-from pixelize.benchmarking.timing import Case, compare_modules, describe_machine, layer_contenders, run_bench
+from pixelize.benchmarking.layers import Case, layer_contenders, run_bench
+from pixelize.benchmarking.machine import describe_machine
+from pixelize.benchmarking.timing import compare_modules
 from pixelize.files import write_text
 from pixelize.rewrites.state.precision import full_precision
 from pixelize.running.outputs import relative_error

@@ -21,7 +21,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 import torch
 from torch import Tensor, nn
 
-from pixelize.benchmarking.timing import describe_machine, layer_contenders, measure_ceilings
+from pixelize.benchmarking.layers import layer_contenders
+from pixelize.benchmarking.machine import describe_machine
+from pixelize.benchmarking.timing import measure_ceilings
 from pixelize.inheritance.cost import multiply_adds
 
 SHAPES = ((16, 8, 4), (16, 64, 4), (64, 32, 4), (256, 16, 4), (16, 64, 2), (64, 64, 2), (256, 16, 2))

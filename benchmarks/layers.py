@@ -16,9 +16,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
+from rich.table import Table
 
-from pixelize.benchmarking.timing import Case, as_table, plot_ratios, run_bench, save_result
+from pixelize.benchmarking.layers import REFERENCE, Case, run_bench
 
 SIZES = {16: (8, 16, 32, 64, 128, 256), 64: (8, 16, 32, 64, 128), 256: (8, 16, 32), 512: (8, 16)}
 """The sizes for each number of channels; what is left out takes seconds for each run on one CPU thread."""
@@ -59,7 +61,7 @@ def main() -> None:
         result = {**found, "cases": result["cases"] + found["cases"]}
         result["cases"].sort(key=lambda entry: order(entry["case"]))
         if a.out:
-            save_result(result, a.out.with_suffix(".json"))
+            a.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     if cases:
         raise SystemExit(f"{len(cases)} cases are left: go on with --resume")
     table = as_table(result)
@@ -68,6 +70,72 @@ def main() -> None:
         plot_ratios(result, a.out.with_suffix(".png"))
         with a.out.with_suffix(".txt").open("w") as file:
             Console(file=file, width=220, color_system=None).print(table)
+
+
+def as_table(result: dict[str, Any]) -> Table:
+    """A result of :func:`run_bench` as a rich table: a line for each case, a column of ratios for each
+    contender.
+    """
+    machine = result["machine"]
+    names = list(dict.fromkeys(row["contender"] for entry in result["cases"] for row in entry["rows"]))
+    table = Table(title=f"{machine['device']}, {machine['threads']} thread(s), {machine['clock']}")
+    table.add_column("case")
+    table.add_column(f"{names[0]}, ms", justify="right")
+    for name in names[1:]:
+        table.add_column(name, justify="right")
+    for entry in result["cases"]:
+        rows = {row["contender"]: row for row in entry["rows"]}
+        cells = [f"{rows[n]['ratio']:.2f}" if n in rows else "" for n in names[1:]]
+        table.add_row(case_label(entry["case"]), f"{rows[names[0]]['median'] * 1e3:.3g}", *cells)
+    return table
+
+
+def case_label(case: dict[str, Any]) -> str:
+    """One case in a few words."""
+    layout = "NHWC" if case["channels_last"] else "NCHW"
+    words = f"k{case['kernel_size']} {2 * case['channels']}>{case['channels']} at {case['size']}, {layout}"
+    words += ", training" if case["train"] else ", prediction"
+    words += "" if case["dtype"] == "float32" else f", {case['dtype']}"
+    return words + (", compiled" if case["compiled"] else "")
+
+
+def plot_ratios(result: dict[str, Any], path: str | Path) -> None:
+    """Draws the ratio of every contender over the size of the input: a line of panels for each kernel, memory
+    format and mode, a panel for each number of channels.
+    """
+    panels: dict[tuple[Any, ...], dict[int, list[dict[str, Any]]]] = {}
+    for entry in result["cases"]:
+        case = entry["case"]
+        key = (case["kernel_size"], case["channels_last"], case["train"], case["dtype"], case["compiled"])
+        panels.setdefault(key, {}).setdefault(case["channels"], []).append(entry)
+    widths = sorted({channels for line in panels.values() for channels in line})
+    figure = Figure(figsize=(3.6 * len(widths), 2.6 * len(panels) + 0.6), layout="constrained")
+    grid = figure.subplots(len(panels), len(widths), squeeze=False, sharey=True)
+    for axes, line in zip(grid, panels.values(), strict=True):
+        for axis, channels in zip(axes, widths, strict=True):
+            entries = sorted(line.get(channels, []), key=lambda e: e["case"]["size"])
+            axis.set_visible(bool(entries))
+            if not entries:
+                continue
+            sizes = [e["case"]["size"] for e in entries]
+            for number, row in enumerate(entries[0]["rows"][1:], 1):
+                ratios = [e["rows"][number]["ratio"] for e in entries]
+                axis.plot(sizes, ratios, "o-", ms=3, lw=1, label=row["contender"])
+            axis.axhline(1.0, color="black", lw=0.8)
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log")
+            axis.set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"], minor=False)
+            axis.set_yticks([], minor=True)
+            axis.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+            kernel, *rest = case_label(entries[0]["case"]).split(", ")
+            words = kernel.split()
+            axis.set_title(", ".join([f"{words[0]} {words[1]}", *rest]), fontsize=8)
+        axes[0].set_ylabel(f"time / {REFERENCE}", fontsize=8)
+    for axis in grid[-1]:
+        axis.set_xlabel("height and width of the input", fontsize=8)
+    handles, names = next(a for a in grid.flatten() if a.get_visible()).get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=8)
+    figure.savefig(path, dpi=80)
 
 
 def order(case: dict[str, Any]) -> tuple[Any, ...]:

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 import pixelize
-from pixelize.benchmarking.timing import compare_modules, describe_machine
+from pixelize.benchmarking.machine import describe_machine
+from pixelize.benchmarking.timing import compare_modules
 
 # what torch's layer is, its arguments, and the input's size without the channels
 CASES: dict[str, tuple[str, tuple[Any, ...], tuple[int, ...]]] = {

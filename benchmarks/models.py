@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 import pixelize
-from pixelize.benchmarking.timing import compare_modules, describe_machine, measure_ceilings
+from pixelize.benchmarking.machine import describe_machine
+from pixelize.benchmarking.timing import compare_modules, measure_ceilings
 from pixelize.recipes.models.unet import UNet
 
 Built = tuple[dict[str, nn.Module], Tensor]

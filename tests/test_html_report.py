@@ -16,7 +16,7 @@ from pixelize.measure.checkerboard import checkerboard
 from pixelize.measure.phase_response import phase_response
 from pixelize.measure.spectrum import power_spectrum
 from pixelize.pages.figures import comparison_figure, marked, spectrum_image
-from pixelize.pages.findings import measure
+from pixelize.pages.measuring import measure
 from pixelize.pages.page import render, write_report
 from pixelize.pages.tiles import difference_caption, enlarged, tiles
 

@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 
 from pixelize.rewrites import become, canonical, outline, replacement, state_of, survey
 from pixelize.rewrites.applying.passes import plain_layer
-from pixelize.rewrites.graph.flow import axis_factor
-from pixelize.rewrites.idioms.resize_conv import left_inverse, merge_taps, split_taps
+from pixelize.rewrites.graph.resize_factor import axis_factor
+from pixelize.rewrites.idioms.merged_taps import left_inverse, merge_taps, split_taps
 
 TOLERANCE = 1e-12
 SLOW = settings(

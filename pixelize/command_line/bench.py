@@ -10,7 +10,9 @@ import typer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from pixelize.benchmarking.timing import Case, compare_modules, describe_machine, measure_ceilings, run_bench
+from pixelize.benchmarking.layers import Case, run_bench
+from pixelize.benchmarking.machine import describe_machine
+from pixelize.benchmarking.timing import compare_modules, measure_ceilings
 from pixelize.command_line.options import (
     ModelOptions,
     check_runs,

@@ -14,7 +14,8 @@ from pixelize.command_line.options import (
     progress,
     takes_model,
 )
-from pixelize.diagnosis.diagnose import SAMPLES, diagnose
+from pixelize.diagnosis.diagnose import diagnose
+from pixelize.diagnosis.reruns import SAMPLES
 
 
 @takes_model()

@@ -28,7 +28,7 @@ from pixelize.conversion.saved_folder import read_plan
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.inheritance.record import converted_modules
 from pixelize.measure.natural import NOTICEABLE
-from pixelize.pages.findings import measure
+from pixelize.pages.measuring import measure
 from pixelize.pages.page import write_findings
 from pixelize.refit.repair import repair
 from pixelize.refit.report import RepairReport, repair_report

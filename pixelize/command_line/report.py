@@ -29,7 +29,8 @@ from pixelize.errors import ArgumentError, NothingToConvertError, PixelizeError
 from pixelize.inheritance.record import converted_modules
 from pixelize.measure.checkerboard import as_periods, frequency_name
 from pixelize.pages.figures import Curves
-from pixelize.pages.findings import Findings, measure
+from pixelize.pages.findings import Findings
+from pixelize.pages.measuring import measure
 from pixelize.pages.page import write_findings
 from pixelize.refit.repair import repair
 from pixelize.refit.report import repair_report

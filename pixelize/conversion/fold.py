@@ -26,7 +26,7 @@ from pixelize.layers.gate import gate_of
 from pixelize.layers.pixel_conv import PixelConvolution, iPixelConv
 from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernels_of, iPixelDCL
 from pixelize.rewrites import become, state_of
-from pixelize.rewrites.idioms.resize_conv import CONVOLUTIONS
+from pixelize.rewrites.idioms.plain_conv import CONVOLUTIONS
 from pixelize.rewrites.site import CONV_TRANSPOSE
 from pixelize.rewrites.state.change import change
 from pixelize.rewrites.state.precision import float64, full_precision, zeros64

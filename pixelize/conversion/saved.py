@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pixelize.adapters import connect
-from pixelize.algebra.schedule import make_schedule
 from pixelize.conversion.report import Report, SiteReport
+from pixelize.conversion.saved_fit import check_fit, check_size, with_aliases
 from pixelize.conversion.saved_folder import ATTEMPTS, SavedAnewError, SavedFiles, Shapes, write
 from pixelize.conversion.saved_plan import SavedPlan, SavedSite, plan_of, to_text
 from pixelize.errors import LoadError, PixelizeError
@@ -111,9 +110,7 @@ def _load(model: nn.Module, files: SavedFiles, will_write: Callable[[Tensor], No
     undo_outline = _outline(model, plan, where)
     try:
         _apply(model, plan, shapes, where)
-        _check_fit(
-            model, {**shapes, **{alias: shapes[name] for alias, name in _aliases(plan, shapes, where)}}, where
-        )
+        check_fit(model, with_aliases(shapes, plan, where), where)
         tensors = files.tensors()
         tensors.update({alias: tensors[name] for alias, name in plan.aliases.items()})
         for tensor in tensors_of(model):
@@ -195,7 +192,7 @@ def _converted(module: nn.Module, saved: SavedSite, shapes: Shapes, like: Tensor
             source = baked(module)  # a norm that the saved layer did not keep
         try:
             check_site(site, source)
-            _check_size(saved, shapes)
+            check_size(saved, shapes)
             if site.kind == "resize":  # it has no weights of its own to tell where the model lies
                 there = {"device": str(like.device), "dtype": str(like.dtype).removeprefix("torch.")}
                 site = replace(site, options={**site.options, **there})
@@ -213,34 +210,6 @@ def _converted(module: nn.Module, saved: SavedSite, shapes: Shapes, like: Tensor
             raise LoadError(f"{where}: {site.name} has no gate named {name!r}")
         set_gate(layer, gate)
     return new
-
-
-def _check_size(saved: SavedSite, shapes: Shapes) -> None:
-    """Raises ValueError unless the weights file holds the kernels that a design asks for: nothing is made
-    larger than what it will be filled with.
-    """
-    g, design = saved.site.geometry, saved.design
-    prefix = f"{saved.site.name}." if saved.site.name else ""
-    held = {name: shape for name, (shape, _) in shapes.items() if name.startswith(prefix)}
-    room = sum(map(prod, held.values()))
-    if g.in_channels * g.out_channels // g.groups > room:
-        raise ValueError(f"its weights are too few for {g.in_channels} to {g.out_channels} channels")
-    if saved.layer == "dcl":
-        return
-    period = tuple(saved.site.options["period"]) if saved.site.kind == "conv" else g.stride
-    phases, taps = prod(period), prod(design.kernel_size)
-    work = phases**2 if design.schedule in ("sequential", "near") else phases
-    if max(work, taps) > max(room, 2**16):
-        raise ValueError(f"its weights are too few for {phases} phases and dependency kernels of {taps} taps")
-    groups = g.out_channels if design.groups == -1 else design.groups
-    stages = make_schedule(design.schedule, period, design.kernel_size).stages
-    for number, stage in enumerate(stages):
-        wanted = stage.kernel_shape(g.out_channels, groups, design.kernel_size)
-        ends = f"dependency_kernels.{number}"
-        if not any(shape == wanted for name, shape in held.items() if name.endswith(ends)):
-            raise ValueError(f"there is no {ends} of shape {wanted} among its weights")
-    if design.input_stages > len(stages):
-        raise ValueError(f"input_stages is {design.input_stages} of {len(stages)} stages")
 
 
 def _told(g: Geometry) -> str:
@@ -264,31 +233,6 @@ def _attach_report(model: nn.Module, plan: SavedPlan, where: str) -> None:
     notes = [f"loaded from {where}"] + [f"{name}: repaired before it was saved" for name in plan.repaired]
     report = Report(rows, "a saved plan", notes, parameters_after=count_parameters(model))
     keep_report(model, report)
-
-
-def _aliases(plan: SavedPlan, shapes: Shapes, where: str) -> list[tuple[str, str]]:
-    for alias, name in plan.aliases.items():
-        if alias in shapes or name not in shapes:
-            raise LoadError(f"{where}: the alias {alias!r} of {name!r} does not fit the weights file")
-    return list(plan.aliases.items())
-
-
-def _check_fit(model: nn.Module, shapes: Shapes, where: str) -> None:
-    """Raises LoadError unless a weights file holds exactly the tensors of ``model``."""
-    expected = model.state_dict()
-    missing = sorted(expected.keys() - shapes.keys())
-    surplus = sorted(shapes.keys() - expected.keys())
-    told = [f"{len(missing)} missing, such as {missing[0]}"] if missing else []
-    told += [f"{len(surplus)} not in this model, such as {surplus[0]}"] if surplus else []
-    for name in sorted(expected.keys() & shapes.keys()):
-        shape, kind = shapes[name]
-        here = expected[name]
-        if not isinstance(here, Tensor) or shape != here.shape:
-            told.append(f"{name} is {shape} there and {tuple(getattr(here, 'shape', ()))} here")
-        elif kind.startswith(("F", "BF")) != here.is_floating_point():
-            told.append(f"{name} is {kind} there and {here.dtype} here")
-    if told:
-        raise LoadError(f"{where}: its weights do not fit this {type(model).__name__}: {'; '.join(told[:3])}")
 
 
 def _unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from fractions import Fraction
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from pixelize.diagnosis.excess import (
+    can_make,
+    listed_frequency,
+    power_ratio,
+    share_gone,
+    strongest_form,
+    worst_level,
+)
 from pixelize.diagnosis.phases import PhaseAnswers, right_order
 from pixelize.diagnosis.report import Diagnosis, PatternSource, UpSamplerRow
+from pixelize.diagnosis.reruns import (
+    Change,
+    cleaned,
+    first_samples,
+    picture_in,
+    pictures_of_model,
+    without_pattern_of,
+)
 from pixelize.diagnosis.seams import tile_size
-from pixelize.diagnosis.upsampling import Call, UpSampler, Watch
-from pixelize.errors import ArgumentError
-from pixelize.measure.checkerboard import GLOBAL, frequencies
+from pixelize.diagnosis.upsampling import Call, UpSampler
+from pixelize.measure.checkerboard import GLOBAL
 from pixelize.measure.natural import NOTICEABLE
 from pixelize.measure.notch import notch
 from pixelize.measure.pictures import PERIODS, PatternLevel, PictureLevels, measure_pictures
 from pixelize.rewrites.state.evaluation import evaluation
-from pixelize.running.batches import samples_of, selected
 from pixelize.running.models import check_model, uncompiled
-from pixelize.running.outputs import tensors
-from pixelize.running.pictures import pictures_of, run
 
-SAMPLES = 48
-"""Samples of the data that are run, at most; the rest is not read."""
-BATCH = 8
 MOST = 0.5
 """Share of the excess that must go with a source for it to be the source; several may have it together."""
 SOME = 0.15
 """Share from which one of several is named."""
-Change = Callable[[Call], Tensor | None]
 
 
 def diagnose(model: nn.Module, data: Iterable[Any] | Tensor) -> Diagnosis:
@@ -60,7 +66,7 @@ def diagnose(model: nn.Module, data: Iterable[Any] | Tensor) -> Diagnosis:
     """
     check_model(model)
     inner = uncompiled(model)
-    inputs = _first(data)
+    inputs = first_samples(data)
     answers: dict[UpSampler, PhaseAnswers] = {}
     calls: Counter[UpSampler] = Counter()
     heights: dict[UpSampler, int] = {}
@@ -74,7 +80,7 @@ def diagnose(model: nn.Module, data: Iterable[Any] | Tensor) -> Diagnosis:
         answers.setdefault(call.place, PhaseAnswers(call.place.stride)).add(call.output)
 
     with evaluation(inner):
-        pictures = _pictures(inner, inputs, look)
+        pictures = pictures_of_model(inner, inputs, look)
     # up-samplers that all run several times in one run of the model are given pieces of the picture
     pieces = all(n >= 2 * len(inputs) for n in calls.values())
     whole = max(heights.values(), default=1) if pieces else pictures[-1].shape[-2]
@@ -112,18 +118,18 @@ class _View:
             p
             for p in levels.noticeable
             if p.levels[GLOBAL] > p.threshold[GLOBAL] + NOTICEABLE
-            or any(_leaves(u, s, p) for u, s in places.items())
+            or any(can_make(u, s, p) for u, s in places.items())
             or not places
         ]
         self.periods = sorted({p.period for p in self.patterns})
-        self.without = {p: self._levels(_without_pattern({p})) for p in places} if self.patterns else {}
+        self.without = {p: self._levels(without_pattern_of({p})) for p in places} if self.patterns else {}
 
     def falls(self, place: UpSampler) -> dict[str, float]:
         """Decibels by which each frequency that stands out falls without a place's pattern."""
         return {p.name: self._fall(place, p) for p in self.patterns}
 
     def _fall(self, place: UpSampler, p: PatternLevel) -> float:
-        return _worst(p) - _worst(self.without[place][p.name], _form(p))
+        return worst_level(p) - worst_level(self.without[place][p.name], strongest_form(p))
 
     def sources(self) -> list[PatternSource]:
         left = list(self.patterns)
@@ -141,48 +147,49 @@ class _View:
 
     def _levels(self, change: Change | None, inputs: list[Any] | None = None) -> dict[str, PatternLevel]:
         with evaluation(self.model):
-            pictures = _pictures(self.model, self.inputs if inputs is None else inputs, change)
+            pictures = pictures_of_model(self.model, self.inputs if inputs is None else inputs, change)
         return {p.name: p for p in measure_pictures(pictures, self.periods).patterns}
 
     def _inputs(self, left: list[PatternLevel]) -> list[PatternSource]:
         """What the inputs bring with them; it is taken from ``left``."""
-        shown = [x for x in (_picture_in(i) for i in self.inputs) if x is not None]
+        shown = [x for x in (picture_in(i) for i in self.inputs) if x is not None]
         if not left or len(shown) < len(self.inputs) or min(min(x.shape[-2:]) for x in shown) < 16:
             return []
         there = measure_pictures(shown).noticeable
         if not there:
             return []
         period = math.lcm(*(p.period for p in there))
-        depth = {_canonical(p, period): 1.0 for p in there}
-        clean = [_exchanged(i, lambda x: notch(x.float(), period, depth=depth).to(x)) for i in self.inputs]
+        depth = {listed_frequency(p, period): 1.0 for p in there}
+        clean = [cleaned(i, lambda x: notch(x.float(), period, depth=depth).to(x)) for i in self.inputs]
         after = self._levels(None, clean)
-        gone = [p for p in left if _share(p, after[p.name]) >= MOST]
+        gone = [p for p in left if share_gone(p, after[p.name]) >= MOST]
         return self._source("inputs", (), gone, after, left)
 
     def _up_samplers(self, left: list[PatternLevel]) -> list[PatternSource]:
         """Each frequency's maker, or makers; what is explained is taken from ``left``."""
         if not left or not self.places:
             return []
-        every = self._levels(_without_pattern(set(self.places)))
+        every = self._levels(without_pattern_of(set(self.places)))
         made: dict[tuple[UpSampler, ...], list[PatternLevel]] = {}
         for p in left:
-            shares = {place: _share(p, self.without[place][p.name]) for place in self.places}
+            shares = {place: share_gone(p, self.without[place][p.name]) for place in self.places}
             falls = {place: self._fall(place, p) for place in self.places}
             makers = [
                 u for u, share in shares.items() if share >= MOST and falls[u] >= max(falls.values()) / 2
             ]
-            makers = makers or [u for u in self.orders if _leaves(u, self.places[u], p)]
-            if not makers and _share(p, every[p.name]) >= MOST:
+            makers = makers or [u for u in self.orders if can_make(u, self.places[u], p)]
+            if not makers and share_gone(p, every[p.name]) >= MOST:
                 makers = [place for place, share in shares.items() if share >= SOME] or list(self.places)
             if makers:
                 made.setdefault(tuple(makers), []).append(p)
         found = []
-        for blamed, patterns in made.items():
-            after = self.without[blamed[0]] if len(blamed) == 1 else every
-            kind = "swapped phases" if any(m in self.orders for m in blamed) else "up-sampler"
-            guilty = [m for m in blamed if kind == "up-sampler" or m in self.orders]
-            detail = ", ".join(self.orders[m] for m in guilty if m in self.orders)
-            found += self._source(kind, tuple(m.name for m in guilty), patterns, after, left, detail)
+        for makers, patterns in made.items():
+            after = self.without[makers[0]] if len(makers) == 1 else every
+            swapped = tuple(m for m in makers if m in self.orders)
+            kind = "swapped phases" if swapped else "up-sampler"
+            names = tuple(m.name for m in swapped or makers)
+            detail = ", ".join(self.orders[m] for m in swapped)
+            found += self._source(kind, names, patterns, after, left, detail)
         return found
 
     def _tiles(self, left: list[PatternLevel]) -> list[PatternSource]:
@@ -217,8 +224,8 @@ class _View:
             return []
         share = None
         if after is not None:
-            over = sum(_power(p) - 1 for p in patterns)
-            share = sum(_share(p, after[p.name]) * (_power(p) - 1) for p in patterns) / over
+            over = sum(power_ratio(p) - 1 for p in patterns)
+            share = sum(share_gone(p, after[p.name]) * (power_ratio(p) - 1) for p in patterns) / over
         return [PatternSource(kind, names, tuple(p.name for p in patterns), share, detail)]
 
 
@@ -229,102 +236,3 @@ def _periods(scales: Mapping[UpSampler, int]) -> list[int]:
         return list(PERIODS)
     own = {scale * math.lcm(*place.stride) for place, scale in scales.items()}
     return sorted({2} | {p for p in own if 1 < p <= max(PERIODS)})
-
-
-def _leaves(place: UpSampler, scale: int, p: PatternLevel) -> bool:
-    """Whether an up-sampler makes a pattern at this frequency out of a constant: a multiple of 1 / (its
-    stride times the scale of what follows) that is none of 1 / scale."""
-    turns = [Fraction(v).limit_denominator(p.period) * scale for v in p.frequency]
-    whole = all((v * s).denominator == 1 for v, s in zip(turns, place.stride, strict=True))
-    return whole and any(v.denominator != 1 for v in turns)
-
-
-def _form(p: PatternLevel) -> str:
-    """The form of the measure in which a pattern stands out most."""
-    return max(p.levels, key=lambda form: p.levels[form] - p.threshold[form])
-
-
-def _worst(p: PatternLevel, form: str | None = None) -> float:
-    return p.levels[form or _form(p)]
-
-
-def _power(p: PatternLevel, form: str | None = None) -> float:
-    """Over the natural level, as a ratio."""
-    return 10 ** (_worst(p, form) / 10)
-
-
-def _share(before: PatternLevel, after: PatternLevel) -> float:
-    """The part of what is over the natural level that has gone."""
-    form = _form(before)
-    return min(1.0, (_power(before, form) - _power(after, form)) / (_power(before, form) - 1))
-
-
-def _first(data: Iterable[Any] | Tensor) -> list[Any]:
-    """The first samples, in batches of a few."""
-    taken: list[Any] = []
-    count = 0
-    for batch in [data] if isinstance(data, Tensor) else data:
-        size = samples_of(batch)
-        for n in range(0, size, BATCH):
-            if count >= SAMPLES:
-                return taken
-            taken.append(selected(batch, slice(n, n + BATCH), size))
-            count += samples_of(taken[-1])
-    if not taken:
-        raise ArgumentError("data is empty: a diagnosis needs inputs")
-    return taken
-
-
-def _pictures(model: nn.Module, inputs: list[Any], see: Change | None) -> list[Tensor]:
-    found = []
-    for x in inputs:
-        watch = Watch(see or (lambda call: None))
-        with watch.within(model):
-            output = run(model, x)
-        picture = pictures_of(output)
-        if picture is None:
-            raise ArgumentError(f"the output of this {type(model).__name__} holds no picture")
-        found.append(picture.float().cpu())
-    return found
-
-
-def _without_pattern(places: set[UpSampler]) -> Change:
-    """The outputs of up-samplers without what lies around the multiples of 1/stride."""
-
-    def change(call: Call) -> Tensor | None:
-        if call.place not in places or min(call.output.shape[-2:]) < 2:
-            return None
-        (down, across), y = call.place.stride, call.output
-        period = math.lcm(down, across)
-        depth = {
-            f: 1.0
-            for f in frequencies(period)
-            if all(abs(v * s - round(v * s)) < 1e-9 for v, s in zip(f, (down, across), strict=True))
-        }
-        return notch(y.float(), period, depth=depth).to(y)
-
-    return change
-
-
-def _picture_in(inputs: Any) -> Tensor | None:
-    """The largest picture in one element of data."""
-    pictures = [t for t in tensors(inputs) if t.dim() == 4]
-    return max(pictures, key=Tensor.numel, default=None)
-
-
-def _exchanged(inputs: Any, clean: Callable[[Tensor], Tensor]) -> Any:
-    """One element of data with its picture cleaned."""
-    picture = _picture_in(inputs)
-    return torch.utils._pytree.tree_map(
-        lambda x: clean(x) if picture is not None and x is picture else x, inputs
-    )
-
-
-def _canonical(p: PatternLevel, period: int) -> tuple[float, float]:
-    """The pattern's frequency as :func:`~pixelize.measure.checkerboard.frequencies` of ``period`` has it."""
-    wanted = tuple(Fraction(v).limit_denominator(period) for v in p.frequency)
-    for f in frequencies(period):
-        here = tuple(Fraction(v).limit_denominator(period) for v in f)
-        if here in (wanted, tuple(-v % 1 for v in wanted)):
-            return f
-    raise AssertionError(p)

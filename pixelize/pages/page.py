@@ -20,7 +20,8 @@ from pixelize.inheritance.record import kept_report
 from pixelize.measure.checkerboard import as_periods, frequencies, frequency_name
 from pixelize.measure.natural import NOTICEABLE, natural_excess
 from pixelize.pages.figures import Curves, comparison_figure, curves_figure, png_bytes, spectrum_figures
-from pixelize.pages.findings import Findings, measure
+from pixelize.pages.findings import Findings
+from pixelize.pages.measuring import measure
 from pixelize.pages.template import from_template, png_source
 from pixelize.pages.tiles import Tiles, difference_caption, enlarged, tiles
 from pixelize.running.inputs import default_inputs, shape_of

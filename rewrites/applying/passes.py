@@ -18,10 +18,11 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from pixelize.rewrites.applying.outline import outline
 from pixelize.rewrites.finding.survey import survey
-from pixelize.rewrites.graph.flow import spread
 from pixelize.rewrites.graph.operators import describe
+from pixelize.rewrites.graph.resize_factor import spread
+from pixelize.rewrites.idioms.plain_conv import own_padding
 from pixelize.rewrites.idioms.registry import canonical, replacement
-from pixelize.rewrites.idioms.resize_conv import edge_of, is_linear, own_padding
+from pixelize.rewrites.idioms.resize_conv import edge_of, is_linear
 from pixelize.rewrites.idioms.resize_conv_module import around_all
 from pixelize.rewrites.site import CONV_TRANSPOSE, Site, TransposedConv
 from pixelize.rewrites.state.splice import become, state_of

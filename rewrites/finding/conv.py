@@ -7,8 +7,8 @@ from torch.nn.parameter import is_lazy
 
 from pixelize.rewrites.finding.conv_transpose import qualified_names
 from pixelize.rewrites.idioms.conv import site_of
+from pixelize.rewrites.idioms.plain_conv import CONVOLUTIONS, has_one_tap, own_refusal
 from pixelize.rewrites.idioms.replacement import ConvReplacement
-from pixelize.rewrites.idioms.resize_conv import CONVOLUTIONS, has_one_tap, own_refusal
 from pixelize.rewrites.site import Site
 
 

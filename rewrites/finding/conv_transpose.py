@@ -8,7 +8,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
-from pixelize.rewrites.idioms.resize_conv import INSTANCE_FORWARD, PRUNED
+from pixelize.rewrites.idioms.plain_conv import INSTANCE_FORWARD, PRUNED
 from pixelize.rewrites.site import CONV_TRANSPOSE, Site, Skipped, geometry_of
 
 _WRAPPERS = {

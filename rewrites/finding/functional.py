@@ -12,8 +12,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from pixelize.rewrites.finding.enclosing import enclosing
 from pixelize.rewrites.graph.flow import Flow, read_by
 from pixelize.rewrites.graph.operators import Op
+from pixelize.rewrites.idioms.plain_conv import CONVOLUTIONS
 from pixelize.rewrites.idioms.registry import matched
-from pixelize.rewrites.idioms.resize_conv import CONVOLUTIONS
 from pixelize.rewrites.site import CONV_TRANSPOSE, Site, Skipped, geometry_of
 from pixelize.rewrites.watching.watched import Settings, has_one_graph, refusal, settings_of
 

@@ -14,9 +14,9 @@ from pixelize.rewrites.finding.functional import scan_functional
 from pixelize.rewrites.finding.readers import weight_readers
 from pixelize.rewrites.graph.flow import Flow, analyse, read_by
 from pixelize.rewrites.idioms import resize
+from pixelize.rewrites.idioms.plain_conv import CONVOLUTIONS
 from pixelize.rewrites.idioms.registry import matched
 from pixelize.rewrites.idioms.replacement import ConvReplacement
-from pixelize.rewrites.idioms.resize_conv import CONVOLUTIONS
 from pixelize.rewrites.seeing.capture import capture
 from pixelize.rewrites.seeing.other_size import at_another_size
 from pixelize.rewrites.site import Site, Skipped, Survey

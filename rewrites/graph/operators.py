@@ -17,6 +17,20 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from pixelize.rewrites.graph.operator_names import (
+    ALIASES,
+    CHANNELWISE,
+    CHANNELWISE_MODULES,
+    CONVOLUTIONS,
+    DROPOUTS,
+    PAD_MODULES,
+    PADS,
+    POINTWISE_MODULES,
+    PYTHON_OPERATORS,
+    RESIZES,
+    is_pointwise,
+)
+
 OpKind = Literal[
     "resize",
     "pointwise",
@@ -51,87 +65,6 @@ class Op:
     args: dict[str, Any] = field(default_factory=dict)
 
 
-LINEAR = ("linear", "bilinear", "trilinear")
-"""The modes of linear resizes along 1, 2 and 3 axes."""
-_RESIZES = {
-    **{f"upsample_nearest{n}d": "nearest" for n in (1, 2, 3)},
-    **{f"_upsample_nearest_exact{n}d": "nearest-exact" for n in (1, 2, 3)},
-    **{f"upsample_{mode}{n}d": mode for n, mode in enumerate(LINEAR, 1)},
-    "_upsample_bilinear2d_aa": "bilinear",
-    "upsample_bicubic2d": "bicubic",
-    "_upsample_bicubic2d_aa": "bicubic",
-}
-# one affine map for each channel (or each sample and channel): what was constant over a block stays so
-_CHANNELWISE = {
-    "batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
-    "_batch_norm_with_update", "_batch_norm_no_update", "cudnn_batch_norm", "instance_norm", "group_norm",
-    "native_group_norm", "prelu", "_prelu_kernel", "feature_dropout", "dropout1d", "dropout2d", "dropout3d",
-}  # fmt: skip
-_ALIASES = {
-    "contiguous",
-    "clone",
-    "to",
-    "_to_copy",
-    "type_as",
-    "detach",
-    "alias",
-    "lift_fresh_copy",
-    "float",
-    "half",
-    "double",
-    "bfloat16",
-    "type",
-    "cuda",
-    "cpu",
-    "identity",
-    "positive",
-    "_assert_tensor_metadata",
-}
-_PADS = {
-    "pad": None,
-    "constant_pad_nd": "constant",
-    **{f"reflection_pad{n}d": "reflect" for n in (1, 2, 3)},
-    **{f"replication_pad{n}d": "replicate" for n in (1, 2, 3)},
-}
-_PAD_MODULES: dict[Any, str] = {
-    **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d), "constant"),
-    **dict.fromkeys((nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d), "constant"),
-    **dict.fromkeys((nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d), "reflect"),
-    **dict.fromkeys((nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d), "replicate"),
-}
-_CONVOLUTIONS = {"convolution", "_convolution"} | {
-    f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)
-}
-_UNTAGGED = {"leaky_relu"}  # pointwise, but torch 2.6 does not say so
-_DROPOUTS = {"dropout", "native_dropout", "alpha_dropout", "bernoulli", "rrelu", "rrelu_with_noise"}
-_OPERATORS = {
-    "truediv": "div",
-    "iadd": "add",
-    "imul": "mul",
-    "isub": "sub",
-    "itruediv": "div",
-    "hard_sigmoid": "hardsigmoid",
-}
-_POINTWISE_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
-    nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid,
-)  # fmt: skip
-_CHANNELWISE_MODULES = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-    nn.GroupNorm,
-    nn.PReLU,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-)
-
-
 def describe(node: fx.Node, root: nn.Module) -> Op:
     """What ``node`` does; ``root`` owns the modules that the graph calls."""
     if node.op == "call_module":
@@ -141,7 +74,7 @@ def describe(node: fx.Node, root: nn.Module) -> Op:
     name = _name(node)
     if name == "getitem":
         return Op("item", name, {"input": node.args[0], "index": node.args[1]})
-    if name in _RESIZES:
+    if name in RESIZES:
         return _resize(node, name)
     if name in ("interpolate", "upsample"):
         a = _bind(node, ("input", "size", "scale_factor", "mode", "align_corners"))
@@ -151,7 +84,7 @@ def describe(node: fx.Node, root: nn.Module) -> Op:
             name,
             _sized(a["input"], a.get("size"), scale, a.get("mode") or "nearest", a.get("align_corners")),
         )
-    if name in _CONVOLUTIONS:
+    if name in CONVOLUTIONS:
         return _convolution(node, name)
     if name in ("cat", "concat", "concatenate"):
         a = _bind(node, ("tensors", "dim"))
@@ -162,16 +95,16 @@ def describe(node: fx.Node, root: nn.Module) -> Op:
     if name in ("pixel_shuffle",):
         a = _bind(node, ("input", "factor"))
         return Op("shuffle", name, a)
-    if name in _PADS:
+    if name in PADS:
         return _pad(node, name)
     if name == "repeat_interleave":
         return _repeat(node, name)
-    if name in _DROPOUTS:
+    if name in DROPOUTS:
         a = _bind(node, ("input", "p"))
         return Op("alias" if a.get("p", 0.5) == 0 else "dropout", name, a)
-    if name in _CHANNELWISE:
+    if name in CHANNELWISE:
         return Op("channelwise", name, {"input": node.args[0] if node.args else node.kwargs.get("input")})
-    if name in _ALIASES:
+    if name in ALIASES:
         return Op("alias", name, {"input": node.args[0] if node.args else node.kwargs.get("input")})
     return Op("pointwise" if is_pointwise(name) else "other", name)
 
@@ -183,18 +116,7 @@ def _name(node: fx.Node) -> str:
     else:
         name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
     name = name.rstrip("_") or name
-    return _OPERATORS.get(name, name)
-
-
-def is_pointwise(name: str) -> bool:
-    """Whether the aten operator of that name makes each value of its result of one value of each operand."""
-    if name in _UNTAGGED:
-        return True
-    packet = getattr(torch.ops.aten, name, None) if name.isidentifier() else None
-    if not isinstance(packet, torch._ops.OpOverloadPacket):
-        return False
-    tags = {tag for overload in packet.overloads() for tag in getattr(packet, overload).tags}
-    return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
+    return PYTHON_OPERATORS.get(name, name)
 
 
 def _bind(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
@@ -222,7 +144,7 @@ def _sized(input: Any, size: Any, scale: Any, mode: str, corners: Any = None) ->
 
 
 def _resize(node: fx.Node, name: str) -> Op:
-    mode = _RESIZES[name]
+    mode = RESIZES[name]
     names = ["input", "output_size", "align_corners", "scales"]
     if mode.startswith("nearest"):
         names.remove("align_corners")
@@ -238,7 +160,7 @@ def _resize(node: fx.Node, name: str) -> Op:
 
 
 def _pad(node: fx.Node, name: str) -> Op:
-    mode = _PADS[name]
+    mode = PADS[name]
     a = _bind(node, ("input", "pads", "value") if mode else ("input", "pads", "mode", "value"))
     pads = a.get("pads", a.get("pad", node.kwargs.get("pad")))
     return Op(
@@ -308,18 +230,18 @@ def _describe_module(node: fx.Node, module: nn.Module) -> Op:
         return Op(
             "resize", name, _sized(input, module.size, module.scale_factor, module.mode, module.align_corners)
         )
-    if type(module) in _PAD_MODULES:
+    if type(module) in PAD_MODULES:
         value = getattr(module, "value", 0)
         return Op(
             "pad",
             name,
-            {"input": input, "pads": module.padding, "mode": _PAD_MODULES[type(module)], "value": value},
+            {"input": input, "pads": module.padding, "mode": PAD_MODULES[type(module)], "value": value},
         )
     if isinstance(module, nn.PixelShuffle):
         return Op("shuffle", name, {"input": input, "factor": module.upscale_factor})
-    if isinstance(module, _CHANNELWISE_MODULES):
+    if isinstance(module, CHANNELWISE_MODULES):
         return Op("channelwise", name, {"input": input})
-    if isinstance(module, _POINTWISE_MODULES):
+    if isinstance(module, POINTWISE_MODULES):
         return Op("pointwise", name)
     if isinstance(module, nn.Identity):
         return Op("alias", name, {"input": input})

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from pixelize.rewrites.idioms.idiom import Idiom
+from pixelize.rewrites.idioms.plain_conv import CONVOLUTIONS, own_padding
 from pixelize.rewrites.idioms.resize import is_factor
-from pixelize.rewrites.idioms.resize_conv import CONVOLUTIONS, own_padding
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
 
 PERIOD = 2

@@ -29,15 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from pixelize.rewrites.idioms.idiom import Idiom
+from pixelize.rewrites.idioms.plain_conv import CONVOLUTIONS
 from pixelize.rewrites.idioms.replacement import dressed
-from pixelize.rewrites.idioms.resize_conv import (
-    CONVOLUTIONS,
-    canonical,
-    edge_of,
-    is_linear,
-    match_mode,
-    stated,
-)
+from pixelize.rewrites.idioms.resize_conv import canonical, edge_of, is_linear, match_mode, stated
 from pixelize.rewrites.idioms.resize_conv_module import ResizeConv, along, around_all, pads_of
 
 

@@ -25,11 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from pixelize.rewrites.graph.flow import Factor, Flow, spread, uses
+from pixelize.rewrites.graph.flow import Flow, uses
 from pixelize.rewrites.graph.operators import shape_of
+from pixelize.rewrites.graph.resize_factor import Factor, spread
 from pixelize.rewrites.idioms.idiom import Idiom
+from pixelize.rewrites.idioms.plain_conv import CONVOLUTIONS, conv_refusal, own_padding
 from pixelize.rewrites.idioms.replacement import ConvReplacement, dressed
-from pixelize.rewrites.idioms.resize_conv import CONVOLUTIONS, conv_refusal, own_padding
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
 from pixelize.rewrites.state.precision import float64
 

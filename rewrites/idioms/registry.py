@@ -17,7 +17,7 @@ from pixelize.rewrites.idioms import (
     resize_conv_module,
 )
 from pixelize.rewrites.idioms.idiom import Idiom
-from pixelize.rewrites.idioms.resize_conv import has_one_tap
+from pixelize.rewrites.idioms.plain_conv import has_one_tap
 from pixelize.rewrites.site import Site, TransposedConv
 
 PLACE = {"owner", "weight", "bias", "settings", "watch", "graph"}

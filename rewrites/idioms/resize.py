@@ -25,8 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from pixelize.rewrites.graph.flow import Flow, resize_factor, spread
-from pixelize.rewrites.graph.operators import LINEAR, shape_of
+from pixelize.rewrites.graph.flow import Flow
+from pixelize.rewrites.graph.operator_names import LINEAR
+from pixelize.rewrites.graph.operators import shape_of
+from pixelize.rewrites.graph.resize_factor import resize_factor, spread
 from pixelize.rewrites.idioms.idiom import Idiom
 from pixelize.rewrites.idioms.replacement import dressed
 from pixelize.rewrites.site import Geometry, Site, TransposedConv

@@ -20,78 +20,22 @@ k-1 + qs-p. A linear resize is one too, with a triangle in the place of the ones
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from math import gcd
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils import parametrize, prune
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
-from pixelize.rewrites.graph.flow import Blocks, Factor, Flow, read_by, spread
-from pixelize.rewrites.graph.operators import LINEAR, shape_of
+from pixelize.rewrites.graph.flow import Blocks, Flow, read_by
+from pixelize.rewrites.graph.operator_names import LINEAR
+from pixelize.rewrites.graph.operators import shape_of
+from pixelize.rewrites.graph.resize_factor import Factor, spread
+from pixelize.rewrites.idioms.merged_taps import merge_taps, take
+from pixelize.rewrites.idioms.plain_conv import CONVOLUTIONS, conv_refusal, has_one_tap, own_padding
 from pixelize.rewrites.idioms.resize import is_factor, taps
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
-from pixelize.rewrites.state.precision import float64
 
 Range = tuple[int, int]
-INSTANCE_FORWARD = (
-    "its forward was set on the instance, as accelerate's hooks do: take them off "
-    "(accelerate.hooks.remove_hook_from_module), convert, and put them on again"
-)
-CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-PRUNED = "pruned: make that permanent first (torch.nn.utils.prune.remove), then convert"
-
-
-def conv_refusal(module: _ConvNd) -> str | None:
-    """Why a convolution that reads a resized image cannot become a transposed one, or None if it can."""
-    reason = own_refusal(module)
-    if reason:
-        return reason
-    if any(c != 1 for c in module.stride):
-        return f"the convolution has stride {tuple(module.stride)}"
-    taken = {"layer", "skip", "options", "factor", "rest", "inverse", "places", "phase_bias"}
-    if clash := taken & {*module.__dict__, *module._modules, *module._parameters, *dir(type(module))}:
-        return f"its attribute {min(clash)!r} has the name of one that its replacement needs"
-    return None
-
-
-def own_refusal(module: _ConvNd) -> str | None:
-    """Why a convolution does something else than its attributes tell, or None if it does not."""
-    kind = type(module)
-    if "forward" in module.__dict__:
-        return INSTANCE_FORWARD
-    plain = plain_kind(module)
-    if kind.forward is not plain.forward or kind._conv_forward is not plain._conv_forward:  # type: ignore[attr-defined]
-        return f"{kind.__name__} has a forward of its own, not nn.{plain.__name__}'s"
-    if prune.is_pruned(module):
-        return PRUNED
-    if not parametrize.is_parametrized(module) and "weight" not in module._parameters:
-        norms = [h for h in module._forward_pre_hooks.values() if isinstance(h, WeightNorm | SpectralNorm)]
-        if not norms:
-            return "its weight is no parameter, and what computes it is not known"
-    c_in, c_out, groups = module.in_channels, module.out_channels, module.groups
-    if tuple(module.weight.shape) != (c_out, c_in // groups, *module.kernel_size):
-        return f"its weight has the shape {tuple(module.weight.shape)}, which its attributes do not tell"
-    return None
-
-
-def plain_kind(module: _ConvNd) -> type[nn.Module]:
-    """Which of torch's convolutions a module is."""
-    return next(kind for kind in CONVOLUTIONS if isinstance(module, kind))
-
-
-def own_padding(module: _ConvNd) -> tuple[int, ...] | None:
-    """The padding in numbers; None for ``padding="same"`` with an even kernel, which pads one side more."""
-    if module.padding == "valid":
-        return (0,) * len(module.kernel_size)
-    if module.padding == "same":
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        return tuple(t // 2 for t in total) if all(t % 2 == 0 for t in total) else None
-    return tuple(map(int, module.padding))
 
 
 def match_mode(
@@ -128,11 +72,6 @@ def match_mode(
         return found
     kind = "resize" if has_one_tap(module) else "resize_conv"
     return Site(name, names, kind, type(module).__name__, found, options)  # type: ignore[arg-type]
-
-
-def has_one_tap(module: nn.Module) -> bool:
-    """Whether a module is a convolution that mixes no pixels."""
-    return isinstance(module, CONVOLUTIONS) and all(k == 1 for k in module.kernel_size)
 
 
 def plan(module: _ConvNd, blocks: Blocks) -> dict[str, Any] | str:
@@ -277,72 +216,3 @@ def canonical(site: Site, module: nn.Module) -> TransposedConv:
     bias = None if module.bias is None else module.bias.detach().clone()
     full = merge_taps(weight, module.dilation, site.options["factor"], module.groups, is_linear(site.options))
     return TransposedConv(site.geometry, full, bias)
-
-
-def merge_taps(
-    weight: Tensor, dilation: Sequence[int], factor: Sequence[int], groups: int, linear: bool = False
-) -> Tensor:
-    """A convolution's layout (C_out, C_in/groups, k, ..) to a transposed one's (C_in, C_out/groups, d(k-1)+s,
-    ..).
-
-    W'[T] = sum of W[t] over the taps t with 0 <= T - d(k-1-t) < s: the flipped, dilated kernel convolved with
-    s ones (or the triangle of a linear resize). Summed in float64, in parts that a cache holds.
-    """
-    c_out, c_in, *kernel = weight.shape
-    axes = _tap_sums(kernel, dilation, factor, linear)
-    sums_of = reduce(torch.kron, axes).to(float64(weight.new_empty(0)).device)
-    full = weight.new_empty(groups * c_in, c_out // groups, sums_of.shape[1])
-    step = max(1, min(c_in, 2**17 // (c_out // groups * sums_of.shape[0])))
-    parts, sums = (sums_of.new_empty(step, c_out // groups, n) for n in sums_of.shape)
-    for g, block in enumerate(weight.reshape(groups, c_out // groups, c_in, sums_of.shape[0])):
-        for start in range(0, c_in, step):
-            n = min(step, c_in - start)
-            part = parts[:n].copy_(block[:, start : start + n].transpose(0, 1))
-            full[g * c_in + start : g * c_in + start + n] = torch.matmul(part, sums_of, out=sums[:n])
-    return full.view(*full.shape[:2], *(axis.shape[1] for axis in axes))
-
-
-def _tap_sums(
-    kernel_size: Sequence[int], dilation: Sequence[int], factor: Sequence[int], linear: bool
-) -> list[Tensor]:
-    # for each axis the taps of the transposed convolution, (k, d(k-1)+..), that each tap of the convolution
-    # adds to
-    axes = []
-    for k, d, s in zip(kernel_size, dilation, factor, strict=True):
-        one = torch.tensor(taps(s, linear), dtype=torch.float64, device="cpu")
-        matrix = torch.zeros(k, d * (k - 1) + len(one), dtype=torch.float64, device="cpu")
-        for t in range(k):
-            matrix[t, d * (k - 1 - t) : d * (k - 1 - t) + len(one)] = one
-        axes.append(matrix)
-    return axes
-
-
-Inverse = list[list[list[float]]]
-
-
-def left_inverse(
-    kernel_size: Sequence[int], dilation: Sequence[int], factor: Sequence[int], linear: bool = False
-) -> Inverse:
-    """For each axis the matrix that takes the taps of :func:`merge_taps` back to those of the convolution."""
-    return [torch.linalg.pinv(a.mT).tolist() for a in _tap_sums(kernel_size, dilation, factor, linear)]
-
-
-def split_taps(weight: Tensor, kernel_size: Sequence[int], groups: int, inverse: Inverse) -> Tensor:
-    """The convolution kernel nearest, in least squares, to what :func:`merge_taps` made of it."""
-    kind = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    flat = weight.to(kind)
-    for dim, axis in enumerate(inverse, 2):
-        matrix = torch.tensor(axis, dtype=kind, device=weight.device)
-        flat = (flat.transpose(dim, -1) @ matrix.mT).transpose(dim, -1)
-    c_in, c_out = weight.shape[:2]
-    grouped = flat.reshape(groups, c_in // groups, c_out, *kernel_size).transpose(1, 2)
-    return grouped.reshape(groups * c_out, c_in // groups, *kernel_size).to(weight.dtype)
-
-
-def take(weight: Tensor, ranges: Sequence[Sequence[int]]) -> Tensor:
-    """The input channels of a convolution's weight that lie in ``ranges``: a view of it where that can be."""
-    if weight.shape[1] < ranges[-1][1]:  # a grouped convolution is taken whole
-        return weight
-    if len(ranges) == 1:
-        return weight[:, slice(*ranges[0])]
-    return torch.cat([weight[:, a:b] for a, b in ranges], 1)

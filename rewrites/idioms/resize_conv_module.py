@@ -13,22 +13,11 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from pixelize.rewrites.idioms.idiom import Idiom
+from pixelize.rewrites.idioms.merged_taps import left_inverse, merge_taps, split_taps, take
+from pixelize.rewrites.idioms.plain_conv import CONVOLUTIONS, own_padding, plain_kind
 from pixelize.rewrites.idioms.replacement import ConvReplacement, dressed
 from pixelize.rewrites.idioms.resize import taps
-from pixelize.rewrites.idioms.resize_conv import (
-    CONVOLUTIONS,
-    Range,
-    canonical,
-    is_linear,
-    left_inverse,
-    match_mode,
-    merge_taps,
-    own_padding,
-    plain_kind,
-    split_taps,
-    stated,
-    take,
-)
+from pixelize.rewrites.idioms.resize_conv import Range, canonical, is_linear, match_mode, stated
 from pixelize.rewrites.watching.claims import Claim, covers
 from pixelize.rewrites.watching.watch import claim_of
 

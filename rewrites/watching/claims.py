@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from pixelize.rewrites.graph.flow import Factor, Margin, axis_factor, margin_of, spread, within_blocks
-from pixelize.rewrites.graph.operators import LINEAR, is_pointwise
+from pixelize.rewrites.graph.flow import Margin, margin_of, within_blocks
+from pixelize.rewrites.graph.operator_names import LINEAR, is_pointwise
+from pixelize.rewrites.graph.resize_factor import Factor, axis_factor, spread
 
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch >= 2.7
 
