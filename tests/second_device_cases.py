@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import pixelize
+from pixelize.rewrites.state.random_state import random_state_kept
 from pixelize.running.models import copy_model
 from pixelize.running.outputs import relative_error
 
@@ -34,6 +35,7 @@ def device(request):
     found.compiled.allow_float64(getattr(request, "param", "float64") == "float64")
     yield found
     found.compiled.allow_float64(True)
+    found.compiled.allow_generators(True)
 
 
 both = pytest.mark.parametrize("device", ["float64", "no float64"], indirect=True)
@@ -193,9 +195,12 @@ def test_gates_close_on_the_device():
     all_there(pixelize.harden(model))(x)
 
 
+@pytest.mark.parametrize("generators", [True, False])
 @pytest.mark.parametrize("where", ["cpu", THERE])
 @pytest.mark.parametrize("what", ["inspect", "convert", "calibrate"])
-def test_the_devices_random_numbers_are_left_alone(device, where, what):
+def test_the_devices_random_numbers_are_left_alone(device, where, what, generators):
+    device.compiled.allow_generators(generators)
+
     class Noisy(Net):
         def forward(self, x):
             return super().forward(x + 0.01 * torch.randn_like(x))
@@ -214,6 +219,23 @@ def test_the_devices_random_numbers_are_left_alone(device, where, what):
             pixelize.calibrate(converted, [x], progress=False)
     assert torch.equal(before, device.get_rng_state()) and device.seeded == seeded
     assert torch.equal(here, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("lacking", ["generators", "seeding", "states"])
+def test_a_device_is_seeded_as_far_as_it_can_be(device, lacking, monkeypatch):
+    device.compiled.allow_generators(False)
+    if lacking == "seeding":
+        monkeypatch.delattr(type(device), "manual_seed")
+    if lacking == "states":
+        monkeypatch.delattr(type(device), "get_rng_state")
+    before, drawn = torch.get_rng_state(), []
+    for _ in range(2):
+        with random_state_kept([torch.device(THERE)], 3):
+            drawn.append((torch.rand(4), torch.rand(4, device=THERE).cpu()))
+    (here, there), (here_again, there_again) = drawn
+    assert torch.equal(here, here_again) and torch.equal(before, torch.get_rng_state())
+    # what can neither be read nor seeded goes on
+    assert torch.equal(there, there_again) == (lacking != "states")
 
 
 @pytest.mark.parametrize("layer", ["ipixeldcl", "pixeldcl"])

@@ -187,6 +187,38 @@ def test_gradients_and_changes_are_turned_by_adjoint_maps():
     assert len(whitened) == len(list(layer.parameters())) - 1  # all but the bias
 
 
+@pytest.mark.parametrize("layer", ["pixeldcl", "ipixeldcl", "dcl"])
+@pytest.mark.parametrize("kind", ["shuffle", "resize with a skip", "bilinear"])
+def test_layers_that_stand_in_the_place_of_convolutions_are_trained_as_themselves(kind, layer):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = nn.Conv2d(5 if "skip" in kind else 3, 8, 3, padding=1)
+
+        def forward(self, x):
+            if kind == "shuffle":
+                return nn.functional.pixel_shuffle(self.c(x), 2)
+            mode = "bilinear" if kind == "bilinear" else "nearest"
+            u = nn.functional.interpolate(x, scale_factor=2, mode=mode)
+            return self.c(torch.cat([u, u[:, :2].flip(-1)], 1) if "skip" in kind else u)
+
+    torch.manual_seed(0)
+    x, model = mixed(4, 3, seed=5), Model()
+    student = pixelize.convert(model, layer, example_inputs=x)
+    inner = student.c.layer
+    whole, wanted = WhitenedAdam(student, [x]), model(x).detach() * 1.2
+    for name, parameter in inner.named_parameters():
+        if "input_kernels" not in name and parameter.dim() > 1:
+            assert whole.state[parameter]["channel_axis"] == (0 if name == "weight" else 1)
+            assert len(whole.state[parameter]["outputs"][0]) * inner.groups == inner.out_channels
+    first = (student(x) - wanted).square().mean().item()
+    for _ in range(10):
+        whole.zero_grad()
+        (student(x) - wanted).square().mean().backward()
+        whole.step()
+    assert (student(x) - wanted).square().mean() < first
+
+
 def test_a_resumed_optimizer_goes_on_as_one_that_was_not_stopped():
     def run(stop):
         torch.manual_seed(0)

@@ -401,6 +401,19 @@ def test_what_is_frozen_stays_frozen():
     assert [n for n, p in converted.named_parameters() if p.requires_grad] == ["1.layer.bias"]
 
 
+@pytest.mark.parametrize(("layer", "frozen"), [("dcl", True), ("ipixeldcl", False)])
+def test_a_weight_computed_from_several_parameters_is_repaired(layer, frozen):
+    torch.manual_seed(0)
+    norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), norm(nn.ConvTranspose2d(6, 3, 4, 2, 1)))
+    model.eval().requires_grad_(not frozen)
+    x = torch.randn(40, 4, 8, 8)
+    before = model(x)
+    repaired = pixelize.repair(model, x, layer=layer, progress=False)
+    assert torch.equal(model(x), before) and not torch.equal(repaired(x), before)
+    assert {p.requires_grad for p in repaired.parameters()} == {not frozen}
+
+
 @pytest.mark.parametrize("between", [nn.Identity(), nn.BatchNorm2d(16), nn.PReLU(16), nn.Dropout(0.1)])
 def test_a_shuffle_is_seen_behind_a_norm(between):
     model = nn.Sequential(conv(16), between, nn.PixelShuffle(2)).eval()

@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.utils.parametrize import is_parametrized
 
 from pixelize.adapters import call
 from pixelize.algebra.least_squares import inverse_root
@@ -214,7 +213,8 @@ def _look(model: nn.Module, data: list[Any]) -> dict[Tensor, _Features]:
         if isinstance(layer, PixelDeconvolution):
             _look_at_stages(layer, x, output, features)
 
-    layers = [m for m in model.modules() if isinstance(m, _ConvNd) and not is_parametrized(m)]
+    # what stands around a layer in the place of a convolution shows that layer's kernel as its own
+    layers = [m for m in model.modules() if isinstance(m, _ConvNd) and "weight" in m._parameters]
     handles = [m.register_forward_hook(hook, with_kwargs=True) for m in layers]
     try:
         with evaluation(model):

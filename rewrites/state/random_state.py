@@ -43,8 +43,12 @@ def seed(number: int, devices: Iterable[torch.device]) -> None:
     state = torch.Generator().manual_seed(number).get_state()
     torch.set_rng_state(state)
     for device, module in _accelerators(devices):
-        where = device[0] if device else "mps"
-        module.set_rng_state(torch.Generator(where).manual_seed(number).get_state(), *device)
+        try:
+            generator = torch.Generator(device[0] if device else "mps")
+        except RuntimeError:  # torch makes none for this device, whose module seeds it
+            _seed_in_module(number, device[0], module)
+        else:
+            module.set_rng_state(generator.manual_seed(number).get_state(), *device)
 
 
 @contextmanager
@@ -60,6 +64,20 @@ def random_state_kept(devices: Iterable[torch.device], number: int | None = None
         yield
     finally:
         put_back()
+
+
+def _seed_in_module(number: int, device: torch.device, module: Any) -> None:
+    """``module.manual_seed`` seeds the current device, and is what torch asks a backend for. One without it
+    cannot be seeded.
+    """
+    if not hasattr(module, "manual_seed"):
+        return
+    current = module.current_device()
+    module.set_device(device)
+    try:
+        module.manual_seed(number)
+    finally:
+        module.set_device(current)
 
 
 def _put(put: Callable[..., None], device: tuple[torch.device, ...], state: Any) -> None:

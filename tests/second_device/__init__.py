@@ -55,6 +55,9 @@ class _Device(types.ModuleType):
         self.seeded += 1
         self.compiled.seed(seed % 2**64)
 
+    def manual_seed(self, seed: int) -> None:
+        self.compiled.seed(seed % 2**64)
+
     def get_rng_state(self, device: Any = 0) -> torch.Tensor:
         return self.compiled.get_state()
 

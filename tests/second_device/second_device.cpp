@@ -25,6 +25,7 @@ using at::Tensor;
 constexpr auto KIND = c10::DeviceType::PrivateUse1;
 const c10::Device DEVICE(KIND, 0);
 bool has_float64 = true;
+bool has_generators = true;  // that torch.Generator makes; random numbers there are without them, too
 std::map<std::string, int64_t> transfers;  // since the last clear(): "to device", "to host", "read"
 
 // --- memory, guard, random numbers ---------------------------------------------------------------------------
@@ -69,7 +70,10 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   c10::DeviceIndex getCurrentDevice() const override { return 0; }
   at::Device getDeviceFromPtr(void*) const override { return DEVICE; }
   bool isPinnedPtr(const void*) const override { return false; }
-  at::Generator getNewGenerator(c10::DeviceIndex) const override { return at::make_generator<Random>(); }
+  at::Generator getNewGenerator(c10::DeviceIndex) const override {
+    TORCH_CHECK_NOT_IMPLEMENTED(has_generators, "this device makes no generators");
+    return at::make_generator<Random>();
+  }
   void resizePrivateUse1Bytes(const c10::Storage& storage, size_t size) const override {
     resize_storage(storage, size);
   }
@@ -320,6 +324,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("register_hooks", [] { at::RegisterPrivateUse1HooksInterface(new Hooks()); });
   m.def("allow_float64", [](bool allowed) { has_float64 = allowed; });
+  m.def("allow_generators", [](bool allowed) { has_generators = allowed; });
   m.def("transfers", [] { return transfers; });
   m.def("clear", [] { transfers.clear(); });
   m.def("seed", [](uint64_t number) { random_numbers.set_current_seed(number); });
