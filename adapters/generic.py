@@ -41,6 +41,8 @@ def example_inputs(model: nn.Module) -> Any:
         conv = next((m for m in model.modules() if isinstance(m, kind)), None)
         if conv is not None:
             guesses += [_noise_for(model, conv, side) for side in SIDES[len(conv.kernel_size)]]
+    if any(isinstance(m, nn.Conv2d) for m in model.modules()):  # which another reads, or of folded pictures
+        guesses += [noise(model, 2, channels, side, side) for channels in (3, 1) for side in SIDES[2]]
     return first_that_runs(model, guesses)
 
 

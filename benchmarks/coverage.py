@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 import pixelize
 from pixelize import adapters
+from pixelize.rewrites.seeing.apart import copied_inputs
 from pixelize.rewrites.seeing.other_size import RATIOS, resized_inputs
 from pixelize.running.outputs import relative_error, tensors
 
@@ -213,8 +214,8 @@ def _first_line(error: Exception) -> str:
 
 
 def output(model: nn.Module, inputs: Any, train: bool = False) -> Any:
-    """What a copy of ``model`` gives, with a fixed random state."""
-    model = copy.deepcopy(model).train(train)
+    """What a copy of ``model`` gives for a copy of the inputs, with a fixed random state."""
+    model, inputs = copy.deepcopy(model).train(train), copied_inputs(inputs)
     torch.manual_seed(0)
     with torch.no_grad():
         return adapters.call(model, inputs)

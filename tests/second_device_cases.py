@@ -291,6 +291,24 @@ def test_measures_agree_with_the_cpu():
     assert repr(here) == repr(there) or here == pytest.approx(there, abs=1e-3)
 
 
+@both
+def test_the_metric_and_the_page_are_made_on_the_device(tmp_path):
+    pytest.importorskip("torchmetrics")
+    from pixelize.measure.metric import CheckerboardMetric
+
+    pictures = torch.rand(4, 3, 32, 28)
+    there, here = CheckerboardMetric().to(THERE), CheckerboardMetric()
+    for metric in (there, here):
+        for batch in pictures.split(2):
+            metric.update(batch.to(THERE))
+    found = [{name: float(v) for name, v in metric.compute().items()} for metric in (there, here)]
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+    there.reset()
+    model = nn.Sequential(nn.ConvTranspose2d(6, 4, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(4, 3, 4, 2, 1))
+    pixelize.write_report(model.eval().to(THERE), tmp_path / "page.html", inputs=torch.randn(4, 6, 8, 8))
+    assert (tmp_path / "page.html").stat().st_size
+
+
 def test_a_default_device_changes_nothing():
     model, x, data = net(), inputs(), [inputs(16)]
     torch.set_default_device(THERE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -292,6 +293,47 @@ def test_without_data_too_pictures_are_made_by_interpolation():
     assert (kept - torch.eye(3)).abs().max() < 0.02 < (free - torch.eye(3)).abs().max()
     assert error > least
     assert (first_kernel(6, allowed_cost=1e6)[0] - torch.eye(6)).abs().max() > 0.02
+
+
+def expected_error(layer, original, mean):
+    """Of what the layer makes under the prior: from its answers to every single pixel of an 11 x 11 map."""
+    n, side = layer.in_channels, 11
+    pixels = torch.eye(n * side * side, dtype=torch.float64).view(-1, n, side, side)
+    with torch.no_grad():
+        difference, whole = layer(pixels) - original(pixels), original(pixels) - original(0 * pixels[:1])
+    at = torch.arange(side)
+    apart = CORRELATION ** (at[:, None] - at).abs().double()
+    means = mean[:, None].expand(n, side * side).flatten()
+    covariance = torch.kron(torch.eye(n, dtype=torch.float64), torch.kron(apart, apart))
+    moments = covariance + means[:, None] * means
+
+    def power(answers):  # of the block of phases in the middle
+        middle = slice(side // 2 * 2, side // 2 * 2 + 2)
+        rows = answers[..., middle, middle].flatten(1)
+        return float((rows * (moments @ rows)).sum())
+
+    return (power(difference) / power(whole)) ** 0.5
+
+
+@pytest.mark.parametrize("channels", [6, 4])  # the fewer make pictures
+@pytest.mark.parametrize("design", ["paired", "sequential", "masked", "grouped", "explained"])
+def test_the_error_expected_is_that_of_the_kernels_and_nothing_near_them_is_better(channels, design):
+    torch.manual_seed(0)
+    original = nn.ConvTranspose2d(3, channels, 4, 2, 1, dtype=torch.float64)
+    if design == "explained":  # with as many regressors as the input has pixels, singular but for the ridge
+        original.weight.data[1:] = 0
+    schedule = design if design in ("sequential", "masked") else "paired"
+    shape = Design(schedule=schedule, groups=2 if design == "grouped" else 1)
+    mean = torch.randn(3, dtype=torch.float64)
+    layer, error, _ = inherit(original, "pixeldcl", shape, "inherit", InputPrior(mean, mean * 0 + 1))
+    assert expected_error(layer, original, mean) == pytest.approx(error, rel=1e-6, abs=1e-9)
+    if channels == 4:  # interpolates, where that costs little
+        return
+    for _ in range(5):
+        nearby = copy.deepcopy(layer)
+        kernel = nearby.dependency_kernels[-1].data
+        kernel += 1e-2 * torch.randn_like(kernel)
+        assert expected_error(nearby, original, mean) > error
 
 
 def test_sites_that_the_data_does_not_reach_are_told():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import threading
 import time
@@ -287,6 +288,51 @@ def test_modes_first_passes_and_hooks_are_the_callers():
         pixelize.convert(model, example_inputs=inputs)
     assert model[0].training and not model[0].merged
     assert not model[1].done and not model[1].loc.any() and not fired
+
+
+LIBRARY = """
+from torch import nn
+
+COLLECTED = {}
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.up = nn.Conv2d(4, 4, 3, padding=1), nn.ConvTranspose2d(4, 4, 4, 2, 1)
+        self.seen = {} if METHOD else COLLECTED
+        self.stem.register_forward_hook(self._keep if METHOD else collect)
+
+    def _keep(self, module, args, output):
+        self.seen["stem"] = output
+
+    def forward(self, x):
+        self.stem(x)
+        return self.up((self.seen if METHOD else COLLECTED).pop("stem"))
+
+def collect(module, args, output):
+    COLLECTED["stem"] = output
+"""
+
+
+@pytest.mark.parametrize("method", [True, False])
+def test_hooks_by_which_a_model_computes_stay_on(method, tmp_path, monkeypatch):
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    name = f"a_library_with_hooks_{method}"
+    (folder / f"{name}.py").write_text(LIBRARY.replace("METHOD", str(method)))
+    monkeypatch.syspath_prepend(folder)
+    model = importlib.import_module(name).Net().eval()
+    fired = []
+    model.up.register_forward_hook(lambda *_: fired.append(1))
+    before = model(X)
+    fired.clear()
+    for inputs in (None, X):
+        assert pixelize.inspect(model, inputs).capture == "record"
+        converted = pixelize.convert(model, example_inputs=inputs)
+        assert not fired and not model.seen
+        torch.testing.assert_close(converted(X), before)
+        fired.clear()
+    assert pixelize.report(converted).error < 1e-5
 
 
 def test_inputs_are_written_to_by_nobody():

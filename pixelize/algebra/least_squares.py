@@ -87,18 +87,24 @@ class NormalEquations:
         return float(self.held_power.sum() - 2 * (solution * self.held_cross).sum() + fitted)
 
 
-def solve_ridge(gram: Tensor, right: Tensor, ridge: Tensor) -> Tensor | None:
+def solve_ridge(gram: Tensor, right: Tensor, ridge: Tensor, *, overwrite: bool = False) -> Tensor | None:
     """Solves ``(gram + ridge * I) x = right`` for each group: gram (..., n, n), right (..., n, m), ridge
     (...).
 
     None where that matrix is not positive definite in this precision: the ridge is too small for it.
+    ``overwrite``: gram is factored where it lies, and is of no use afterwards; contiguous, so that no second
+    matrix of its size is needed.
     """
-    # symmetric, so that this is its copy, in the order in which it can be factored where it lies
-    factor = gram.clone(memory_format=torch.contiguous_format).mT
+    whole = gram if overwrite else gram.clone(memory_format=torch.contiguous_format)
+    factor = whole.mT  # symmetric, so that this is its copy, in the order in which it can be factored
     factor.diagonal(0, -2, -1).add_(ridge[..., None] + torch.finfo(gram.dtype).tiny)
     info = torch.empty(gram.shape[:-2], dtype=torch.int32, device=gram.device)
     torch.linalg.cholesky_ex(factor, out=(factor, info))
-    return torch.cholesky_solve(right, factor) if int(info.max()) == 0 else None
+    if int(info.max()) != 0:
+        return None
+    # torch.cholesky_solve would copy the factor
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
 def inverse_root(moments: Tensor, ridge: float, floor: float) -> Tensor:

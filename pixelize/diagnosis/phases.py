@@ -12,6 +12,7 @@ from torch import Tensor
 from pixelize.algebra.polyphase import axis_phases
 from pixelize.diagnosis.upsampling import Call
 from pixelize.measure.decibels import decibels
+from pixelize.rewrites.state.precision import float64
 
 Order = Callable[[Call], Tensor]
 """The output that an up-sampler would have had with its sub-kernels in another order."""
@@ -85,7 +86,7 @@ def right_order(call: Call) -> str | None:
 def _roughness(output: Tensor, stride: tuple[int, int]) -> float:
     answers = PhaseAnswers(stride)
     answers.add(output)
-    return answers.rough / (float(output.double().var()) + 1e-300)
+    return answers.rough / (float(float64(output).var()) + 1e-300)
 
 
 def orders(call: Call) -> Iterator[tuple[str, Order]]:

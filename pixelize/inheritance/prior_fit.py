@@ -9,6 +9,7 @@ have closed forms, and each stage is one linear solve, with the student's own ea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import add, sub
 
@@ -159,34 +160,45 @@ def _fit_stage(
     targets = stage.targets
     crosses = {t: cross(t) for t in targets}
     # in a dense stage all targets read the same; in a shared one all have the same kernel
-    total = sum((gram(t) for t in targets[1:]), gram(targets[0])) if stage.shared else gram(targets[0])
+    read = targets if stage.shared else targets[:1]
     right = [sum(crosses.values())] if stage.shared else list(crosses.values())
     wanted = torch.cat(right, -1)  # type: ignore[arg-type]
     power = sum(moments.power(teacher[t]) for t in targets)
 
-    def missed(solution: Tensor) -> float:
-        return power + float((solution * (total @ solution - 2 * wanted)).sum())
+    def total() -> Tensor:
+        return sum((gram(t) for t in read[1:]), gram(read[0]))
 
-    solved = _solve(total, wanted)
-    if total.shape[0] * crosses[targets[0]].shape[-1] <= PICTURE_CHANNELS and not stage.shared:
-        channels = torch.eye(wanted.shape[-1] // len(targets), device="cpu").to(total)
+    solved, missed = _solve(total, wanted, power)
+    if wanted.shape[0] * crosses[targets[0]].shape[-1] <= PICTURE_CHANNELS and not stage.shared:
+        channels = torch.eye(wanted.shape[-1] // len(targets), device="cpu").to(wanted)
         rows, made = interpolation(stage, stride, channels)
-        weight = FAVOUR * mean_power(total)[:, None, None]
-        kept = _solve(total + weight * (rows.T @ rows), wanted + weight * (rows.T @ made))
-        if missed(kept) <= min(allowed_cost**2 * missed(solved), power):  # no worse than none at all
-            solved = kept
+        weight = FAVOUR * mean_power(total())[:, None, None]
+        kept, _ = _solve(lambda: total() + weight * (rows.T @ rows), wanted + weight * (rows.T @ made), power)
+        cost = power + float((kept * (total() @ kept - 2 * wanted)).sum())
+        if cost <= min(allowed_cost**2 * missed, power):  # no worse than none at all
+            solved, missed = kept, cost
     parts = [solved] * len(targets) if stage.shared else solved.chunk(len(targets), -1)
     count = len(stage.features(targets[0]))
     solutions = {t: beta.unflatten(-2, (count, -1)) for t, beta in zip(targets, parts, strict=True)}
-    return solutions, missed(solved)
+    return solutions, missed
 
 
-def _solve(gram: Tensor, right: Tensor) -> Tensor:
+def _solve(gram: Callable[[], Tensor], right: Tensor, power: float) -> tuple[Tensor, float]:
+    """The solution for the smallest ridge that rounding allows, and ``power`` less what it explains.
+
+    ``gram()`` makes the matrix, each time anew: of thousands of features it is the largest thing there is,
+    and is factored where it lies. With (G + r I) s = w the error power - 2 s'w + s'G s is
+    power - s'w - r |s|^2.
+    """
     for ridge in RIDGES:
-        solution = solve_ridge(gram, right, ridge * mean_power(gram))
+        whole = gram()
+        added = ridge * mean_power(whole)
+        solution = solve_ridge(whole, right, added, overwrite=True)
         if solution is not None:
-            return solution
-    return torch.zeros_like(right)
+            explained = (solution * right).sum() + (added * solution.square().sum((-1, -2))).sum()
+            return solution, power - float(explained)
+        del whole  # before the next is made
+    return torch.zeros_like(right), power
 
 
 def _composite(

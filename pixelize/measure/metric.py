@@ -58,6 +58,13 @@ class CheckerboardMetric(Metric):
         for name in ("whole", "windowed", "mean_square", "planes"):
             self.add_state(name, torch.zeros_like(getattr(zero, name)), dist_reduce_fx="sum")
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Moves the sums with the module; they stay where they are if a device has no float64 (Apple's)."""
+        try:
+            return super()._apply(*args, **kwargs)
+        except TypeError:
+            return self
+
     def update(self, images: Tensor | np.ndarray) -> None:
         """Take in a batch ``(N, C, H, W)``, ``(C, H, W)`` or ``(H, W)``.
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +26,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 @contextmanager
 def apart(model: nn.Module) -> Iterator[nn.Module]:
     """A copy of ``model`` in evaluation mode, without gradients, whose hooks are off, but for those by which
-    torch computes weights; random numbers go on afterwards as they would have.
+    torch computes weights and those that belong to the model; random numbers go on afterwards as they would
+    have.
 
     Where a model cannot be copied it is the model itself, put back afterwards.
     """
@@ -67,14 +71,21 @@ class _Copying(TorchFunctionMode):
 
 
 def _quieten(model: nn.Module) -> None:
-    for module in modules_of(model):
+    modules = list(modules_of(model))
+    ids = {id(module) for module in modules}
+    libraries = {type(module).__module__.partition(".")[0] for module in modules} - {"torch"}
+    for module in modules:
         module.training = False
         if is_compiled(module):  # what torch.compile returned
             module.__dict__["forward"] = module.get_submodule("_orig_mod").__call__
         for registry in _HOOKS:
             hooks = module.__dict__.get(registry)
             if hooks and not (registry == "_forward_pre_hooks" and _lacks_weight(module)):
-                kept = ((key, hook) for key, hook in hooks.items() if _computes(hook))
+                kept = (
+                    (key, hook)
+                    for key, hook in hooks.items()
+                    if _computes(hook) or _belongs(hook, ids, libraries)
+                )
                 module.__dict__[registry] = OrderedDict(kept)
 
 
@@ -90,3 +101,21 @@ def _computes(hook: Any) -> bool:
     """Whether a hook is torch's own: those of weight_norm, spectral_norm and pruning compute weights."""
     made_by = getattr(hook, "__module__", None) or type(hook).__module__
     return made_by.startswith("torch.nn.")
+
+
+def _belongs(hook: Any, modules: Collection[int], libraries: Collection[str]) -> bool:
+    """Whether a hook is part of how a model computes, and not the caller's: a method of one of its modules,
+    or made by an installed library that its modules come from (transformers collects hidden states so).
+    """
+    while isinstance(hook, partial):
+        hook = hook.func
+    if id(getattr(hook, "__self__", None)) in modules:
+        return True
+    made_by = getattr(hook, "__module__", None) or type(hook).__module__
+    package = made_by.partition(".")[0]
+    return package in libraries and _is_installed(package)
+
+
+def _is_installed(package: str) -> bool:
+    file = getattr(sys.modules.get(package), "__file__", None)
+    return file is not None and not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
