@@ -335,6 +335,15 @@ def test_hooks_by_which_a_model_computes_stay_on(method, tmp_path, monkeypatch):
     assert pixelize.report(converted).error < 1e-5
 
 
+def test_a_model_that_does_not_run_without_the_callers_hooks_says_so():
+    kept = {}
+    model = Model(lambda m, x: m.up(m.first(x) + kept["first"]), first=conv(), up=up())
+    model.first.register_forward_hook(lambda module, args, output: kept.update(first=output))
+    with pytest.raises(pixelize.ArgumentError, match=r"hooks on it off.*KeyError"):
+        pixelize.convert(model, example_inputs=X)
+    assert not kept
+
+
 def test_inputs_are_written_to_by_nobody():
     x = X.clone()
     pixelize.convert(Model(lambda m, x: m.up(x.mul_(255)), up=up()), example_inputs=x)

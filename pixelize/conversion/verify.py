@@ -15,7 +15,7 @@ from pixelize.adapters import call
 from pixelize.errors import ArgumentError, ConversionError
 from pixelize.inheritance.cost import measure_multiply_adds
 from pixelize.rewrites import Site
-from pixelize.rewrites.seeing.apart import apart, copied_inputs
+from pixelize.rewrites.seeing.apart import apart, copied_inputs, has_hooks_off
 from pixelize.rewrites.seeing.other_size import resized_inputs
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.rewrites.state.modules import devices_of, modules_of
@@ -111,8 +111,10 @@ def _running(model: nn.Module) -> Iterator[nn.Module]:
         try:
             yield own
         except Exception as error:
+            off = ", the hooks on it off (one by which it computes is known if it is a method of its modules)"
             raise ArgumentError(
-                f"the model could not be run on example_inputs: {type(error).__name__}: {error}"
+                f"the model could not be run on example_inputs{off * has_hooks_off(model)}: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
 

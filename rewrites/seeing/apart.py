@@ -71,22 +71,35 @@ class _Copying(TorchFunctionMode):
 
 
 def _quieten(model: nn.Module) -> None:
-    modules = list(modules_of(model))
-    ids = {id(module) for module in modules}
-    libraries = {type(module).__module__.partition(".")[0] for module in modules} - {"torch"}
-    for module in modules:
+    off = _callers_hooks(model)
+    for module in modules_of(model):
         module.training = False
         if is_compiled(module):  # what torch.compile returned
             module.__dict__["forward"] = module.get_submodule("_orig_mod").__call__
         for registry in _HOOKS:
-            hooks = module.__dict__.get(registry)
-            if hooks and not (registry == "_forward_pre_hooks" and _lacks_weight(module)):
-                kept = (
-                    (key, hook)
-                    for key, hook in hooks.items()
-                    if _computes(hook) or _belongs(hook, ids, libraries)
-                )
+            if hooks := module.__dict__.get(registry):
+                kept = ((key, hook) for key, hook in hooks.items() if id(hook) not in off)
                 module.__dict__[registry] = OrderedDict(kept)
+
+
+def has_hooks_off(model: nn.Module) -> bool:
+    """Whether there are hooks on ``model`` that are off while it is looked at."""
+    return bool(_callers_hooks(model))
+
+
+def _callers_hooks(model: nn.Module) -> set[int]:
+    """The ids of the hooks that are no part of how ``model`` computes."""
+    modules = list(modules_of(model))
+    ids = {id(module) for module in modules}
+    libraries = {type(module).__module__.partition(".")[0] for module in modules} - {"torch"}
+    return {
+        id(hook)
+        for module in modules
+        for registry in _HOOKS
+        if not (registry == "_forward_pre_hooks" and _lacks_weight(module))
+        for hook in module.__dict__.get(registry, {}).values()
+        if not (_computes(hook) or _belongs(hook, ids, libraries))
+    }
 
 
 def _lacks_weight(module: nn.Module) -> bool:
