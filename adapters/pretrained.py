@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
 
@@ -24,6 +25,8 @@ from pixelize.adapters.adapter import Pretrained, adapters
 
 SAVED = "pixelize"
 LOADING_INFO = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+_WRAPPED: WeakSet[type] = WeakSet()
+"""The libraries' base classes whose methods know converted models."""
 Save = Callable[[nn.Module, str], Any]
 Load = Callable[[str, nn.Module], Any]
 
@@ -47,7 +50,7 @@ def connect(
 def _wrap(
     owner: Any, known: Pretrained, save: Save, load: Load, is_converted: Callable[[nn.Module], object]
 ) -> None:
-    if "_pixelize_wrapped" in vars(owner):
+    if owner in _WRAPPED:
         return
     original_save, original_load = owner.save_pretrained, owner.from_pretrained.__func__
 
@@ -84,7 +87,7 @@ def _wrap(
 
     owner.save_pretrained = save_pretrained
     owner.from_pretrained = classmethod(from_pretrained)
-    owner._pixelize_wrapped = True
+    _WRAPPED.add(owner)
 
 
 def _arguments(method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,7 @@ from pixelize.files import write_text
 from pixelize.layers.gate import gate_of
 from pixelize.layers.pixel_dcl import iPixelDCL2d
 from pixelize.measure.checkerboard import checkerboard
+from pixelize.measure.decibels import psnr
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "pixeldcl_dcgan.json"
 FALL = 400
@@ -216,16 +217,15 @@ class Results:
     def add(self, name: str, model: nn.Module, seconds: float, **more: object) -> None:
         with torch.no_grad():
             pictures = model(self.test)
-        error = (pictures - self.wanted).double().square().mean()
+        distance = psnr([self.wanted], [pictures], peak=2)
         found = checkerboard(pictures)
         decibels = {
             form: {f"{f[0]:g},{f[1]:g}": round(found[form][f], 1) for f in FREQUENCIES}
             for form in ("global", "windowed")
         }
-        psnr = round(float(10 * torch.log10(4 / error)), 2) if error > 0 else None
         self.rows = self._written()  # another run may have added to it
         self.rows[name] = {
-            "psnr": psnr,
+            "psnr": round(distance, 2) if math.isfinite(distance) else None,
             **decibels,
             "power": power(pictures),
             "cpu_seconds": round(seconds, 1),

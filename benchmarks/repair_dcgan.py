@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from pixelize.conversion.convert import convert
 from pixelize.measure.checkerboard import checkerboard
+from pixelize.measure.decibels import decibels, psnr
 from pixelize.measure.spectrum import power_spectrum
 from pixelize.refit.repair import repair
 from pixelize.refit.report import repair_report
@@ -79,7 +80,7 @@ def spectrum_change(before: Tensor, after: Tensor, distance: float) -> dict[str,
     ring = (torch.hypot(a.vertical[:, None], a.horizontal) * len(a.vertical)).round().long()
     linear = [10 ** (s.power / 10) for s in (a, b)]
     radial = [
-        10 * math.log10((linear[1][m].sum() / linear[0][m].sum()).item())
+        decibels((linear[1][m].sum() / linear[0][m].sum()).item())
         for r in range(int(ring.max()) + 1)
         if (m := (ring == r) & ~near).sum() >= 8
     ]
@@ -138,10 +139,10 @@ def main() -> None:
             repaired = repair(model, data, layer=arm, progress=False)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         after = run(repaired, fresh)
-        error = (after - before).double().square().mean().item()
+        distance = psnr([before], [after], peak=2)
         results[arm] = {
             "artifact": figures(after),
-            "PSNR": round(10 * math.log10(4 / error), 2) if error else None,
+            "PSNR": round(distance, 2) if math.isfinite(distance) else None,
             "spectrum": spectrum_change(before, after, 3 / 32),
             "wall seconds": round(wall, 1),
             "CPU seconds": round(cpu, 1),

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelize.measure.checkerboard import checkerboard
+from pixelize.measure.decibels import psnr
 from pixelize.recipes.data.scenes import draw_scene
 from pixelize.recipes.models.unet import UNet
 from pixelize.refit.repair import repair
@@ -165,12 +166,7 @@ def task(output: Tensor, target: Tensor) -> float:
     """PSNR in dB, or pixel accuracy in percent."""
     if target.dim() == 3:
         return 100 * (output.argmax(1) == target).double().mean().item()
-    return psnr(output, target)
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    error = (a - b).double().square().mean().item()
-    return math.inf if error == 0 else 10 * math.log10(4 / error)
+    return psnr([output], [target], peak=2)
 
 
 def main() -> None:
@@ -221,7 +217,7 @@ def main() -> None:
             results[f"{name}, {arm}"] = {
                 "artifact": _figures(after),
                 "task": task(after, targets[rest:]),
-                "PSNR to before": psnr(after, before),
+                "PSNR to before": psnr([before], [after], peak=2),
                 "same to the bit": bool(torch.equal(after, before)),
                 "CPU seconds": round(cpu, 1),
                 "wall seconds": round(wall, 1),

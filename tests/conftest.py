@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 
@@ -30,3 +31,22 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return full
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``pixelize`` with arguments, 80 columns wide: exit code, standard output, standard error."""
+    cli = pytest.importorskip("pixelize.command_line.app")
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pixelize", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from pixelize import load, save
-from pixelize.command_line import app as cli
 from pixelize.demo.generator import load_demo_model
 from pixelize.measure.checkerboard import checkerboard
 from pixelize.sources.models import build_model
@@ -37,23 +36,11 @@ class Nan(Net):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, monkeypatch, command_line):
     """Runs the command line in a folder with ``nets.py``: (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
     (tmp_path / "nets.py").write_text(CODE)
-
-    def go(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pixelize", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    yield go
+    yield command_line
     sys.modules.pop("nets", None)
 
 

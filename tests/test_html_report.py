@@ -18,7 +18,7 @@ from pixelize.measure.spectrum import power_spectrum
 from pixelize.pages.figures import comparison_figure, marked, spectrum_image
 from pixelize.pages.measuring import measure
 from pixelize.pages.page import render, write_report
-from pixelize.pages.tiles import difference_caption, enlarged, tiles
+from pixelize.pages.shown_pictures import difference_caption, enlarged, shown_pictures
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -198,7 +198,7 @@ def test_the_zoom_is_where_the_pattern_is():
     before[0, :, 60:80, 8:28] += ((-1.0) ** (x + y))[60:80, 8:28]
     after = before.clone()
     after[0] += 0.001
-    found = tiles({"b": before, "a": after, "same": before.clone()}, "b")
+    found = shown_pictures({"b": before, "a": after, "same": before.clone()}, "b")
     top, left, size = found.boxes[0]
     assert size == 24 and 52 <= top <= 64 and 0 <= left <= 12
     assert found.pictures["b"].shape == (2, 96, 96, 3) and found.zooms["a"].shape == (2, 24, 24, 3)

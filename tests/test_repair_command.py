@@ -15,7 +15,6 @@ from PIL import Image
 
 from pixelize.checkpoints.checkpoint import same_bits
 from pixelize.checkpoints.formats import read_checkpoint
-from pixelize.command_line import app as cli
 from pixelize.command_line import repair as command
 from pixelize.measure.checkerboard import checkerboard
 from pixelize.refit.report import RepairedSite, RepairReport
@@ -46,7 +45,6 @@ class Net(nn.Sequential):
 def here(tmp_path, monkeypatch):
     """A folder with an architecture, two checkpoints of it, and pictures of two sizes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
     (tmp_path / "grid.py").write_text(CODE)
     for name, options in (("w.pth", ""), ("clean.pth", "?excess=0.0")):
         state = open_model(f"grid.py:Net{options}").model.state_dict()
@@ -59,18 +57,8 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(here, monkeypatch, capsys):
-    def go(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pixelize", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return go
+def run(here, command_line):
+    return command_line
 
 
 REPAIR = ("--arch", "grid.py:Net", "--data", "photos", "--count", "24", "--crop", "32")

@@ -23,6 +23,16 @@ from pixelize.layers.interleave import CHANNELS_LAST, add_up, interleave, is_cha
 T = TypeVar("T")
 
 
+class DependencyDesign(NamedTuple):
+    """How the phases depend on each other: the arguments ``dependency_groups``, ``dependency_kernel_size``
+    and ``schedule`` of the functional forms.
+    """
+
+    groups: int
+    kernel_size: int | Sequence[int]
+    schedule: str
+
+
 def dependency(
     stage: Stage, kernel: Tensor, phases: dict[Phase, Tensor], channels: int, groups: int
 ) -> dict[Phase, Tensor]:
@@ -58,9 +68,7 @@ def completed(
     period: Size,
     size: Size,
     first: Phase,
-    groups: int,
-    kernel_size: int | Sequence[int],
-    schedule: str,
+    design: DependencyDesign,
 ) -> Tensor:
     """The output (N, C, *size): ``maps``, what the phases are of the input, completed by the stages of the
     schedule, interleaved, and the bias added. Channels and memory format are those of ``base``.
@@ -68,8 +76,9 @@ def completed(
     Raises ArgumentError for a schedule that there is not.
     """
     n = len(period)
-    plan = schedule_of(schedule, period, sizes(kernel_size, n, "dependency_kernel_size"), first)
-    make_phases(maps, plan, kernels, base.shape[-n - 1], groups)
+    window = sizes(design.kernel_size, n, "dependency_kernel_size")
+    plan = schedule_of(design.schedule, period, window, first)
+    make_phases(maps, plan, kernels, base.shape[-n - 1], design.groups)
     return interleave(maps, period, size=size, bias=bias, channels_last=is_channels_last(base, n))
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixelize.algebra.polyphase import Phase, Size, anchor_phase, axis_phases, output_excess, padded
-from pixelize.layers.dependencies import completed, constant, cropped, shared_crop, sizes
+from pixelize.layers.dependencies import DependencyDesign, completed, constant, cropped, shared_crop, sizes
 from pixelize.layers.interleave import in_graph, split_phases
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -70,8 +70,8 @@ def ipixel_dcl(
     base = _TRANSPOSED[n](input, weight, None, s, p, grid.extended, groups, d)
     maps = {phase: [f] for phase, f in split_phases(base, s).items()}
     size = tuple(map(sub, base.shape[-n:], grid.excess))
-    return completed(maps, base, dependency_kernels, bias, s, size, grid.first,
-                     dependency_groups, dependency_kernel_size, schedule)  # fmt: skip
+    design = DependencyDesign(dependency_groups, dependency_kernel_size, schedule)
+    return completed(maps, base, dependency_kernels, bias, s, size, grid.first, design)
 
 
 def pixel_dcl(
@@ -109,8 +109,8 @@ def pixel_dcl(
     maps = {a: [first_phase(input, taps, k, s, p, d, groups, grid.growth, a)] for a, taps in seen.items()}
     base = maps[grid.first][0]
     size = tuple(a * m - e for a, m, e in zip(s, base.shape[-n:], grid.excess, strict=True))
-    return completed(maps, base, dependency_kernels, bias, s, size, grid.first,
-                     dependency_groups, dependency_kernel_size, schedule)  # fmt: skip
+    design = DependencyDesign(dependency_groups, dependency_kernel_size, schedule)
+    return completed(maps, base, dependency_kernels, bias, s, size, grid.first, design)
 
 
 # the weight tells the number of axes

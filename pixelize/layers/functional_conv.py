@@ -18,12 +18,13 @@ iPixelConv is the convolution. The weight tells the number of axes, n = 1, 2 or 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixelize.algebra.polyphase import CONVOLUTIONS, Size, padded
-from pixelize.layers.dependencies import completed, sizes
+from pixelize.algebra.polyphase import CONVOLUTIONS, Phase, Size, padded
+from pixelize.layers.dependencies import DependencyDesign, completed, sizes
 from pixelize.layers.interleave import split_phases
 
 Padding = int | Sequence[int] | str
@@ -64,20 +65,17 @@ def ipixel_conv(
     Returns:
         (N, C_out, *size), with the sizes of a convolution.
     """
-    n = weight.dim() - 2
-    c, d, s = sizes(stride, n, "stride"), sizes(dilation, n, "dilation"), sizes(period, n, "period")
-    x, p = _padded_input(input, tuple(weight.shape[2:]), padding, d, padding_mode)
-    size = _output_size(x, weight, c, p, d)
+    at = _geometry(input, weight, stride, padding, dilation, padding_mode, period)
     # zeros after the input, so that the output is a whole number of periods
-    missing = [a * (-m % b) for a, m, b in zip(c, size, s, strict=True)]
-    base = CONVOLUTIONS[n](padded(x, (0,) * n, missing), weight, None, c, p, d, groups)
-    maps = {phase: [f] for phase, f in split_phases(base, s).items()}
-    first = (0,) * n
+    missing = [c * (-m % s) for c, m, s in zip(at.stride, at.size, at.period, strict=True)]
+    x = padded(at.input, (0,) * len(missing), missing)
+    base = CONVOLUTIONS[len(missing)](x, weight, None, at.stride, at.padding, at.dilation, groups)
+    maps = {phase: [f] for phase, f in split_phases(base, at.period).items()}
     if input_gate is not None:
         gate = input_gate.to(base.dtype)
-        maps = {phase: fs if phase == first else [fs[0] * gate] for phase, fs in maps.items()}
-    return completed(maps, base, dependency_kernels, bias, s, size, first,
-                     dependency_groups, dependency_kernel_size, schedule)  # fmt: skip
+        maps = {phase: fs if phase == at.first else [fs[0] * gate] for phase, fs in maps.items()}
+    design = DependencyDesign(dependency_groups, dependency_kernel_size, schedule)
+    return completed(maps, base, dependency_kernels, bias, at.period, at.size, at.first, design)
 
 
 def pixel_conv(
@@ -101,20 +99,47 @@ def pixel_conv(
 
     Arguments and shapes are those of :func:`ipixel_conv`, and it is that function with its gate at 0.
     """
-    n = weight.dim() - 2
-    c, d, s = sizes(stride, n, "stride"), sizes(dilation, n, "dilation"), sizes(period, n, "period")
-    x, p = _padded_input(input, tuple(weight.shape[2:]), padding, d, padding_mode)
-    size = _output_size(x, weight, c, p, d)
-    steps = tuple(a * b for a, b in zip(c, s, strict=True))
-    base = CONVOLUTIONS[n](x, weight, None, steps, p, d, groups)
-    first = (0,) * n
-    return completed({first: [base]}, base, dependency_kernels, bias, s, size, first,
-                     dependency_groups, dependency_kernel_size, schedule)  # fmt: skip
+    at = _geometry(input, weight, stride, padding, dilation, padding_mode, period)
+    steps = tuple(c * s for c, s in zip(at.stride, at.period, strict=True))
+    base = CONVOLUTIONS[len(steps)](at.input, weight, None, steps, at.padding, at.dilation, groups)
+    maps, design = {at.first: [base]}, DependencyDesign(dependency_groups, dependency_kernel_size, schedule)
+    return completed(maps, base, dependency_kernels, bias, at.period, at.size, at.first, design)
 
 
 # the weight tells the number of axes
 ipixel_conv1d = ipixel_conv2d = ipixel_conv3d = ipixel_conv
 pixel_conv1d = pixel_conv2d = pixel_conv3d = pixel_conv
+
+
+class _Geometry(NamedTuple):
+    """Where a convolution reads and what it writes: its input with all the padding that it cannot do itself,
+    one number for each axis of everything else, ``size`` being the output's.
+    """
+
+    input: Tensor
+    stride: Size
+    padding: Size
+    dilation: Size
+    period: Size
+    size: Size
+    first: Phase
+
+
+def _geometry(
+    input: Tensor,
+    weight: Tensor,
+    stride: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int],
+    padding_mode: str,
+    period: int | Sequence[int],
+) -> _Geometry:
+    n = weight.dim() - 2
+    c, d, s = sizes(stride, n, "stride"), sizes(dilation, n, "dilation"), sizes(period, n, "period")
+    x, p = _padded_input(input, tuple(weight.shape[2:]), padding, d, padding_mode)
+    axes = zip(x.shape[-n:], weight.shape[2:], c, p, d, strict=True)
+    size = tuple((m + 2 * e - f * (k - 1) - 1) // b + 1 for m, k, b, e, f in axes)
+    return _Geometry(x, c, p, d, s, size, (0,) * n)
 
 
 def _padded_input(x: Tensor, kernel: Size, padding: Padding, d: Size, mode: str) -> tuple[Tensor, Size]:
@@ -134,9 +159,3 @@ def _padded_input(x: Tensor, kernel: Size, padding: Padding, d: Size, mode: str)
     if any(before) or any(after):
         x = F.pad(x, [m for pair in zip(before[::-1], after[::-1], strict=True) for m in pair], mode)
     return x, (0,) * n
-
-
-def _output_size(x: Tensor, weight: Tensor, c: Size, p: Size, d: Size) -> Size:
-    n = len(c)
-    axes = zip(x.shape[-n:], weight.shape[2:], c, p, d, strict=True)
-    return tuple((m + 2 * e - f * (k - 1) - 1) // b + 1 for m, k, b, e, f in axes)

@@ -19,7 +19,13 @@ from torch import Tensor
 from pixelize.files import write_bytes
 from pixelize.measure.checkerboard import frequencies, frequency_name
 from pixelize.measure.spectrum import PictureSpectrum, power_spectrum
-from pixelize.pages.tiles import Tiles, check_columns, difference_caption, enlarged, tiles
+from pixelize.pages.shown_pictures import (
+    ShownPictures,
+    check_columns,
+    difference_caption,
+    enlarged,
+    shown_pictures,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
@@ -59,7 +65,7 @@ def comparison_figure(
     Raises:
         ArgumentError: no such reference, shapes that differ or are no pictures, NaN or inf.
     """
-    found = tiles(columns, reference, period=period, rows=rows)
+    found = shown_pictures(columns, reference, period=period, rows=rows)
     shown = len(found.boxes)
     across = 2 * len(columns) + len(found.differences)
     aspect = found.pictures[reference].shape[1] / found.pictures[reference].shape[2]
@@ -70,7 +76,7 @@ def comparison_figure(
         figure.suptitle(title, color=INK[False])
     halves: Any = figure.subfigures(2, 1, height_ratios=(picture_height, 3.4))
     top, bottom = halves
-    _draw_tiles(top, found)
+    _draw_shown(top, found)
     _draw_spectra(bottom, _spectra(columns), period, False)
     return save_png(figure, path)
 
@@ -166,7 +172,7 @@ def _figure(width: float, height: float, dark: bool = False) -> Figure:
     return figure
 
 
-def _draw_tiles(figure: SubFigure, found: Tiles) -> None:
+def _draw_shown(figure: SubFigure, found: ShownPictures) -> None:
     across = 2 * len(found.pictures) + len(found.differences)
     grid = figure.subplots(len(found.boxes), across, squeeze=False)
     for i, (top, left, size) in enumerate(found.boxes):

@@ -22,8 +22,8 @@ from pixelize.measure.natural import NOTICEABLE, natural_excess
 from pixelize.pages.figures import Curves, comparison_figure, curves_figure, png_bytes, spectrum_figures
 from pixelize.pages.findings import Findings
 from pixelize.pages.measuring import measure
+from pixelize.pages.shown_pictures import ShownPictures, difference_caption, enlarged, shown_pictures
 from pixelize.pages.template import from_template, png_source
-from pixelize.pages.tiles import Tiles, difference_caption, enlarged, tiles
 from pixelize.running.inputs import default_inputs, shape_of
 from pixelize.version import __version__
 
@@ -107,7 +107,7 @@ def write_findings(
 def render(found: Findings, training: Curves | None = None) -> str:
     """The page as text."""
     shown = (
-        tiles(found.pictures, next(iter(found.pictures)), period=found.period, rows=SHOWN)
+        shown_pictures(found.pictures, next(iter(found.pictures)), period=found.period, rows=SHOWN)
         if found.pictures
         else None
     )
@@ -186,7 +186,7 @@ def _levels(found: Findings) -> dict[str, Any] | None:
     return {"heads": heads, "rows": rows}
 
 
-def _tile_rows(shown: Tiles) -> list[list[dict[str, Any]]]:
+def _tile_rows(shown: ShownPictures) -> list[list[dict[str, Any]]]:
     rows = []
     for i, (top, left, size) in enumerate(shown.boxes):
         row: list[dict[str, Any]] = []

@@ -12,17 +12,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from pixelize.recipes.data.pictures import Pictures, load_pictures
-from pixelize.recipes.models.arms import (
-    ANNEALED,
-    CONVERTED_ARMS,
-    SCRATCH_ARMS,
-    arm_model,
-    layer_and_width,
-    split_arms,
-)
+from pixelize.recipes.models.arms import ANNEALED, arm_model, layer_and_width, recipe_arms
 from pixelize.recipes.models.dcgan import Critic, Generator
 from pixelize.recipes.recipe_settings import GanSettings
-from pixelize.recipes.sampled import pattern, save_sheet, spectral_distance
+from pixelize.recipes.sampled import pattern, sampled, save_sheet, spectral_distance
 from pixelize.recipes.training.compare import compare
 from pixelize.recipes.training.loop import Trial
 from pixelize.recipes.training.order import generator, noise
@@ -37,28 +30,26 @@ def run(s: GanSettings) -> dict[str, Any]:
     Raises ArgumentError for settings or data that mean nothing, before training.
     """
     accelerator = start(s)
-    arms = split_arms(s.arms, (*(CONVERTED_ARMS if s.weights else SCRATCH_ARMS), ANNEALED))
+    scratch = not s.weights
+    arms = recipe_arms(s.arms, scratch)
     data, held = load_pictures(s.data, s.size, s.channels, limit=s.limit, download=s.download)
 
     def build(arm: str) -> Generator:
         return Generator(s.size, s.channels, s.latents, *layer_and_width(arm, s.width))
 
-    base = load_weights(build("dcl-k4"), s.weights) if s.weights else None
+    base = None if scratch else load_weights(build("dcl-k4"), s.weights)
     latents = list(torch.randn(256, s.latents, generator=generator(9)).split(64))
 
     def make(arm: str, seed: int) -> tuple[nn.Module, Trial]:
         critic = Critic(s.size, s.channels, s.width)  # drawn first: the same for every arm
         model = arm_model(arm, build, base, latents)
-        return model, make_trial(
-            model, critic, s, seed, data, held, accelerator, base is None, arm == ANNEALED
-        )
+        return model, make_trial(model, critic, s, seed, data, held, accelerator, scratch, arm == ANNEALED)
 
     def draw(folder: Path, models: dict[str, nn.Module]) -> dict[str, Path]:
-        sheets = {
-            f"{arm}: samples": (sampled(m, s.latents, 64), folder / f"samples-{arm}.png")
+        return {
+            f"{arm}: samples": save_sheet(sampled(m, (s.latents,), 64), folder / f"samples-{arm}.png")
             for arm, m in models.items()
         }
-        return {title: save_sheet(pictures, path) for title, (pictures, path) in sheets.items()}
 
     return compare(s, accelerator, f"gan: {s.data}", arms, make, draw)
 
@@ -95,7 +86,7 @@ def make_trial(
         return {"generator": loss, "critic": critic_loss}
 
     def measure(judged: nn.Module) -> Metrics:
-        pictures = sampled(judged, s.latents, s.samples)
+        pictures = sampled(judged, (s.latents,), s.samples)
         return {**pattern(pictures), "spectral distance dB": spectral_distance(pictures, real_pictures)}
 
     return Trial(
@@ -108,10 +99,3 @@ def make_trial(
         "step",
         anneal,
     )
-
-
-def sampled(model: nn.Module, latents: int, count: int, batch: int = 64) -> Tensor:
-    """``count`` pictures of always the same standard normal latents, on the CPU."""
-    z = torch.randn(count, latents, generator=generator(0, 8))
-    device = next(model.parameters()).device
-    return torch.cat([model(part.to(device)).float().cpu() for part in z.split(batch)])

@@ -4,14 +4,31 @@ sheet of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torchvision.utils import save_image
 
 from pixelize.measure.checkerboard import checkerboard, frequency_name
 from pixelize.measure.spectrum import power_spectrum
+from pixelize.recipes.training.order import generator
 from pixelize.recipes.training.run_state import Metrics
+
+BATCH = 64
+
+
+def sampled(
+    model: nn.Module, shape: tuple[int, ...], count: int, make: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """``count`` pictures of always the same standard normal latents (count, *shape), on the CPU. ``make``
+    takes latents to pictures: by default the model itself.
+    """
+    make = make or model
+    latents = torch.randn(count, *shape, generator=generator(0, 8))
+    device = next(model.parameters()).device
+    return torch.cat([make(part.to(device)).float().cpu() for part in latents.split(BATCH)])
 
 
 def pattern(pictures: Tensor, prefix: str = "") -> Metrics:

@@ -20,14 +20,7 @@ from pixelize.measure.checkerboard import minimum_size
 from pixelize.recipes.boundary_iou import BoundaryIoU
 from pixelize.recipes.data.pairs import IGNORE, Pairs
 from pixelize.recipes.data.segmentation import SegmentationData, load_segmentation
-from pixelize.recipes.models.arms import (
-    ANNEALED,
-    CONVERTED_ARMS,
-    SCRATCH_ARMS,
-    arm_model,
-    layer_and_width,
-    split_arms,
-)
+from pixelize.recipes.models.arms import ANNEALED, arm_model, layer_and_width, recipe_arms
 from pixelize.recipes.models.unet import UNet
 from pixelize.recipes.recipe_settings import SegmentationSettings
 from pixelize.recipes.sampled import pattern
@@ -51,7 +44,7 @@ def run(s: SegmentationSettings) -> dict[str, Any]:
     """
     accelerator = start(s)
     scratch = s.model == "unet" and not s.weights and not s.base_steps
-    arms = split_arms(s.arms, (*(SCRATCH_ARMS if scratch else CONVERTED_ARMS), ANNEALED))
+    arms = recipe_arms(s.arms, scratch)
     data = load_segmentation(s.data, s.size, classes=s.classes, limit=s.limit, download=s.download)
     data.check()
     inputs = torch.stack([data.train[i][0] for i in range(min(64, len(data.train)))]).split(4)

@@ -14,20 +14,13 @@ from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from pixelize.recipes.data.pictures import Pictures, load_pictures
-from pixelize.recipes.models.arms import (
-    ANNEALED,
-    CONVERTED_ARMS,
-    SCRATCH_ARMS,
-    arm_model,
-    layer_and_width,
-    split_arms,
-)
+from pixelize.recipes.models.arms import ANNEALED, arm_model, layer_and_width, recipe_arms
 from pixelize.recipes.models.vae import VAE, DiffusersVAE
 from pixelize.recipes.recipe_settings import VaeSettings
-from pixelize.recipes.sampled import pattern, save_sheet
+from pixelize.recipes.sampled import pattern, sampled, save_sheet
 from pixelize.recipes.training.compare import compare, train_base
 from pixelize.recipes.training.loop import Trial
-from pixelize.recipes.training.order import generator, noise
+from pixelize.recipes.training.order import noise
 from pixelize.recipes.training.processes import adam, descend, prepare, share, start
 from pixelize.recipes.training.run_state import Metrics
 from pixelize.recipes.weights import load_weights
@@ -41,7 +34,7 @@ def run(s: VaeSettings) -> dict[str, Any]:
     """
     accelerator = start(s)
     scratch = s.model == "vae" and not s.weights and not s.base_steps
-    arms = split_arms(s.arms, (*(SCRATCH_ARMS if scratch else CONVERTED_ARMS), ANNEALED))
+    arms = recipe_arms(s.arms, scratch)
     data, held = load_pictures(s.data, s.size, s.channels, limit=s.limit, download=s.download)
 
     @cache
@@ -66,7 +59,7 @@ def run(s: VaeSettings) -> dict[str, Any]:
         real = held.batch(0, 16)
         found = {}
         for arm, model in models.items():
-            shown = torch.cat([real, reconstructed(model, real), sampled(model, 32)])
+            shown = torch.cat([real, reconstructed(model, real), decoded(model, 32)])
             found[f"{arm}: pictures, reconstructions, samples"] = save_sheet(
                 shown, folder / f"samples-{arm}.png"
             )
@@ -125,7 +118,7 @@ def make_trial(
         return {
             **measure(judged, held, accelerator),
             **pattern(few, "reconstructions "),
-            **pattern(sampled(judged, s.samples), "samples "),
+            **pattern(decoded(judged, s.samples), "samples "),
         }
 
     return Trial({"model": network}, {"adam": optimizer}, data, update, evaluate, test, "val PSNR", anneal)
@@ -149,8 +142,6 @@ def reconstructed(model: Any, pictures: Tensor) -> Tensor:
     return model.decode(model.encode(pictures)[0]).float()
 
 
-def sampled(model: Any, count: int, batch: int = 64) -> Tensor:
-    """``count`` pictures of always the same standard normal latents, on the CPU."""
-    z = torch.randn(count, *model.latent_shape, generator=generator(0, 8))
-    device = next(model.parameters()).device
-    return torch.cat([model.decode(part.to(device)).float().cpu() for part in z.split(batch)])
+def decoded(model: Any, count: int) -> Tensor:
+    """``count`` pictures of always the same latents, on the CPU."""
+    return sampled(model, model.latent_shape, count, model.decode)

@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pixelize.rewrites.seeing.calls import Calls
+
 _PLAIN = (int, float, bool, str, torch.memory_format, torch.dtype, torch.device, torch.layout)
 # what the dispatcher shows in parts, or in evaluation mode not at all
 _WHOLE = {
@@ -39,8 +41,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
     recorder = _Recorder(model)
     handles = []
     for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(recorder.enter(name)))
-        handles.append(module.register_forward_hook(recorder.leave, always_call=True))
+        handles += recorder.calls.follow(module, name)
     try:
         with _Functions(recorder), recorder:
             model(*args, **kwargs)
@@ -55,21 +56,10 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.graph = fx.Graph()
-        self.calls: list[tuple[str, int]] = []
-        self.count = 0
+        self.calls = Calls()
         self.state = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
         self.nodes: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.shapes: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
-
-    def enter(self, name: str) -> Any:
-        def hook(module: nn.Module, args: Any) -> None:
-            self.count += 1
-            self.calls.append((name, self.count))
-
-        return hook
-
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.calls.pop()
 
     def whole(self, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
         self.note(self._call(func, args, kwargs), result)
@@ -97,8 +87,7 @@ class _Recorder(TorchDispatchMode):
         self.nodes[tensor] = node
 
     def _place(self, node: fx.Node) -> None:
-        node.meta["owner"] = self.calls[-1][0] if self.calls else ""
-        node.meta["calls"] = tuple(self.calls)
+        node.meta["owner"], node.meta["calls"] = self.calls.innermost, self.calls.now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

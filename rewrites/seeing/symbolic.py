@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.proxy import GraphAppendingTracer
 
+from pixelize.rewrites.seeing.calls import Calls
 from pixelize.rewrites.state.modules import modules_of
 from pixelize.rewrites.state.subclass import combined
 
@@ -65,8 +66,7 @@ class _Tracer(GraphAppendingTracer):
     def __init__(self, graph: fx.Graph, root: nn.Module, names: dict[int, str]) -> None:
         super().__init__(graph)
         self.root = root
-        self.calls: list[tuple[str, int]] = []
-        self.count = 0
+        self.calls = Calls()
         self.held: dict[int, str] = {}
         for module in modules_of(root):
             name = names[id(module)]
@@ -77,8 +77,7 @@ class _Tracer(GraphAppendingTracer):
             module._forward_pre_hooks.clear()
             module._forward_hooks.clear()
             module._forward_hooks_always_called.clear()
-            module.register_forward_pre_hook(self._enter(name))
-            module.register_forward_hook(self._leave, always_call=True)
+            self.calls.follow(module, name)
             prefix = f"{name}." if name else ""
             for registry in (module._parameters, module._buffers):
                 for key, value in registry.items():
@@ -105,8 +104,8 @@ class _Tracer(GraphAppendingTracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """A node that knows the calls of modules that it is part of."""
         node = super().create_node(*args, **kwargs)
-        node.meta["calls"] = tuple(self.calls)
-        node.meta["owner"] = node.target if node.op == "call_module" else (self.calls or [("", 0)])[-1][0]
+        node.meta["calls"] = self.calls.now
+        node.meta["owner"] = node.target if node.op == "call_module" else self.calls.innermost
         if node.op == "get_attr":
             node.meta["state"] = str(node.target)
         return node
@@ -115,13 +114,3 @@ class _Tracer(GraphAppendingTracer):
         """A tensor of the model as the attribute that it is."""
         name = self.held.get(id(a)) if isinstance(a, Tensor) else None
         return super().create_arg(a) if name is None else self.create_node("get_attr", name, (), {})
-
-    def _enter(self, name: str) -> Any:
-        def hook(module: nn.Module, args: Any) -> None:
-            self.count += 1
-            self.calls.append((name, self.count))
-
-        return hook
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.calls.pop()

@@ -143,6 +143,14 @@ def share_weights(model: nn.Module, reference: nn.Module) -> None:
     )
 
 
+def recipe_arms(text: str, scratch: bool) -> list[str]:
+    """The arms that ``text`` lists, of models from scratch or of trained ones; ``annealed`` is one of both.
+
+    Raises ArgumentError for any other name, or none.
+    """
+    return split_arms(text, (*(SCRATCH_ARMS if scratch else CONVERTED_ARMS), ANNEALED))
+
+
 def split_arms(text: str, allowed: tuple[str, ...]) -> list[str]:
     """``"a,b"`` as a list. An arm from scratch may have a width of its own: ``dcl-k3-w23``.
 

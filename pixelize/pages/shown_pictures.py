@@ -20,7 +20,7 @@ ROUNDING = 1e-5  # of the pictures' range: differences below it are called none
 
 
 @dataclass(frozen=True, eq=False)
-class Tiles:
+class ShownPictures:
     """What is shown of each variant of the same pictures, as ``(N, height, width, 3)`` arrays of bytes.
 
     ``pictures`` and ``zooms`` by variant; ``patterns``: what lies around the checkerboard's frequencies in
@@ -44,10 +44,10 @@ class Tiles:
     channel: int | None
 
 
-def tiles(
+def shown_pictures(
     columns: Mapping[str, Tensor], reference: str, *, period: int | tuple[int, int] = 2, rows: int = 4
-) -> Tiles:
-    """The first ``rows`` pictures of every variant as :class:`Tiles`.
+) -> ShownPictures:
+    """The first ``rows`` pictures of every variant as :class:`ShownPictures`.
 
     All variants are shown in the reference's range (its 0.1% and 99.9% quantiles). The zoom is where the
     reference's checkerboard is strongest (:func:`checkerboard_map`), or the middle of tiny pictures.
@@ -83,7 +83,9 @@ def tiles(
     gain = _gain(alone[reference])
     patterns = {name: _zoomed(_bytes(0.5 + gain * batch), boxes) for name, batch in alone.items()}
     zooms = {name: _zoomed(array, boxes) for name, array in pictures.items()}
-    return Tiles(reference, pictures, zooms, patterns, gain, differences, gains, largest, boxes, channel)
+    return ShownPictures(
+        reference, pictures, zooms, patterns, gain, differences, gains, largest, boxes, channel
+    )
 
 
 def _zoomed(pictures: np.ndarray, boxes: list[tuple[int, int, int]]) -> np.ndarray:
@@ -122,7 +124,7 @@ def check_columns(columns: Mapping[str, Tensor], reference: str) -> None:
             )
 
 
-def difference_caption(found: Tiles, name: str) -> str:
+def difference_caption(found: ShownPictures, name: str) -> str:
     """``"difference ×20"``, or what the largest difference is where there is none to see."""
     if found.gains[name]:
         return f"difference ×{found.gains[name]:g}"
