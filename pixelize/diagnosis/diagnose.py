@@ -183,12 +183,12 @@ class _View:
             if makers:
                 made.setdefault(tuple(makers), []).append(p)
         found = []
-        for makers, patterns in made.items():
-            after = self.without[makers[0]] if len(makers) == 1 else every
-            swapped = tuple(m for m in makers if m in self.orders)
+        for places, patterns in made.items():
+            after = self.without[places[0]] if len(places) == 1 else every
+            swapped = tuple(place for place in places if place in self.orders)
             kind = "swapped phases" if swapped else "up-sampler"
-            names = tuple(m.name for m in swapped or makers)
-            detail = ", ".join(self.orders[m] for m in swapped)
+            names = tuple(place.name for place in swapped or places)
+            detail = ", ".join(self.orders[place] for place in swapped)
             found += self._source(kind, names, patterns, after, left, detail)
         return found
 
