@@ -7,6 +7,7 @@ from pixelize.rewrites.finding.survey import survey
 from pixelize.rewrites.idioms.registry import canonical, check_site, replacement
 from pixelize.rewrites.site import (
     SITE_KINDS,
+    Convolutions,
     Geometry,
     Site,
     SiteKind,
@@ -19,6 +20,7 @@ from pixelize.rewrites.state.splice import become, state_of
 
 __all__ = [
     "SITE_KINDS",
+    "Convolutions",
     "Geometry",
     "Site",
     "SiteKind",

@@ -11,6 +11,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 SiteKind = Literal["conv_transpose", "resize_conv", "pixel_shuffle", "resize", "conv"]
 SITE_KINDS: tuple[str, ...] = ("conv_transpose", "resize_conv", "pixel_shuffle", "resize", "conv")
+Convolutions = Literal["all", "after_upsampling"] | None
+"""Which of the convolutions that up-sample nothing a survey lists."""
 Size = tuple[int, ...]
 """One number for each axis."""
 CONV_TRANSPOSE: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

@@ -64,8 +64,9 @@ def convert(
         include: the sites to convert: fnmatch patterns on qualified names, or a predicate on a
             :class:`pixelize.rewrites.Site`.
         exclude: the sites to leave, likewise.
-        sites: the kinds of sites to convert; ``"resize"`` (a bare resize) and ``"conv"`` (a convolution of
-            more than one tap, which becomes an iPixelConv) only on request.
+        sites: the kinds of sites to convert; ``"resize"`` (a bare resize), ``"conv"`` (a convolution of
+            more than one tap, which becomes an iPixelConv) and ``"conv_after_upsampling"`` (of those the ones
+            that read what an up-sampler made, with nothing between that mixes pixels) only on request.
         inplace: convert ``model`` itself instead of a copy.
         dependency_kernel_size: the window of the new layers' dependency kernels
             (:class:`pixelize.iPixelDCL2d`).
@@ -92,7 +93,7 @@ def convert(
     inner = uncompiled(model)
     inputs, notes = known_inputs(inner, example_inputs)
     with change(inner):  # a look at it that is interrupted leaves no trace
-        plan = plan_conversion(inner, request, look(inner, inputs, notes, "conv" in request.sites))
+        plan = plan_conversion(inner, request, look(inner, inputs, notes, request.convolutions))
     target = inner if inplace else copy_model(inner)
     with change(target), full_precision():
         if plan.planned:

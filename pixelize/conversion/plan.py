@@ -19,7 +19,7 @@ from pixelize.errors import ArgumentError, NothingToConvertError
 from pixelize.inheritance.build import layer_name
 from pixelize.inheritance.cost import count_parameters
 from pixelize.inheritance.inherit import Design
-from pixelize.rewrites import Site, Skipped, Survey, survey
+from pixelize.rewrites import Convolutions, Site, Skipped, Survey, survey
 from pixelize.rewrites.state.modules import placed
 
 
@@ -78,9 +78,9 @@ def known_inputs(model: nn.Module, example_inputs: Any) -> tuple[Any, tuple[str,
         return None, (note,)
 
 
-def look(model: nn.Module, inputs: Any, notes: tuple[str, ...], convolutions: bool = False) -> Survey:
-    """All sites of a model, functional ones among them; changes nothing. ``convolutions``: those that
-    up-sample nothing too."""
+def look(model: nn.Module, inputs: Any, notes: tuple[str, ...], convolutions: Convolutions = None) -> Survey:
+    """All sites of a model, functional ones among them; changes nothing. ``convolutions``: which
+    of those that up-sample nothing too."""
     found = survey(model, inputs, functional=True, convolutions=convolutions)
     return replace(found, notes=(*found.notes, *notes))
 

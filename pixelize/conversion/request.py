@@ -8,9 +8,11 @@ from typing import Any
 
 from pixelize.errors import ArgumentError
 from pixelize.inheritance.inherit import LAYERS, Design
-from pixelize.rewrites import SITE_KINDS, Site
+from pixelize.rewrites import SITE_KINDS, Convolutions, Site
 
 DEFAULT_SITES = ("conv_transpose", "resize_conv", "pixel_shuffle")
+AFTER_UPSAMPLING = "conv_after_upsampling"
+"""Of the convolutions, those that read what was up-sampled."""
 INITS = ("inherit", "calibrate", "random")
 Selection = str | Sequence[str] | Callable[[Site], bool]
 
@@ -33,6 +35,18 @@ class Request:
         return self.layer in ("ipixeldcl", "dcl") and self.init == "inherit"
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of sites as a survey names them."""
+        return tuple("conv" if name == AFTER_UPSAMPLING else name for name in self.sites)
+
+    @property
+    def convolutions(self) -> Convolutions:
+        """Which of the convolutions that up-sample nothing are to be found."""
+        if "conv" in self.sites:
+            return "all"
+        return "after_upsampling" if AFTER_UPSAMPLING in self.sites else None
+
+    @property
     def first_layer(self) -> str:
         """What every site becomes at first: ``"auto"`` chooses from an exact start."""
         return "ipixeldcl" if self.layer == "auto" else self.layer
@@ -51,13 +65,16 @@ def check_request(request: Request, data: Any) -> None:
         raise ArgumentError(f"layer is {layer!r}; choose one of {', '.join(map(repr, layers))}")
     if init not in INITS:
         raise ArgumentError(f"init is {init!r}; choose one of {', '.join(map(repr, INITS))}")
-    unknown = [s for s in sites if s not in SITE_KINDS]
+    names = (*SITE_KINDS, AFTER_UPSAMPLING)
+    unknown = [s for s in sites if s not in names]
     if unknown:
-        raise ArgumentError(f"sites has {unknown[0]!r}; choose from {', '.join(map(repr, SITE_KINDS))}")
-    if "conv" in sites and (layer != "ipixeldcl" or init != "inherit"):
+        raise ArgumentError(f"sites has {unknown[0]!r}; choose from {', '.join(map(repr, names))}")
+    if "conv" in request.kinds and (layer != "ipixeldcl" or init != "inherit"):
+        asked = sites[request.kinds.index("conv")]
         raise ArgumentError(
-            "sites has 'conv': an iPixelConv takes a convolution's place as it is; that is layer='ipixeldcl' "
-            f"and init='inherit', not {layer!r} and {init!r}. Convert the other sites by a call of their own"
+            f"sites has {asked!r}: an iPixelConv takes a convolution's place as it is; that is "
+            f"layer='ipixeldcl' and init='inherit', not {layer!r} and {init!r}. Convert the other sites by a "
+            "call of their own"
         )
     if init == "calibrate" and data is None:
         raise ArgumentError(

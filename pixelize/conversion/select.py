@@ -32,7 +32,7 @@ def reason_of_kind(site: Site, request: Request) -> str:
     """Why the kind of a site keeps it from being converted, or an empty string."""
     if request.layer == "dcl" and site.kind == "conv_transpose":
         return "a plain transposed convolution already"
-    return "" if site.kind in request.sites else f"kind {site.kind!r} is not among sites"
+    return "" if site.kind in request.kinds else f"kind {site.kind!r} is not among sites"
 
 
 def reason_left(site: Site, request: Request) -> str:
@@ -47,7 +47,7 @@ def nothing_selected(model: str, survey: Survey, request: Request) -> str:
         reason = reason_left(site, request)
         if request.layer == "dcl" and site.kind == "conv_transpose":
             reason += ": layer='ipixeldcl' or 'pixeldcl' would convert it"
-        elif site.kind not in request.sites:
+        elif site.kind not in request.kinds:
             reason = f"would be converted with sites={(*request.sites, site.kind)!r}"
         lines.append(f"  {site_name(site.name)}: {site.kind}, {reason}")
     lines += [f"  {site_name(s.name)}: {s.kind} ({s.type}), {s.reason}" for s in survey.skipped]

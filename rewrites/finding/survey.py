@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from pixelize.rewrites.finding.after_upsampling import reads_upsampled, up_samplers
 from pixelize.rewrites.finding.conv import scan_conv
 from pixelize.rewrites.finding.conv_transpose import qualified_names, scan_conv_transpose
 from pixelize.rewrites.finding.enclosing import enclosing
@@ -19,28 +20,33 @@ from pixelize.rewrites.idioms.registry import matched
 from pixelize.rewrites.idioms.replacement import ConvReplacement
 from pixelize.rewrites.seeing.capture import capture
 from pixelize.rewrites.seeing.other_size import at_another_size
-from pixelize.rewrites.site import Site, Skipped, Survey
+from pixelize.rewrites.site import Convolutions, Site, Skipped, Survey
 
 VARYING = "the resize has another factor at another input size"
 FUNCTIONAL = "called as a function: make it a module first (pixelize.rewrites.outline)"
+
+UNSEEN = "which convolutions read what was up-sampled can be told of a model that is seen as a graph only"
 
 Calls = dict[str, list[fx.Node]]
 
 
 def survey(
-    model: nn.Module, example_inputs: Any = None, functional: bool = False, convolutions: bool = False
+    model: nn.Module, example_inputs: Any = None, functional: bool = False, convolutions: Convolutions = None
 ) -> Survey:
     """Finds every up-sampling site of ``model`` and changes nothing.
 
     ``example_inputs``: a tensor, a tuple of positional or a dict of keyword arguments. ``functional`` is for
     a caller that makes modules of the functional sites with :func:`pixelize.rewrites.outline` before it swaps
-    any: without it they are listed as skipped. ``convolutions`` finds those that up-sample nothing too.
+    any: without it they are listed as skipped. ``convolutions``: which of those that up-sample nothing are
+    found too: all, or those that read what was up-sampled
+    (:mod:`pixelize.rewrites.finding.after_upsampling`).
     """
     sites, skipped = scan_conv_transpose(model)
     seen = capture(model, example_inputs)
     if seen.graph is None:
-        sites += scan_conv(model) if convolutions else []
-        return Survey(tuple(sites), tuple(skipped), seen.name, seen.notes)
+        sites += scan_conv(model) if convolutions == "all" else []
+        unseen = (UNSEEN,) if convolutions == "after_upsampling" else ()
+        return Survey(tuple(sites), tuple(skipped), seen.name, seen.notes + unseen)
     notes = list(seen.notes)
     flow = analyse(seen.graph, model)
     calls = _calls(flow, model)
@@ -54,7 +60,15 @@ def survey(
     sites += [*found, *bare, *outlined]
     if convolutions:
         elsewhere = {name for site in sites for name in site.names}
-        sites += [site for site in scan_conv(model) if site.name not in elsewhere]
+        plain = [site for site in scan_conv(model) if site.name not in elsewhere]
+        if convolutions == "after_upsampling":
+            makers = up_samplers(model, sites)
+            plain = [
+                site
+                for site in plain
+                if any(reads_upsampled(model, flow, call, makers) for call in calls.get(site.name, ()))
+            ]
+        sites += plain
     order = {path: i for i, path in enumerate(calls)}
     sites.sort(key=lambda site: min((order[n] for n in site.names if n in order), default=len(order)))
     return Survey(tuple(sites), (*skipped, *refused, *varying, *left, *opaque), seen.name, tuple(notes))
