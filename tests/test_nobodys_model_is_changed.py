@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import prune
 
 import pixelize
@@ -106,6 +107,37 @@ def test_and_an_export_with_free_sizes():
     exported = torch.export.export(converted, (x,), dynamic_shapes=(sides,), strict=False).module()
     for size in ((8, 10), (9, 10), (11, 13)):
         assert error(model, exported, torch.randn(2, 4, *size)) < 1e-5
+
+
+@pytest.mark.parametrize("layer", ["ipixeldcl", "dcl"])
+def test_and_what_make_fx_writes_down(layer):
+    class Net(DownAndUp):
+        def __init__(self):
+            super().__init__()
+            self.up = up()
+
+        def forward(self, x):
+            return self.up(super().forward(x))
+
+    model = Net().eval()
+    x = torch.randn(2, 4, 8, 10)
+    converted = pixelize.convert(model, layer, example_inputs=x)
+    with torch.enable_grad():
+        graph = make_fx(converted, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x)
+    for size in ((8, 10), (9, 10), (11, 13), (6, 20)):
+        assert error(model, graph, torch.randn(2, 4, *size)) < 1e-5
+
+
+def test_what_a_subclass_of_tensors_makes_of_its_operators_is_kept():
+    class Tagged(Tensor):
+        pass
+
+    model = nn.Sequential(up(), nn.Upsample(scale_factor=2), conv())
+    for layer in ("ipixeldcl", "pixeldcl"):
+        converted = pixelize.convert(model, layer, example_inputs=X)
+        y = converted(X.as_subclass(Tagged))
+        assert type(y) is Tagged
+        torch.testing.assert_close(y.as_subclass(Tensor), converted(X))
 
 
 def test_the_layer_is_what_runs_where_a_resize_is_what_it_reads():

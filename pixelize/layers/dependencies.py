@@ -19,6 +19,7 @@ from pixelize.algebra.polyphase import CONVOLUTIONS, Phase, Size, last_axes, pad
 from pixelize.algebra.schedule import Schedule, Stage, build_schedule
 from pixelize.errors import ArgumentError
 from pixelize.layers.interleave import CHANNELS_LAST, add_up, interleave, is_channels_last
+from pixelize.rewrites.state.capturing import capturing
 
 T = TypeVar("T")
 
@@ -126,7 +127,7 @@ def constant(function: Callable[..., T]) -> Callable[..., T]:
 
     @wraps(function)
     def call(*arguments: Any) -> T:
-        return function(*arguments) if torch.compiler.is_compiling() else kept(*arguments)
+        return function(*arguments) if capturing() else kept(*arguments)
 
     return call
 

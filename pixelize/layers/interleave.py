@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from pixelize.algebra.polyphase import Phase, Size, all_phases, last_axes, padded
+from pixelize.rewrites.state.capturing import capturing
 
 Layout = tuple[Phase, ...]
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -66,6 +68,8 @@ def interleave(
         run: Any = _interleave
     elif _is_batched(parts):
         run, channels_last = _interleave, False
+    elif any(type(f) not in (Tensor, Parameter) for f in parts):  # what a subclass is made of it knows itself
+        run = _interleave
     else:
         run = _Interleave.apply if torch.is_grad_enabled() else _written
     return run(stride, size, channels_last, layout, bias, *parts)
@@ -90,7 +94,7 @@ def add_up(maps: Sequence[Tensor]) -> Tensor:
 
 def in_graph() -> bool:
     """Whether a compiler, an exporter or a tracer looks on: sizes may not be known, nor be asked for."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return capturing() or torch.jit.is_tracing()
 
 
 def _transformed() -> bool:

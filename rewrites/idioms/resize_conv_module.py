@@ -18,6 +18,7 @@ from pixelize.rewrites.idioms.plain_conv import CONVOLUTIONS, own_padding, plain
 from pixelize.rewrites.idioms.replacement import ConvReplacement, dressed
 from pixelize.rewrites.idioms.resize import taps
 from pixelize.rewrites.idioms.resize_conv import Range, canonical, is_linear, match_mode, stated
+from pixelize.rewrites.state.capturing import capturing
 from pixelize.rewrites.watching.claims import Claim, covers
 from pixelize.rewrites.watching.watch import claim_of
 
@@ -186,7 +187,7 @@ class ResizeConv(ConvReplacement):
         padding."""
         n, around = len(self.factor), self._around()
         excess = [-length % s for length, s in zip(resized.shape[-n:], self.factor, strict=True)]
-        if torch.compiler.is_compiling() or not any(excess):
+        if capturing() or not any(excess):
             return y  # of a size that is still open no more is known than that the blocks are whole
         own = [
             slice(resized.shape[i - n] + 2 * around[i] - self.dilation[i] * (self.kernel_size[i] - 1))

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from pixelize.rewrites.graph.flow import Margin, margin_of, within_blocks
 from pixelize.rewrites.graph.operator_names import LINEAR, is_pointwise
 from pixelize.rewrites.graph.resize_factor import Factor, axis_factor, spread
+from pixelize.rewrites.state.capturing import capturing
 
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch >= 2.7
 
@@ -199,7 +200,7 @@ def _factor(before: Any, after: Any, mode: str) -> int:
     being captured will be used for."""
     if torch.jit.is_tracing():
         return 0
-    if not torch.compiler.is_compiling():
+    if not capturing():
         if before and after % before == 0 and (mode == "linear" or after <= LARGEST * before):
             return after // before
         if mode == "linear":
