@@ -481,6 +481,36 @@ def test_a_replacement_is_of_the_class_that_it_replaces():
     assert fired == [1]
 
 
+@pytest.mark.parametrize("layer", ["ipixeldcl", "dcl"])
+def test_layers_are_made_beside_a_replacement_from_its_class(layer):
+    class Adapted(nn.Module):
+        """As LoRA has it: ``type(base)`` makes the layers of low rank."""
+
+        def __init__(self, base: Any) -> None:
+            super().__init__()
+            self.base = base
+            self.a = type(base)(4, 2, base.kernel_size, base.stride, base.padding, bias=False)
+            self.b = type(base)(2, base.out_channels, 1, bias=False)
+            nn.init.zeros_(self.b.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x) + self.b(self.a(x))
+
+    model = nn.Sequential(nn.Upsample(scale_factor=2), conv(16), nn.PixelShuffle(2)).eval()
+    shuffled = nn.Sequential(conv(16), nn.PixelShuffle(2))
+    for original, at in ((model, "1"), (shuffled, "0")):
+        converted = pixelize.convert(original, layer, example_inputs=X)
+        site = converted.get_submodule(at)
+        before, made = converted(X), type(site)(4, 6, 3)
+        assert type(made) is nn.Conv2d and made(X).shape[1] == 6
+        if at == "1":
+            converted.set_submodule(at, Adapted(site))
+            torch.testing.assert_close(converted(X), before)
+            converted(X).sum().backward()
+            assert converted.get_submodule(at).b.weight.grad is not None
+            torch.testing.assert_close(copy.deepcopy(converted)(X), before)
+
+
 def test_what_is_frozen_stays_frozen():
     model = nn.Sequential(nn.Upsample(scale_factor=2), conv())
     model[1].weight.requires_grad_(False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from pixelize.rewrites.state.subclass import combined
@@ -13,6 +15,14 @@ class ConvReplacement(nn.Module):
     """Takes the place of a convolution; ``layer`` does its up-sampling."""
 
     layer: nn.Module
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Any:
+        """``type(module)(...)`` makes what the class of the module replaced makes: so libraries make layers
+        beside it (LoRA's)."""
+        made_of = vars(cls).get("_combined")
+        if made_of is None or not (arguments or named):
+            return super().__new__(cls)
+        return made_of[1](*arguments, **named)
 
     @property
     def weight(self) -> Tensor:
