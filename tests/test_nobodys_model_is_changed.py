@@ -458,6 +458,9 @@ def test_what_computes_otherwise_is_listed_with_the_reason():
             conv=conv(),
         )
         assert "weight is read" in reason(read, *shown)
+    tiled = nn.Sequential(nn.Upsample(scale_factor=2), conv()).eval()
+    tiled[1]._conv_forward = lambda x, w, b: 2 * F.conv2d(x, w, b, padding=1)
+    assert "_conv_forward was set on the instance" in reason(tiled, X)
     assert "does not go through" in reason(nn.Sequential(Partial(4, 4, 4, 2, 1)), X)
     for module in (up(), conv()):
         prune.l1_unstructured(module, "weight", 0.5)
@@ -509,6 +512,33 @@ def test_layers_are_made_beside_a_replacement_from_its_class(layer):
             converted(X).sum().backward()
             assert converted.get_submodule(at).b.weight.grad is not None
             torch.testing.assert_close(copy.deepcopy(converted)(X), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("padding_mode", "circular"),
+        ("padding", (0, 0)),
+        ("dilation", (2, 2)),
+        ("stride", (2, 2)),
+        ("groups", 2),
+        ("_conv_forward", lambda *_: None),
+        ("weight", nn.Parameter(torch.zeros(16, 4, 3, 3))),
+        ("bias", None),
+    ],
+)
+def test_what_a_replacement_was_made_for_is_not_changed_in_silence(name, value):
+    for model, at in (
+        (nn.Sequential(nn.Upsample(scale_factor=2), conv(16)), "1"),
+        (nn.Sequential(conv(16), nn.PixelShuffle(2)), "0"),
+    ):
+        converted = pixelize.convert(model, example_inputs=X)
+        site, before = converted.get_submodule(at), converted(X)
+        with pytest.raises(AttributeError, match=f"{name} of a converted Conv2d.*revert"):
+            setattr(site, name, value)
+        site.padding_mode = "zeros"  # as it is
+        assert torch.equal(converted(X), before)
+        setattr(pixelize.revert(converted).get_submodule(at), name, value)
 
 
 def test_what_is_frozen_stays_frozen():

@@ -36,6 +36,8 @@ def own_refusal(module: _ConvNd) -> str | None:
     kind = type(module)
     if "forward" in module.__dict__:
         return INSTANCE_FORWARD
+    if "_conv_forward" in module.__dict__:
+        return "its _conv_forward was set on the instance, and does something of its own"
     plain = plain_kind(module)
     if kind.forward is not plain.forward or kind._conv_forward is not plain._conv_forward:  # type: ignore[attr-defined]
         return f"{kind.__name__} has a forward of its own, not nn.{plain.__name__}'s"

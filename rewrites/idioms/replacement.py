@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from pixelize.rewrites.state.subclass import combined
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
+_MADE_FOR = {
+    "weight", "bias", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
+    "_conv_forward",
+}  # fmt: skip
 
 
 class ConvReplacement(nn.Module):
@@ -23,6 +27,19 @@ class ConvReplacement(nn.Module):
         if made_of is None or not (arguments or named):
             return super().__new__(cls)
         return made_of[1](*arguments, **named)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What its layer was made for cannot be changed any more: raises AttributeError."""
+        if name in _MADE_FOR and "_combined" in vars(type(self)) and self._is_other(name, value):
+            raise AttributeError(
+                f"{name} of a converted {type(self).__name__} cannot be changed: its layer was made for what "
+                "it was. pixelize.revert(model), change it, and convert again"
+            )
+        super().__setattr__(name, value)
+
+    def _is_other(self, name: str, value: Any) -> bool:
+        now = getattr(self, name, None)
+        return now is not value and (isinstance(value, Tensor) or isinstance(now, Tensor) or now != value)
 
     @property
     def weight(self) -> Tensor:
