@@ -14,6 +14,7 @@ MODULES = {
     "smp": ("segmentation_models_pytorch",),
     "diffusers": ("diffusers",),
     "timm": ("timm",),
+    "monai": ("monai",),
     "transformers": ("transformers",),
     "torchvision": ("torchvision",),
     "spandrel": ("spandrel",),

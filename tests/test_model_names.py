@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pixelize.conversion.convert import convert
+from pixelize.conversion.report import report
 from pixelize.conversion.saved import save
 from pixelize.demo.generator import FaceGenerator
 from pixelize.errors import ArgumentError, LoadError, PixelizeError
@@ -91,6 +92,7 @@ def test_names_that_mean_nothing(code, name, told):
     [
         ("smp:Linknet", "segmentation_models_pytorch", "smp"),
         ("timm:resnet18", "timm", "timm"),
+        ("monai:UNet", "monai", "monai"),
         ("diffusers:AutoencoderKL", "diffusers", "diffusers"),
         ("transformers:a/b", "transformers", "transformers"),
     ],
@@ -108,6 +110,19 @@ def test_smp_without_encoder_weights():
         build_model("smp:linknet")
     with pytest.raises(ArgumentError, match="did you mean resnet18"):
         build_model("smp:Linknet?encoder_name=resnet19")
+
+
+def test_a_network_of_monai_in_three_dimensions(tmp_path):
+    pytest.importorskip("monai")
+    name = "monai:UNet?spatial_dims=3&in_channels=1&out_channels=2&channels=(4,8,16)&strides=(2,2)"
+    made = convert(build_model(name))
+    assert {row.layer for row in report(made).converted} == {"iPixelDCL3d"}
+    save(made, tmp_path / "out", source=name)
+    x = torch.randn(1, 1, 16, 8, 12)
+    assert torch.equal(build_model(str(tmp_path / "out"))(x), made(x))
+    assert not has_weights(name)
+    with pytest.raises(ArgumentError, match="did you mean UNet"):
+        build_model("monai:Unett")
 
 
 def test_a_diffusers_folder_and_class(tmp_path):

@@ -47,8 +47,9 @@ app = typer.Typer(
 
 **MODEL** is a file: `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin` (its architecture found by spandrel, or
 given with `--arch`), or `.onnx`; a folder of diffusers, transformers or `pixelize.save`; or a name: `demo`;
-`smp:Unet?encoder_name=resnet18`; `timm:NAME`; `torchvision:NAME`; `diffusers:FOLDER_OR_ID`;
-`transformers:FOLDER_OR_ID`; `package.module:callable?key=value`; `file.py:callable`.
+`smp:Unet?encoder_name=resnet18`; `timm:NAME`; `monai:NAME`; `torchvision:NAME`;
+`diffusers:FOLDER_OR_ID`; `transformers:FOLDER_OR_ID`; `package.module:callable?key=value`;
+`file.py:callable`.
 
 **DATA** is a picture, a folder or `.zip` of pictures, an `.npy` or `.npz` file, or a shape such as
 `1x3x64x64`.

@@ -61,6 +61,14 @@ def _smp(smp: Any, name: str, options: dict[str, Any]) -> nn.Module:
     return make(f"smp:{name}", classes[name], {"encoder_weights": None, **options})
 
 
+def _monai(monai: Any, name: str, options: dict[str, Any]) -> nn.Module:
+    nets = importlib.import_module("monai.networks.nets")
+    classes = {n: c for n, c in vars(nets).items() if is_class(c, nn.Module)}
+    if name not in classes:
+        raise ArgumentError(f"monai.networks.nets has no model {name!r}{suggest(name, classes)}")
+    return make(f"monai:{name}", classes[name], options)
+
+
 def _timm(timm: Any, name: str, options: dict[str, Any]) -> nn.Module:
     if not timm.is_model(name.split(".")[0]) and ":" not in name:
         raise ArgumentError(f"timm has no model {name!r}{suggest(name, timm.list_models())}")
@@ -161,6 +169,7 @@ LIBRARIES: dict[str, Callable[[Any, str, dict[str, Any]], nn.Module]] = {
     "torchvision": _torchvision,
     "smp": _smp,
     "timm": _timm,
+    "monai": _monai,
     "diffusers": _diffusers,
     "transformers": _transformers,
 }

@@ -1,15 +1,16 @@
 """Models by name: what the command line's MODEL means.
 
-================================  ==========================================================================
-``demo``                          the face generator that ships with the package
-``smp:Unet?encoder_name=vgg11``   a class of segmentation_models_pytorch; no encoder weights unless asked
-for ``timm:cpubone_b0``               a name that timm.create_model knows; untrained unless
-``?pretrained=true`` ``diffusers:PATH_OR_ID``          a folder or hub id that diffusers reads
-(``?subfolder=vae``), or a class ``transformers:PATH_OR_ID``       the same for transformers
-``torchvision:NAME``              a name that torchvision.models.get_model knows; untrained unless
-``?weights=`` ``package.module:callable``       whatever that returns; also ``path/to/file.py:callable``
-``FOLDER``                        one that ``pixelize.save``, diffusers or transformers wrote
-================================  ==========================================================================
+- ``demo``: the face generator that ships with the package.
+- ``smp:Unet?encoder_name=vgg11``: a class of segmentation_models_pytorch, without encoder weights
+  unless asked for.
+- ``timm:cpubone_b0``: a name that timm.create_model knows; untrained unless ``?pretrained=true``.
+- ``torchvision:NAME``: a name that torchvision.models.get_model knows; untrained unless ``?weights=`` says
+  otherwise.
+- ``monai:UNet?spatial_dims=3&in_channels=1``: a class of monai.networks.nets.
+- ``diffusers:PATH_OR_ID``: a folder or hub id that diffusers reads (``?subfolder=vae``), or a class.
+- ``transformers:PATH_OR_ID``: the same for transformers.
+- ``package.module:callable``: whatever that returns; also ``path/to/file.py:callable``.
+- ``FOLDER``: one that ``pixelize.save``, diffusers or transformers wrote.
 
 Options follow a ``?`` as ``key=value&key=value``; values are Python literals, anything else is text.
 """
@@ -35,7 +36,7 @@ from pixelize.sources.libraries import LIBRARIES, library_of, make, package, qui
 from pixelize.sources.trust import WEIGHTS, refused_part
 
 _FORMS = (
-    "demo, smp:NAME, timm:NAME, torchvision:NAME, diffusers:PATH_OR_ID, transformers:PATH_OR_ID, "
+    "demo, smp:NAME, timm:NAME, monai:NAME, torchvision:NAME, diffusers:PATH_OR_ID, transformers:PATH_OR_ID, "
     "module.path:callable, file.py:callable, a file of weights, or a folder that pixelize.save wrote"
 )
 
@@ -75,7 +76,7 @@ def has_weights(name: str) -> bool:
     """Whether a model built by ``name`` may have been trained: a library's bare classes are not."""
     target, _, query = name.partition("?")
     scheme, _, rest = target.partition(":")
-    if scheme in ("smp", "timm", "torchvision"):
+    if scheme in ("smp", "timm", "monai", "torchvision"):
         given = _options(name, query)
         return any(
             given.get(option) for option in ("encoder_weights", "pretrained", "checkpoint_path", "weights")
