@@ -313,11 +313,11 @@ def test_gradients_in_both_directions(n, name):
 # ---- tools
 
 
-@axes
-@pytest.mark.parametrize("name", ["PixelDCL", "iPixelDCL", "PixelConv", "iPixelConv"])
-def test_traced_exported_and_compiled_for_any_size(n, name):
-    # eight phases take half a minute: four along two of three axes have as many kinds of sizes
-    period, schedule = ((1, 2, 2), "paired") if n == 3 else (2, "near")
+ALL = pytest.mark.parametrize("name", ["PixelDCL", "iPixelDCL", "PixelConv", "iPixelConv"])
+
+
+def tools_take(name, n, period, schedule, backend):
+    """A layer and what torch's tools make of it are the same at the size that they saw and at another."""
     if "Conv" in name:
         layer = kind(name, n)(2, 3, 3, 1, 1, period=period, schedule=schedule).eval()
     else:
@@ -331,9 +331,23 @@ def test_traced_exported_and_compiled_for_any_size(n, name):
         program = torch.export.export(layer, (x,), dynamic_shapes=(free,))
         torch.testing.assert_close(program.module()(other), layer(other))
         torch.compiler.reset()
-        compiled = torch.compile(layer, backend="eager", dynamic=True, fullgraph=True)
+        compiled = torch.compile(layer, backend=backend, dynamic=True, fullgraph=True)
         for sample in (x, other):
             torch.testing.assert_close(compiled(sample), layer(sample))
+
+
+@axes
+@ALL
+def test_traced_exported_and_compiled_for_any_size(n, name):
+    # four phases along two of three axes have as many kinds of sizes as eight
+    period, schedule = ((1, 2, 2), "paired") if n == 3 else (2, "near")
+    tools_take(name, n, period, schedule, "eager")
+
+
+@pytest.mark.slow
+@ALL
+def test_eight_near_phases_exported_and_traced_ahead_of_time(name):
+    tools_take(name, 3, 2, "near", "aot_eager")
 
 
 def test_only_the_geometry_that_a_weight_has_is_accepted():

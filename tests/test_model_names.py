@@ -121,7 +121,7 @@ def test_a_network_of_monai_in_three_dimensions(tmp_path):
     x = torch.randn(1, 1, 16, 8, 12)
     assert torch.equal(build_model(str(tmp_path / "out"))(x), made(x))
     assert not has_weights(name)
-    with pytest.raises(ArgumentError, match="did you mean .*UNet"):
+    with pytest.raises(ArgumentError, match=r"did you mean .*UNet"):
         build_model("monai:Unett")
 
 
