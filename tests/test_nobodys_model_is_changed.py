@@ -172,6 +172,18 @@ def test_what_happens_in_training_only_is_seen_when_it_happens(between):
         assert error(model, converted, X) < 1e-5
 
 
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_what_is_rounded_on_the_way_to_the_convolution_is_seen(mode):
+    def forward(m, x):
+        u = F.interpolate(x, scale_factor=2, mode=mode)
+        return m.conv(u.bfloat16().double() if m.training else u)
+
+    model = Model(forward, conv=conv()).double()
+    converted = pixelize.convert(model, example_inputs=X.double())
+    for training in (False, True):
+        assert error(model.train(training), converted.train(training), X.double()) < 1e-12
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic", "area", "nearest"])
 def test_a_mode_that_is_an_argument(mode):
     model = Model(

@@ -115,6 +115,8 @@ class Watch(TorchFunctionMode):
         if claim is None or not _is_tensor(result):
             return None
         if func in claims.ALIASES:
+            if claim.mode != "nearest" and _is_of_another_type(result, before[0][0]):
+                return None  # numbers between others were rounded on the way
             return claim if len(before) == 1 or func in claims.TYPE_AS else None
         if func in claims.PADS:
             return claims.padded(result, claim, *args[1:], **_named(kwargs, "pad", "pads"))
@@ -159,6 +161,10 @@ def _is_in_place(func: Any) -> bool:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, (Tensor, fx.Proxy))
+
+
+def _is_of_another_type(result: Any, value: Any) -> bool:
+    return isinstance(result, Tensor) and isinstance(value, Tensor) and result.dtype != value.dtype
 
 
 def _is_torch(result: Any) -> bool:
