@@ -85,7 +85,7 @@ def test_conversion_is_exact_and_is_undone(n, schedule):
 @axes
 def test_saved_and_loaded(n, tmp_path):
     x = inputs(n)
-    model = trained(pixelize.convert(decoder(n), schedule="near"))
+    model = trained(pixelize.convert(decoder(n), schedule="near", example_inputs=inputs(n)))
     pixelize.set_input_gate(model.net[3], 0.25)
     loaded = pixelize.load(pixelize.save(model, tmp_path / "saved"), into=decoder(n, seed=2))
     assert torch.equal(loaded(x), model(x))
@@ -95,7 +95,7 @@ def test_saved_and_loaded(n, tmp_path):
 @schedules
 def test_a_closed_gate_is_hardened(n, schedule):
     x = inputs(n)
-    model = trained(pixelize.convert(decoder(n), schedule=schedule))
+    model = trained(pixelize.convert(decoder(n), schedule=schedule, example_inputs=x))
     pixelize.set_input_gate(model, 0.0)
     hard = pixelize.harden(copy.deepcopy(model))
     assert isinstance(hard.net[4], getattr(pixelize, f"PixelDCL{n}d"))
@@ -130,7 +130,7 @@ def test_calibration_comes_closer_than_the_weights_alone(n, schedule):
     data = [inputs(n, 8, seed) for seed in range(2, 10)]
     errors = []
     for more in ({}, {"init": "calibrate", "data": data}):
-        converted = pixelize.convert(model, "pixeldcl", schedule=schedule, **more)
+        converted = pixelize.convert(model, "pixeldcl", schedule=schedule, example_inputs=inputs(n), **more)
         errors.append(float((converted(x) - model(x)).detach().norm() / model(x).detach().norm()))
         assert all(0 <= row.error < 1 for row in pixelize.report(converted).converted)
     assert errors[1] < errors[0] < 1
@@ -147,11 +147,11 @@ def test_auto_stays_within_its_tolerance(n):
 
 @axes
 def test_a_window_of_other_axes_is_refused(n):
-    model = decoder(n)
+    model, x = decoder(n), inputs(n)
     with pytest.raises(ArgumentError, match=f"net.3: dependency_kernel_size .* {n} axes"):
-        pixelize.convert(model, dependency_kernel_size=(3, 3))
+        pixelize.convert(model, dependency_kernel_size=(3, 3), example_inputs=x)
     window = (3, 1, 2)[:n]
-    layer = pixelize.convert(model, dependency_kernel_size=window).net[3]
+    layer = pixelize.convert(model, dependency_kernel_size=window, example_inputs=x).net[3]
     assert layer.dependency_kernel_size == window
 
 
