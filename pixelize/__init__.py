@@ -69,6 +69,7 @@ from pixelize.layers.pixel_dcl import (
     iPixelDCL2d,
     iPixelDCL3d,
 )
+from pixelize.measure.any_axes import checkerboard_nd
 from pixelize.measure.checkerboard import checkerboard
 from pixelize.pages.page import write_report
 from pixelize.refit.repair import repair
@@ -97,6 +98,7 @@ __all__ = [
     "adapter_state_dict",
     "calibrate",
     "checkerboard",
+    "checkerboard_nd",
     "connect_pretrained",
     "convert",
     "diagnose",

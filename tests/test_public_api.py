@@ -41,6 +41,7 @@ PUBLIC = {
     "adapter_state_dict",
     "calibrate",
     "checkerboard",
+    "checkerboard_nd",
     "connect_pretrained",
     "convert",
     "diagnose",

@@ -198,7 +198,7 @@ def strip_powers(
     """
     height = planes.shape[-2]
     vertical, horizontal = (
-        _windowed_dft(window[axis], periods[axis], reach, planes) for axis in (0, 1)
+        windowed_dft(window[axis], periods[axis], reach, planes) for axis in (0, 1)
     )  # (p (2 reach + 1), window)
     bins = 2 * reach + 1
     for top in range(0, height - window[0] + 1, hop[0]):
@@ -209,7 +209,7 @@ def strip_powers(
         yield power.reshape(*power.shape[:2], periods[0], bins, periods[1], bins)
 
 
-def _windowed_dft(size: int, period: int, reach: int, like: Tensor) -> Tensor:
+def windowed_dft(size: int, period: int, reach: int, like: Tensor) -> Tensor:
     """Rows w(n) exp(-2 pi i f n) / sqrt(sum w^2) for f = j/period + a/size, abs(a) <= reach: complex128."""
     # n j / period is taken modulo 1 in whole numbers, so that long pictures lose no precision.
     n = torch.arange(size, device=like.device)
