@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from models import stable_diffusion_vae
 from torch import Tensor, nn
 
 import pixelize
@@ -50,16 +51,7 @@ def smp_linknet() -> Built:
 
 def autoencoder() -> Built:
     """diffusers' AutoencoderKL, a quarter wider than Stable Diffusion's."""
-    from diffusers import AutoencoderKL
-
-    model = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[160, 320, 640, 640],
-        layers_per_block=2,
-        latent_channels=4,
-    )
-    return model, torch.randn(1, 3, 64, 64)
+    return stable_diffusion_vae(160), torch.randn(1, 3, 64, 64)
 
 
 def sam() -> Built:

@@ -57,16 +57,20 @@ def autoencoder() -> Built:
     """diffusers' AutoencoderKL decoder, half as wide as Stable Diffusion's, to 128x128: resize, then
     convolution.
     """
+    return _converted(stable_diffusion_vae(64).decoder, torch.randn(1, 4, 16, 16))
+
+
+def stable_diffusion_vae(width: int) -> nn.Module:
+    """diffusers' AutoencoderKL as in Stable Diffusion, which has a width of 128."""
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL(
+    return AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[64, 128, 256, 256],
+        block_out_channels=[width, 2 * width, 4 * width, 4 * width],
         layers_per_block=2,
         latent_channels=4,
     )
-    return _converted(vae.decoder, torch.randn(1, 4, 16, 16))
 
 
 def _converted(model: nn.Module, x: Tensor) -> Built:

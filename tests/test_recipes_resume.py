@@ -23,44 +23,13 @@ from pixelize.errors import ArgumentError
 from pixelize.recipes.recipe_settings import GanSettings, SegmentationSettings, VaeSettings
 from pixelize.recipes.training.checkpoint import load_checkpoint
 
+SMALL: dict[str, Any] = {"width": 4, "batch": 4, "cpu": True}
+GENERATED: dict[str, Any] = {**SMALL, "size": 16, "limit": 40, "samples": 8}
 SEGMENTATION = SegmentationSettings(
-    size=32,
-    width=4,
-    limit=16,
-    batch=4,
-    steps=40,
-    eval_every=10,
-    save_every=3,
-    warmup=4,
-    arms="annealed",
-    ema=0.9,
-    cpu=True,
+    **SMALL, size=32, limit=16, steps=40, eval_every=10, save_every=3, warmup=4, arms="annealed", ema=0.9
 )
-GAN = GanSettings(
-    size=16,
-    width=4,
-    limit=40,
-    batch=4,
-    steps=40,
-    eval_every=20,
-    save_every=2,
-    arms="pixeldcl",
-    samples=8,
-    cpu=True,
-)
-VAE = VaeSettings(
-    size=16,
-    width=4,
-    limit=40,
-    batch=4,
-    steps=12,
-    eval_every=6,
-    accumulate=2,
-    arms="dcl-k4",
-    samples=8,
-    lr=1e-3,
-    cpu=True,
-)
+GAN = GanSettings(**GENERATED, steps=40, eval_every=20, save_every=2, arms="pixeldcl")
+VAE = VaeSettings(**GENERATED, steps=12, eval_every=6, accumulate=2, arms="dcl-k4", lr=1e-3)
 
 
 def _run(

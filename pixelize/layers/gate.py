@@ -65,8 +65,7 @@ class GateSchedule:
         pixelize.harden(model)
 
     The gate is 1 for the share ``start`` of the steps, falls as half a cosine to 0 at the share ``end``, and
-    stays
-    there: the rest of the training is that of the PixelDCL that the model will be.
+    stays there: the rest of the training is that of the PixelDCL that the model will be.
 
     Raises ArgumentError unless steps > 0 and 0 <= start < end <= 1, PixelizeError if the model has no
     iPixelDCL.

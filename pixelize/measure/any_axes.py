@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pixelize.errors import ArgumentError
 from pixelize.measure.checkerboard import GLOBAL, RING, WINDOWED, windowed_dft
+from pixelize.measure.decibels import decibels
 from pixelize.rewrites.state.precision import float64
 
 Frequency = tuple[float, ...]
@@ -180,5 +181,4 @@ def _level(power: Tensor, f: Frequency, ring: tuple[int, int], least: float, win
     if windowed:
         for offset, turns in zip(offsets, f, strict=True):
             around &= (offset == 0) | (turns != 0)
-    ratio = (at[(reach,) * n] + least) / (opposite[around].median() + least)
-    return float(10 * ratio.log10())
+    return decibels(float((at[(reach,) * n] + least) / (opposite[around].median() + least)))

@@ -48,8 +48,7 @@ def read_inputs(
         default they are left in [0, 1]. size: (height, width) to resize pictures to. count: how many
         pictures are read, or crops cut, at most. seed: of the numbers that a shape is filled with, and of
         the places of crops. crop: cut pictures of several sizes, and those larger than this, into crops of
-        this side, or of as much
-            as the smallest picture has; 0 leaves them whole.
+        this side, or of as much as the smallest picture has; 0 leaves them whole.
 
     Raises:
         ArgumentError: no such file, one that cannot be read, or a name that means nothing.
