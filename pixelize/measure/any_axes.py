@@ -67,7 +67,8 @@ def checkerboard_nd(data: Tensor | Iterable[Tensor], period: int | Sequence[int]
     ((0.5, 0.0, 0.0), True)
     """
     total: dict[str, Tensor] = {}
-    square, planes, periods = 0.0, 0, ()
+    square, planes = 0.0, 0
+    periods: tuple[int, ...] = ()
     for batch in _batches(data):
         n = batch.dim() - 2
         if periods and len(periods) != n:
@@ -156,8 +157,8 @@ def _power(x: Tensor, form: _Form, periods: tuple[int, ...]) -> Tensor:
     )
     total, count = x.new_zeros(()), 0
     for corner in product(*starts):
-        cut = tuple(slice(a, a + w) for a, w in zip(corner, form.window, strict=False))
-        windows = x[(slice(None), *cut)].unfold(-1, form.window[-1], hops[-1]).movedim(-2, 1)
+        cut = (slice(None), *(slice(a, a + w) for a, w in zip(corner, form.window, strict=False)))
+        windows = x[cut].unfold(-1, form.window[-1], hops[-1]).movedim(-2, 1)
         y = windows.to(torch.complex128)
         for matrix in matrices:  # the next axis goes, its frequencies come last
             y = torch.tensordot(y, matrix, ([2], [1]))

@@ -28,6 +28,8 @@ class LayerProbes:
                 module = model.get_submodule(site.name)
             except AttributeError:  # a variant of another build
                 continue
+            if isinstance(module, nn.Linear):  # its channels come last: phases are not told of pictures
+                continue
             inner = getattr(module, "layer", None)
             if isinstance(module, nn.ConvTranspose2d):
                 self.layers[site.name] = (module, module)

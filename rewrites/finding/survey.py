@@ -81,7 +81,7 @@ def _calls(flow: Flow, model: nn.Module) -> Calls:
     calls: Calls = {}
     for node, op in flow.ops.items():
         owner = first.get(str(node.meta.get("owner", "")))
-        if op.kind in ("conv", "conv_transpose", "resize") and owner is not None:
+        if op.kind in ("conv", "conv_transpose", "resize", "linear") and owner is not None:
             calls.setdefault(owner, []).append(node)
     return calls
 
@@ -89,15 +89,15 @@ def _calls(flow: Flow, model: nn.Module) -> Calls:
 def _convolutions(
     flow: Flow, model: nn.Module, calls: Calls
 ) -> tuple[list[Site], list[Skipped], set[fx.Node]]:
-    """Convolutions that follow a resize or precede a shuffle, those that cannot be converted, and the resizes
-    that any of them reads."""
+    """Convolutions that follow a resize or, as linear layers, precede a shuffle, those that cannot be
+    converted, and the resizes that any of them reads."""
     names = qualified_names(model)
     sites: list[Site] = []
     skipped: list[Skipped] = []
     used: set[fx.Node] = set()
     for path, nodes in calls.items():
         module = model.get_submodule(path)
-        if not isinstance(module, CONVOLUTIONS) or isinstance(module, ConvReplacement):
+        if not isinstance(module, (*CONVOLUTIONS, nn.Linear)) or isinstance(module, ConvReplacement):
             continue
         mine = names[id(module)]
         found = matched(flow, path, mine, module, nodes)

@@ -42,6 +42,7 @@ OpKind = Literal[
     "dropout",
     "conv",
     "conv_transpose",
+    "linear",
     "shuffle",
     "pad",
     "other",
@@ -55,8 +56,8 @@ class Op:
     ``resize``: mode, size, scale (each a tuple of one number for each axis, of a single one that holds for
     all, or None), input. ``cat``: tensors, dim. ``slice``: input, dim,
     start, stop, step.
-    ``conv`` and ``conv_transpose``: input, weight, bias (nodes) or module (in a graph whose nodes are
-    modules). ``shuffle``: input, factor.
+    ``conv``, ``conv_transpose`` and ``linear``: input, weight, bias (nodes) or module (in a graph whose nodes
+    are modules). ``shuffle``: input, factor.
     ``pad``: input, pads (left, right, top, bottom, ..: the last axis first), mode, value.
     """
 
@@ -86,6 +87,8 @@ def describe(node: fx.Node, root: nn.Module) -> Op:
         )
     if name in CONVOLUTIONS:
         return _convolution(node, name)
+    if name == "linear":
+        return Op("linear", name, _bind(node, ("input", "weight", "bias")))
     if name in ("cat", "concat", "concatenate"):
         a = _bind(node, ("tensors", "dim"))
         return Op("cat", name, {"tensors": a["tensors"], "dim": a.get("dim", 0)})
@@ -226,6 +229,8 @@ def _describe_module(node: fx.Node, module: nn.Module) -> Op:
         return Op("conv_transpose", name, {"input": input, "module": str(node.target)})
     if isinstance(module, _ConvNd):
         return Op("conv", name, {"input": input, "module": str(node.target)})
+    if isinstance(module, nn.Linear):
+        return Op("linear", name, {"input": input, "module": str(node.target)})
     if isinstance(module, nn.Upsample):
         return Op(
             "resize", name, _sized(input, module.size, module.scale_factor, module.mode, module.align_corners)

@@ -16,7 +16,7 @@ two or three, by the same factor or by one for each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
@@ -85,45 +85,58 @@ def match(
     return Site(name, names, "pixel_shuffle", type(module).__name__, found, options)
 
 
-def shuffle_order(value: fx.Node, user: fx.Node, n: int) -> tuple[Factor, tuple[int, ...]] | None:
+def shuffle_order(
+    value: fx.Node, user: fx.Node, n: int, last: bool = False
+) -> tuple[Factor, tuple[int, ...]] | None:
     """The factor of a shuffle along ``n`` axes that ``user`` begins, and which channel of ``value`` each
     (c, phase along each axis) of the output takes.
 
     Follows reshapes and permutations from ``user`` on, doing them to numbered elements; None if they are no
-    shuffle.
+    shuffle. ``last``: the channels of ``value`` lie last, and those of the output may.
     """
     shape = shape_of(value)
     if shape is None or len(shape) != n + 2 or 0 in shape:
         return None
-    samples, channels, *size = shape
-    x = torch.arange(prod(shape)).reshape(shape)
+    samples, channels, *size = shape if not last else (shape[0], shape[-1], *shape[1:-1])
+    numbered = torch.arange(prod(shape)).reshape(samples, channels, *size)
+    for x in moved(numbered.movedim(1, -1).contiguous() if last else numbered, user):
+        for picture in (x, x.movedim(-1, 1)) if last and x.dim() == n + 2 else (x,):
+            if _is_enlarged(tuple(picture.shape), samples, size):
+                return _order(picture, numbered)
+    return None
+
+
+def moved(x: Tensor, user: fx.Node) -> Iterator[Tensor]:
+    """``x`` after each of the reshapes and permutations that begin with ``user``, as long as nothing else
+    reads what they make."""
     source: fx.Node | None = None
     node = user
-    while True:
-        if (
-            not isinstance(node.target, torch._ops.OpOverload)
-            or node.target.overloadpacket.__name__ not in _MOVES
-        ):
-            return None
-        if len(node.all_input_nodes) != 1 or (source is not None and node.all_input_nodes[0] is not source):
-            return None
+    while isinstance(node.target, torch._ops.OpOverload) and (
+        node.target.overloadpacket.__name__ in _MOVES
+        and len(node.all_input_nodes) == 1
+        and (source is None or node.all_input_nodes[0] is source)
+    ):
         try:
             x = node.target(x, *node.args[1:], **node.kwargs)
         except Exception:  # sizes that the capture does not hold as numbers
-            return None
-        if _is_enlarged(tuple(x.shape), samples, size):
-            break
+            return
+        yield x
         if len(node.users) != 1:
-            return None
+            return
         source, node = node, next(iter(node.users))
+
+
+def _order(x: Tensor, numbered: Tensor) -> tuple[Factor, tuple[int, ...]] | None:
+    """The factor and the order of a shuffle that makes ``x`` of ``numbered`` elements, None if it is none."""
+    channels, *size = numbered.shape[1:]
     factor = tuple(a // b for a, b in zip(x.shape[2:], size, strict=True))
     if x.shape[1] * prod(factor) != channels:
         return None
     corner: tuple[Any, ...] = (0, slice(None), *(slice(r) for r in factor))
     phases = x[corner] // prod(size)
     order = phases.reshape(-1)
-    expected = torch.arange(prod(shape)).reshape(shape)[:, order]
-    return (factor, tuple(order.tolist())) if torch.equal(unshuffled(x, factor), expected) else None
+    same = torch.equal(unshuffled(x, factor), numbered[:, order])
+    return (factor, tuple(order.tolist())) if same else None
 
 
 def _is_enlarged(shape: tuple[int, ...], samples: int, size: list[int]) -> bool:
@@ -185,7 +198,7 @@ def canonical(site: Site, module: nn.Module) -> TransposedConv:
     assert isinstance(module, _ConvNd)
     weight = merge_phases(module.weight.detach(), site.options, module.groups)
     n = len(module.kernel_size)
-    bias = None if module.bias is None else _split_bias(module.bias.detach(), site.options, n)[0]
+    bias = None if module.bias is None else split_bias(module.bias.detach(), site.options, n)[0]
     return TransposedConv(site.geometry, weight, bias)
 
 
@@ -202,7 +215,7 @@ def merge_phases(weight: Tensor, options: Mapping[str, Any], g: int) -> Tensor:
     return full.reshape(g * c_in, c_out // (g * phases), *size).contiguous()
 
 
-def _split_bias(bias: Tensor, options: Mapping[str, Any], n: int) -> tuple[Tensor, Tensor]:
+def split_bias(bias: Tensor, options: Mapping[str, Any], n: int) -> tuple[Tensor, Tensor]:
     """A convolution's bias as the mean over the phases of each channel, (C,), and the rest, (C r^n,)."""
     phases = _ordered(bias, options["order"]).reshape(-1, prod(factor_of(options, n)))
     mean = float64(phases).mean(1).to(bias)
@@ -232,21 +245,24 @@ class ShuffleConv(ConvReplacement):
     Shapes: input (N, C_in, ..), output (N, C_out, ..) as of the convolution.
     """
 
-    def __init__(self, layer: nn.Module, module: _ConvNd, options: Mapping[str, Any]) -> None:
+    kept: tuple[str, ...] = ("in_channels", "out_channels", "kernel_size", "stride", "groups")
+    groups: int
+
+    def __init__(self, layer: nn.Module, module: _ConvNd | nn.Linear, options: Mapping[str, Any]) -> None:
         super().__init__()
         self.layer = layer
-        self.factor = factor_of(options, len(module.kernel_size))
+        self.factor = factor_of(options, len(layer.stride))  # type: ignore[arg-type]
         self.options = dict(options)
         order = options["order"]
         # where each channel of the convolution's output lies among the unshuffled ones
         self.places: list[int] | None = (
             None if order is None else sorted(range(len(order)), key=order.__getitem__)
         )
-        self.in_channels, self.out_channels = module.in_channels, module.out_channels
-        self.kernel_size, self.stride, self.groups = module.kernel_size, module.stride, module.groups
+        for name in self.kept:
+            setattr(self, name, getattr(module, name))
         self.phase_bias: nn.Parameter | None = None
         if module.bias is not None:
-            rest = _split_bias(module.bias.detach(), options, len(self.factor))[1]
+            rest = split_bias(module.bias.detach(), options, len(self.factor))[1]
             self.phase_bias = nn.Parameter(rest, requires_grad=module.bias.requires_grad)
         self.training = module.training
 
@@ -256,7 +272,7 @@ class ShuffleConv(ConvReplacement):
             weight = state_dict.pop(prefix + "weight")
             state_dict[prefix + "layer.weight"] = merge_phases(weight, self.options, self.groups)
         if prefix + "bias" in state_dict:
-            mean, rest = _split_bias(state_dict.pop(prefix + "bias"), self.options, len(self.factor))
+            mean, rest = split_bias(state_dict.pop(prefix + "bias"), self.options, len(self.factor))
             state_dict[prefix + "layer.bias"], state_dict[prefix + "phase_bias"] = mean, rest
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
 

@@ -12,6 +12,7 @@ from pixelize.rewrites.idioms import (
     conv,
     conv_transpose,
     linear_conv,
+    linear_shuffle,
     pixel_shuffle,
     resize,
     resize_conv_module,
@@ -38,7 +39,7 @@ def idioms() -> tuple[Idiom, ...]:
     return tuple(_idioms.values())
 
 
-for _module in (conv, conv_transpose, resize_conv_module, linear_conv, pixel_shuffle, resize):
+for _module in (conv, conv_transpose, resize_conv_module, linear_conv, pixel_shuffle, linear_shuffle, resize):
     register(_module.IDIOM)
 
 

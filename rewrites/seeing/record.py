@@ -23,6 +23,7 @@ _WHOLE = {
     "layer_norm",
     "instance_norm",
     "repeat_interleave",
+    "linear",
     "dropout",
     "dropout2d",
     "alpha_dropout",

@@ -1,0 +1,190 @@
+"""A linear layer over the channels of a grid, and a shuffle of its output into pixels: a transposed
+convolution whose kernel is as large as its stride.
+
+Before::
+
+    y = linear(x, W)                                   # (N, h, w, C_in) to (N, h, w, C p q)
+    y = y.view(N, h, w, C, p, q).permute(0, 3, 1, 4, 2, 5).reshape(N, C, h p, w q)
+
+After::
+
+    y = conv_transpose2d(x.permute(0, 3, 1, 2), W', stride=(p, q))
+
+The grid must be the input's own, along one axis, two or three; the output's channels may come last as well.
+Where the input is a row of tokens the layer never learns their grid: it is listed with the reason. The linear
+layer's module is replaced, as a convolution's is before a shuffle
+(:mod:`pixelize.rewrites.idioms.pixel_shuffle`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize, prune
+
+from pixelize.rewrites.graph.flow import Flow, uses
+from pixelize.rewrites.graph.operators import shape_of
+from pixelize.rewrites.graph.resize_factor import Factor
+from pixelize.rewrites.idioms.idiom import Idiom
+from pixelize.rewrites.idioms.pixel_shuffle import ShuffleConv, merge_phases, moved, shuffle_order, split_bias
+from pixelize.rewrites.idioms.plain_conv import INSTANCE_FORWARD, PRUNED
+from pixelize.rewrites.idioms.replacement import dressed
+from pixelize.rewrites.site import Geometry, Site, TransposedConv
+
+THROUGH = ("alias", "pointwise", "dropout")
+"""What may stand between the linear layer and the shuffle: it sees what it saw."""
+TOKENS = "its output is unfolded into pixels, and its input, tokens in a row, does not tell their grid"
+
+
+def match(
+    flow: Flow, name: str, names: tuple[str, ...], module: nn.Module, calls: list[fx.Node]
+) -> Site | str | None:
+    """The site that a linear layer is whose output is shuffled and goes nowhere else; a reason or None if it
+    is none."""
+    if not isinstance(module, nn.Linear):
+        return None
+    shuffles: set[tuple[Factor, tuple[int, ...]]] = set()
+    others, tokens = set(), False
+    for call in calls:
+        n = len(shape_of(call) or ()) - 2
+        for user, op in uses(flow, call, THROUGH):
+            order = shuffle_order(call, user, n, last=True) if 1 <= n <= 3 else None
+            if order is not None and prod(order[0]) > 1:
+                shuffles.add(order)
+                continue
+            others.add(op.name)
+            tokens = tokens or unfolds(call, user)
+    if not shuffles:
+        return TOKENS if tokens else None
+    if others or len(shuffles) > 1:
+        where = ", ".join(sorted(others)) or "different shuffles"
+        return f"its output goes to {where} as well as to the shuffle"
+    reason = refusal(module)
+    if reason:
+        return reason
+    factor, channels = shuffles.pop()
+    options = {"factor": list(factor), "order": list(channels)}
+    return Site(name, names, "pixel_shuffle", type(module).__name__, geometry(module, factor), options)
+
+
+def unfolds(value: fx.Node, user: fx.Node) -> bool:
+    """Whether reshapes and permutations from ``user`` on make each token of ``value`` (N, tokens, features) a
+    block of pixels of a picture or a volume."""
+    shape = shape_of(value)
+    if shape is None or len(shape) != 3 or 0 in shape:
+        return False
+    for x in moved(torch.arange(prod(shape)).reshape(shape), user):
+        if x.dim() in (4, 5) and len(x) == shape[0]:
+            tokens = x[0] // shape[2]
+            if any(_are_blocks(t, shape[2]) for t in (tokens, tokens.movedim(-1, 0))):
+                return True
+    return False
+
+
+def _are_blocks(tokens: Tensor, features: int) -> bool:
+    """Whether the numbers (C, H, W) say that every ``features`` of them are one block of all channels."""
+    first, channels = tokens[0], len(tokens)
+    blocks = first
+    factor = []
+    for axis, size in enumerate(first.shape):
+        line = first.movedim(axis, 0).reshape(size, -1)[:, 0]
+        p = int((line == line[0]).sum())
+        if size % p or size // p < 2:
+            return False
+        factor.append(p)
+        blocks = blocks.index_select(axis, torch.arange(0, size, p))
+    if prod(factor) == 1 or prod(factor) * channels != features or len(blocks.unique()) != blocks.numel():
+        return False
+    for axis, p in enumerate(factor):
+        blocks = blocks.repeat_interleave(p, axis)
+    return torch.equal(blocks.expand_as(tokens), tokens)
+
+
+def refusal(module: nn.Linear) -> str | None:
+    """Why a linear layer does something else than its attributes tell, or None if it does not."""
+    if "forward" in module.__dict__:
+        return INSTANCE_FORWARD
+    if type(module).forward is not nn.Linear.forward:
+        return f"{type(module).__name__} has a forward of its own, not nn.Linear's"
+    if prune.is_pruned(module):
+        return PRUNED
+    if parametrize.is_parametrized(module) or "weight" not in module._parameters:
+        return "its weight is computed from others: make that permanent first, then convert"
+    taken = {"layer", "factor", "places", "phase_bias", "options"}
+    if clash := taken & {*module.__dict__, *module._modules, *module._parameters, *dir(type(module))}:
+        return f"its attribute {min(clash)!r} has the name of one that its replacement needs"
+    return None
+
+
+def geometry(module: nn.Linear, factor: Factor) -> Geometry:
+    """The canonical transposed convolution."""
+    channels = module.out_features // prod(factor)
+    return Geometry(module.in_features, channels, factor, factor, bias=module.bias is not None)
+
+
+def _stated(site: Site, options: Mapping[str, Any], module: nn.Module) -> Geometry | str | None:
+    assert isinstance(module, nn.Linear)
+    factor, order = options.get("factor"), options.get("order")
+    if options.keys() != {"factor", "order"} or not isinstance(factor, list) or not isinstance(order, list):
+        return None
+    if not 1 <= len(factor) <= 3 or any(type(r) is not int or r < 1 for r in factor) or prod(factor) < 2:
+        return None
+    if module.out_features % prod(factor) or sorted(order) != list(range(module.out_features)):
+        return None
+    return refusal(module) or geometry(module, tuple(factor))
+
+
+def _canonical(site: Site, module: nn.Module) -> TransposedConv:
+    assert isinstance(module, nn.Linear)
+    n = len(site.geometry.stride)
+    weight = merge_phases(_as_taps(module.weight.detach(), n), site.options, 1)
+    bias = None if module.bias is None else split_bias(module.bias.detach(), site.options, n)[0]
+    return TransposedConv(site.geometry, weight, bias)
+
+
+def _as_taps(weight: Tensor, n: int) -> Tensor:
+    """A linear layer's weight as that of a convolution of one tap."""
+    return weight.reshape(*weight.shape, *(1,) * n)
+
+
+class ShuffleLinear(ShuffleConv):
+    """Takes the place of a linear layer whose output is shuffled.
+
+    Shapes: input (N, *grid, C_in), output (N, *grid, C_out) as of the linear layer. Raises ValueError for an
+    input without a grid of as many axes.
+    """
+
+    kept = ("in_features", "out_features")
+    groups = 1
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Takes a state dict of the original linear layer as well."""
+        weight = state_dict.get(prefix + "weight")
+        if weight is not None:
+            state_dict[prefix + "weight"] = _as_taps(weight, len(self.factor))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What the linear layer gave for ``input``."""
+        n = len(self.factor)
+        if input.dim() != n + 2:
+            raise ValueError(
+                f"this converted {type(self).__name__} was seen on inputs (N, *grid, C) with {n} axes, "
+                f"and got {tuple(input.shape)}: leave it out of the conversion (exclude=...)"
+            )
+        return super().forward(input.movedim(-1, 1)).movedim(1, -1)
+
+
+IDIOM = Idiom(
+    "linear_shuffle",
+    "pixel_shuffle",
+    match,
+    lambda site, module: site.kind == "pixel_shuffle" and isinstance(module, nn.Linear),
+    _stated,
+    _canonical,
+    lambda site, module, layer: dressed(ShuffleLinear(layer, module, site.options), module),  # type: ignore[arg-type]
+)
