@@ -22,15 +22,15 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize, prune
 
 from pixelize.rewrites.graph.flow import Flow, uses
 from pixelize.rewrites.graph.operators import shape_of
+from pixelize.rewrites.graph.reshapes import shuffle_order, unfolds
 from pixelize.rewrites.graph.resize_factor import Factor
 from pixelize.rewrites.idioms.idiom import Idiom
-from pixelize.rewrites.idioms.pixel_shuffle import ShuffleConv, merge_phases, moved, shuffle_order, split_bias
+from pixelize.rewrites.idioms.pixel_shuffle import ShuffleConv, merge_phases, several, split_bias
 from pixelize.rewrites.idioms.plain_conv import INSTANCE_FORWARD, PRUNED
 from pixelize.rewrites.idioms.replacement import dressed
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
@@ -60,48 +60,12 @@ def match(
             tokens = tokens or unfolds(call, user)
     if not shuffles:
         return TOKENS if tokens else None
-    if others or len(shuffles) > 1:
-        where = ", ".join(sorted(others)) or "different shuffles"
-        return f"its output goes to {where} as well as to the shuffle"
-    reason = refusal(module)
+    reason = several(shuffles, others) or refusal(module)
     if reason:
         return reason
     factor, channels = shuffles.pop()
     options = {"factor": list(factor), "order": list(channels)}
     return Site(name, names, "pixel_shuffle", type(module).__name__, geometry(module, factor), options)
-
-
-def unfolds(value: fx.Node, user: fx.Node) -> bool:
-    """Whether reshapes and permutations from ``user`` on make each token of ``value`` (N, tokens, features) a
-    block of pixels of a picture or a volume."""
-    shape = shape_of(value)
-    if shape is None or len(shape) != 3 or 0 in shape:
-        return False
-    for x in moved(torch.arange(prod(shape)).reshape(shape), user):
-        if x.dim() in (4, 5) and len(x) == shape[0]:
-            tokens = x[0] // shape[2]
-            if any(_are_blocks(t, shape[2]) for t in (tokens, tokens.movedim(-1, 0))):
-                return True
-    return False
-
-
-def _are_blocks(tokens: Tensor, features: int) -> bool:
-    """Whether the numbers (C, H, W) say that every ``features`` of them are one block of all channels."""
-    first, channels = tokens[0], len(tokens)
-    blocks = first
-    factor = []
-    for axis, size in enumerate(first.shape):
-        line = first.movedim(axis, 0).reshape(size, -1)[:, 0]
-        p = int((line == line[0]).sum())
-        if size % p or size // p < 2:
-            return False
-        factor.append(p)
-        blocks = blocks.index_select(axis, torch.arange(0, size, p))
-    if prod(factor) == 1 or prod(factor) * channels != features or len(blocks.unique()) != blocks.numel():
-        return False
-    for axis, p in enumerate(factor):
-        blocks = blocks.repeat_interleave(p, axis)
-    return torch.equal(blocks.expand_as(tokens), tokens)
 
 
 def refusal(module: nn.Linear) -> str | None:

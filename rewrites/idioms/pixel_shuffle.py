@@ -16,17 +16,15 @@ two or three, by the same factor or by one for each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from pixelize.rewrites.graph.flow import Flow, uses
-from pixelize.rewrites.graph.operators import shape_of
+from pixelize.rewrites.graph.reshapes import shuffle_order, unshuffled
 from pixelize.rewrites.graph.resize_factor import Factor, spread
 from pixelize.rewrites.idioms.idiom import Idiom
 from pixelize.rewrites.idioms.plain_conv import CONVOLUTIONS, conv_refusal, own_padding
@@ -36,7 +34,6 @@ from pixelize.rewrites.state.precision import float64
 
 THROUGH = ("alias", "pointwise", "channelwise", "dropout")
 """What may stand between the convolution and the shuffle: it sees what it saw."""
-_MOVES = ("view", "reshape", "permute", "transpose", "_unsafe_view", "unflatten", "clone", "contiguous")
 
 
 def match(
@@ -65,10 +62,7 @@ def match(
                 shuffles.add(order)
     if not shuffles:
         return None
-    if others or len(shuffles) > 1:
-        where = ", ".join(sorted(others)) or "different shuffles"
-        return f"its output goes to {where} as well as to the shuffle"
-    refusal = conv_refusal(module)
+    refusal = several(shuffles, others) or conv_refusal(module)
     if refusal:
         return refusal
     factor, own_order = shuffles.pop()
@@ -85,64 +79,13 @@ def match(
     return Site(name, names, "pixel_shuffle", type(module).__name__, found, options)
 
 
-def shuffle_order(
-    value: fx.Node, user: fx.Node, n: int, last: bool = False
-) -> tuple[Factor, tuple[int, ...]] | None:
-    """The factor of a shuffle along ``n`` axes that ``user`` begins, and which channel of ``value`` each
-    (c, phase along each axis) of the output takes.
-
-    Follows reshapes and permutations from ``user`` on, doing them to numbered elements; None if they are no
-    shuffle. ``last``: the channels of ``value`` lie last, and those of the output may.
-    """
-    shape = shape_of(value)
-    if shape is None or len(shape) != n + 2 or 0 in shape:
+def several(shuffles: Collection[object], others: set[str]) -> str | None:
+    """Why an output that is shuffled in these ways, and read by ``others``, makes no site; None if it makes
+    one."""
+    if not others and len(shuffles) == 1:
         return None
-    samples, channels, *size = shape if not last else (shape[0], shape[-1], *shape[1:-1])
-    numbered = torch.arange(prod(shape)).reshape(samples, channels, *size)
-    for x in moved(numbered.movedim(1, -1).contiguous() if last else numbered, user):
-        for picture in (x, x.movedim(-1, 1)) if last and x.dim() == n + 2 else (x,):
-            if _is_enlarged(tuple(picture.shape), samples, size):
-                return _order(picture, numbered)
-    return None
-
-
-def moved(x: Tensor, user: fx.Node) -> Iterator[Tensor]:
-    """``x`` after each of the reshapes and permutations that begin with ``user``, as long as nothing else
-    reads what they make."""
-    source: fx.Node | None = None
-    node = user
-    while isinstance(node.target, torch._ops.OpOverload) and (
-        node.target.overloadpacket.__name__ in _MOVES
-        and len(node.all_input_nodes) == 1
-        and (source is None or node.all_input_nodes[0] is source)
-    ):
-        try:
-            x = node.target(x, *node.args[1:], **node.kwargs)
-        except Exception:  # sizes that the capture does not hold as numbers
-            return
-        yield x
-        if len(node.users) != 1:
-            return
-        source, node = node, next(iter(node.users))
-
-
-def _order(x: Tensor, numbered: Tensor) -> tuple[Factor, tuple[int, ...]] | None:
-    """The factor and the order of a shuffle that makes ``x`` of ``numbered`` elements, None if it is none."""
-    channels, *size = numbered.shape[1:]
-    factor = tuple(a // b for a, b in zip(x.shape[2:], size, strict=True))
-    if x.shape[1] * prod(factor) != channels:
-        return None
-    corner: tuple[Any, ...] = (0, slice(None), *(slice(r) for r in factor))
-    phases = x[corner] // prod(size)
-    order = phases.reshape(-1)
-    same = torch.equal(unshuffled(x, factor), numbered[:, order])
-    return (factor, tuple(order.tolist())) if same else None
-
-
-def _is_enlarged(shape: tuple[int, ...], samples: int, size: list[int]) -> bool:
-    if len(shape) != len(size) + 2 or shape[0] != samples or list(shape[2:]) == size:
-        return False
-    return all(a % b == 0 and a >= b for a, b in zip(shape[2:], size, strict=True))
+    where = ", ".join(sorted(others)) or "different shuffles"
+    return f"its output goes to {where} as well as to the shuffle"
 
 
 def geometry(module: _ConvNd, factor: Factor) -> Geometry | str:
@@ -225,17 +168,6 @@ def split_bias(bias: Tensor, options: Mapping[str, Any], n: int) -> tuple[Tensor
 def _ordered(values: Tensor, order: list[int] | None) -> Tensor:
     """Output channels as ``F.pixel_shuffle`` would have them."""
     return values if order is None else values[list(order)]
-
-
-def unshuffled(x: Tensor, factor: Factor) -> Tensor:
-    """``F.pixel_unshuffle`` along any number of axes, of an empty batch too."""
-    n = len(factor)
-    if n == 2 and factor[0] == factor[1] and (isinstance(x, fx.Proxy) or x.shape[0] != 0):
-        return F.pixel_unshuffle(x, factor[0])
-    for i, r in enumerate(reversed(factor)):
-        x = x.unflatten(-2 * i - 1, (-1, r))
-    phases = [2 * i + 1 - 2 * n for i in range(n)]
-    return x.movedim(phases, [i - 2 * n for i in range(n)]).flatten(-2 * n - 1, -n - 1)
 
 
 class ShuffleConv(ConvReplacement):
