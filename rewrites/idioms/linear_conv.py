@@ -32,7 +32,7 @@ from pixelize.rewrites.idioms.idiom import Idiom
 from pixelize.rewrites.idioms.plain_conv import CONVOLUTIONS
 from pixelize.rewrites.idioms.replacement import dressed
 from pixelize.rewrites.idioms.resize_conv import canonical, edge_of, is_linear, match_mode, stated
-from pixelize.rewrites.idioms.resize_conv_module import ResizeConv, along, around_all, pads_of
+from pixelize.rewrites.idioms.resize_conv_module import ResizeConv, along, around_all, cropped, pads_of
 
 
 def reduced(u: Tensor, factor: Sequence[int]) -> Tensor:
@@ -59,10 +59,23 @@ class LinearConv(ResizeConv):
     def _reaches(self, input: Tensor) -> bool:
         return True
 
+    def _completed(self, resized: Tensor) -> Tensor:
+        n = len(self.factor)
+        sizes = [(resized.shape[i - n] + s - 1) // s * s for i, s in enumerate(self.factor)]
+        # by as many zeros at any size, which may be open
+        return cropped(F.pad(resized, pads_of([(0, s - 1) for s in self.factor])), sizes)
+
+    def _small(self, resized: Tensor) -> Tensor:
+        return reduced(resized, self.factor)
+
+    def _enlarged(self, whole: Tensor) -> Tensor:
+        scale = tuple(map(float, self.factor))
+        return F.interpolate(self._small(whole), scale_factor=scale, mode=self.options["mode"])  # type: ignore[arg-type]
+
     def _up_sampled(self, resized: Tensor) -> Tensor:
         around = self._around()
         q = [edge_of(a, s) for a, s in zip(around, self.factor, strict=True)]
-        y = self.layer(F.pad(reduced(resized, self.factor), around_all(q), mode="replicate"))
+        y = self.layer(F.pad(self._small(resized), around_all(q), mode="replicate"))
         if self.options["around"] == "replicate" or not any(around) or not self._has_kernel():
             return y  # of a PixelDCL no weight tells what the convolution was: the edge goes on as it is
         return self._bordered(y, resized, around)

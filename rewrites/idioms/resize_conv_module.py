@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import mod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from pixelize.rewrites.idioms.idiom import Idiom
@@ -64,6 +65,16 @@ def around_all(widths: Sequence[int]) -> list[int]:
     return pads_of([(w, w) for w in widths])
 
 
+def cropped(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The first part of ``x`` (..., *size)."""
+    for i, length in enumerate(size, -len(size)):
+        if capturing():  # the strides of a part would be compared with those of a whole
+            x = x.index_select(i, torch.arange(length, device=x.device))
+        else:
+            x = x.narrow(i, 0, length)
+    return x
+
+
 class ResizeConv(ConvReplacement):
     """Takes the place of a convolution that reads a nearest-resized image, alone or concatenated with others.
 
@@ -71,8 +82,8 @@ class ResizeConv(ConvReplacement):
     (:func:`pixelize.rewrites.watching.watch.claim_of`) that a resize by ``factor`` made the channels that it
     is there for, it picks the small image out of them, which the resize had only repeated, and runs ``layer``
     on that; channels that were not resized go through ``skip``, an ordinary convolution with the remaining
-    weights. In every other call it is the convolution that it replaced, as far as the layer's weight still is
-    one.
+    weights. In every other call it is the convolution that it replaced, and once the layer was trained the
+    layer all the same wherever the picture is a resized one (:meth:`_extended`).
 
     Shapes: input (N, C, ..), output (N, C_out, ..) as of the convolution, of one axis, two or three.
     """
@@ -113,13 +124,56 @@ class ResizeConv(ConvReplacement):
 
         ``claim``: what is known of ``input``, where the caller knows it; True for all that is needed.
         """
-        if self._is_resized(input, claim):
-            resized = pick(input, self.options)
+        n = len(self.factor)
+        if isinstance(input, Tensor) and input.dim() == n + 1:  # a single picture
+            return self.forward(input[None], claim)[0]
+        known = self._is_resized(input, claim)
+        resized = pick(input, self.options)
+        if known and (not isinstance(input, Tensor) or self._is_whole(resized)):
             y = self._up_sampled(resized)
         else:
-            x = self._own_padded(channels_of(input, self.options["ranges"], len(self.factor)))
-            y = self._convolve(x, self._kernel(), self.bias, 1, 0, self.dilation, self.groups)
-        return y if self.skip is None else y + self.skip(channels_of(input, self.rest, len(self.factor)))
+            y = self._extended(input, resized, known and not self._has_kernel())
+        return y if self.skip is None else y + self.skip(channels_of(input, self.rest, n))
+
+    def _is_whole(self, resized: Tensor) -> bool:
+        """Whether a picture known to be resized ends with a block. Of a size that is still open no more is
+        known than that it does."""
+        return capturing() or not any(map(mod, resized.shape[-len(self.factor) :], self.factor))
+
+    def _extended(self, input: Tensor, resized: Tensor, cut: bool) -> Tensor:
+        """For any picture u: what the layer makes of the small one that is read off it, and what the
+        convolution makes of what u and the small one's enlargement differ by: nothing where u was resized.
+
+        What the last blocks have beyond u is dropped. ``cut``: that is all; the edge goes on as it was.
+        """
+        n, around = len(self.factor), self._around()
+        seen = [resized.shape[i - n] + 2 * w for i, w in enumerate(around)]
+        span = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        enlarged = self._enlarged(self._completed(resized))
+        y = cropped(self._up_sampled(enlarged), [a - b for a, b in zip(seen, span, strict=True)])
+        if cut:
+            return y
+        x = self._own_padded(channels_of(input, self.options["ranges"], n))
+        taken = cropped(self._padded_around(enlarged, around), seen)
+        return y + self._convolve(x - taken, self._kernel(), None, 1, 0, self.dilation, self.groups)
+
+    def _completed(self, resized: Tensor) -> Tensor:
+        """A picture of whole blocks with the same small one."""
+        return resized
+
+    def _enlarged(self, whole: Tensor) -> Tensor:
+        """The resized picture with the same small one as ``whole``."""
+        y = self._small(whole)
+        for i, s in enumerate(self.factor):
+            y = y.repeat_interleave(s, i - len(self.factor))
+        return y
+
+    def _small(self, resized: Tensor) -> Tensor:
+        return resized[last_axes([slice(None, None, s) for s in self.factor])]
+
+    def _padded_around(self, x: Tensor, around: Sequence[int]) -> Tensor:
+        mode = "constant" if self.options["around"] == "zeros" else self.options["around"]
+        return F.pad(x, around_all(around), mode=mode) if any(around) else x
 
     @property
     def _convolve(self) -> Callable[..., Tensor]:
@@ -173,35 +227,12 @@ class ResizeConv(ConvReplacement):
         return [m + p for m, p in zip(self.options["margin"], self.padding, strict=True)]
 
     def _up_sampled(self, resized: Tensor) -> Tensor:
-        small = resized[last_axes([slice(None, None, s) for s in self.factor])]
-        if self.options["around"] != "zeros":
-            q = [-(-a // s) for a, s in zip(self._around(), self.factor, strict=True)]
-            y = self.layer(F.pad(small, around_all(q), mode="replicate"))
-        else:
-            y = self.layer(small)
-        # what a symbolic trace knows to be resized was so by a number: its blocks are whole
-        return y if isinstance(y, fx.Proxy) else self._cut(y, small, resized)  # type: ignore[return-value]
-
-    def _cut(self, y: Tensor, small: Tensor, resized: Tensor) -> Tensor:
-        """``y`` without what the last blocks have beyond the picture, which the convolution saw as
-        padding."""
-        n, around = len(self.factor), self._around()
-        excess = [-length % s for length, s in zip(resized.shape[-n:], self.factor, strict=True)]
-        if capturing() or not any(excess):
-            return y  # of a size that is still open no more is known than that the blocks are whole
-        own = [
-            slice(resized.shape[i - n] + 2 * around[i] - self.dilation[i] * (self.kernel_size[i] - 1))
-            for i in range(n)
-        ]
-        y = y[last_axes(own)]
-        if self.options["around"] != "zeros" or not self._has_kernel():
-            return y  # the edge goes on as it was
-        whole = small
-        for i, s in enumerate(self.factor):
-            whole = whole.repeat_interleave(s, i - n)
-        beyond = F.pad(torch.zeros_like(resized), pads_of([(0, e) for e in excess]), value=1.0)
-        seen = self._convolve(whole * beyond, self._kernel(), None, 1, around, self.dilation, self.groups)
-        return y - seen[last_axes(own)]
+        """What the layer makes of a resized picture, its last blocks completed."""
+        small = self._small(resized)
+        if self.options["around"] == "zeros":
+            return self.layer(small)  # type: ignore[no-any-return]
+        q = [-(-a // s) for a, s in zip(self._around(), self.factor, strict=True)]
+        return self.layer(F.pad(small, around_all(q), mode="replicate"))  # type: ignore[no-any-return]
 
     def _own_padded(self, x: Tensor) -> Tensor:
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
