@@ -14,20 +14,14 @@ from torch.nn import functional as F
 from pixelize.conversion.convert import convert
 from pixelize.errors import ArgumentError
 from pixelize.layers.pixel_dcl import iPixelDCL2d
-from pixelize.measure.checkerboard import (
-    artifact_power,
-    checkerboard,
-    frequencies,
-    peak_and_around,
-    window_sizes,
-)
+from pixelize.measure.checkerboard import checkerboard, window_sizes
 from pixelize.measure.content import ContentChange, content_change
 from pixelize.measure.spectrum import away, power_spectrum
-from pixelize.refit.coordinates import WhitenedTaps
-from pixelize.refit.least_change import LeastChange
-from pixelize.refit.prefix_cache import Replay
+from pixelize.refit.limits import RepairLimits
 from pixelize.refit.repair import repair
 from pixelize.refit.report import repair_report
+
+QUICK = RepairLimits(rounds=8, portion=32)
 
 
 def smooth(n: int, channels: int, size: int, seed: int) -> Tensor:
@@ -98,10 +92,10 @@ def worst(model: nn.Module, x: Tensor, period: int = 2) -> float:
 def test_the_artifact_goes_and_the_pictures_stay(geometry: tuple[int, int, int, int]) -> None:
     model = Decoder(*geometry)
     period = geometry[1]
-    data, fresh = smooth(160, 3, 24, 1), smooth(128, 3, 24, 2)
+    data, fresh = smooth(64, 3, 24, 1), smooth(64, 3, 24, 2)
     before = worst(model, fresh, period)
     kept = copy.deepcopy(model.state_dict())
-    repaired = repair(model, data, progress=False)
+    repaired = repair(model, data, progress=False, limits=QUICK)
     after = worst(repaired, fresh, period)
     assert after < 4 and before - after > 6
     assert type(repaired) is Decoder and type(repaired.up) is nn.ConvTranspose2d
@@ -112,8 +106,8 @@ def test_the_artifact_goes_and_the_pictures_stay(geometry: tuple[int, int, int, 
 
 
 def test_the_spectrum_elsewhere_stays() -> None:
-    model, data, fresh = Decoder(), smooth(256, 3, 24, 1), smooth(128, 3, 24, 2)
-    repaired = repair(model, data, layer="3x3", progress=False)
+    model, data, fresh = Decoder(), smooth(64, 3, 24, 1), smooth(64, 3, 24, 2)
+    repaired = repair(model, data, layer="3x3", progress=False, limits=QUICK)
     spectra = []
     for m in (model, repaired):
         with torch.no_grad():
@@ -125,15 +119,15 @@ def test_the_spectrum_elsewhere_stays() -> None:
 
 def test_identity_like_models_come_back_to_the_bit() -> None:
     model = Identity()
-    repaired = repair(model, smooth(64, 3, 24, 3), progress=False)
+    repaired = repair(model, smooth(64, 3, 24, 3), progress=False, limits=QUICK)
     assert torch.equal(repaired.up.weight, model.up.weight)
     assert not repair_report(repaired).repaired
 
 
 def test_dense_predictions_in_a_dataclass_get_no_worse() -> None:
-    model, data, fresh = DepthHead(), smooth(128, 3, 16, 1), smooth(128, 3, 16, 2)
+    model, data, fresh = DepthHead(), smooth(64, 3, 16, 1), smooth(64, 3, 16, 2)
     before = worst(model, fresh)
-    repaired = repair(model, data, progress=False)
+    repaired = repair(model, data, progress=False, limits=QUICK)
     assert worst(repaired, fresh) < before - 3
     report = repair_report(repaired)
     for kind, levels in report.before.items():
@@ -143,7 +137,7 @@ def test_dense_predictions_in_a_dataclass_get_no_worse() -> None:
 def test_a_repair_costs_no_more_than_the_pattern() -> None:
     """An uneven last layer whose phases carry the picture: that is no pattern."""
     torch.manual_seed(0)
-    model, data = Decoder(3, 2, 1, 1), smooth(128, 3, 32, 1)
+    model, data = Decoder(3, 2, 1, 1), smooth(64, 3, 32, 1)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     small = F.avg_pool2d(data, 2)
     for _ in range(150):
@@ -151,7 +145,7 @@ def test_a_repair_costs_no_more_than_the_pattern() -> None:
         (model(small) - torch.tanh(data)).square().mean().backward()
         optimizer.step()
     fresh = smooth(64, 3, 32, 2)
-    repaired = repair(model, small, progress=False)
+    repaired = repair(model, small, progress=False, limits=QUICK)
     with torch.no_grad():
         before, after = (
             F.mse_loss(m(F.avg_pool2d(fresh, 2)), torch.tanh(fresh)).item() for m in (model, repaired)
@@ -164,7 +158,7 @@ def test_training_mode_random_state_and_dtype_stay() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    repaired = repair(model, smooth(64, 3, 24, 1).double(), progress=False)
+    repaired = repair(model, smooth(64, 3, 24, 1).double(), progress=False, limits=QUICK)
     assert torch.equal(torch.rand(1), expected)
     assert repaired.training and repaired.up.training and repaired.up.weight.dtype == torch.float64
 
@@ -172,7 +166,7 @@ def test_training_mode_random_state_and_dtype_stay() -> None:
 def test_without_data_phases_answer_a_constant_alike() -> None:
     model = Decoder()
     model.up.weight.data += 0.5 * torch.rand(8, 3, 1, 1)
-    repaired = repair(model, progress=False)
+    repaired = repair(model, progress=False, limits=QUICK)
     site = repair_report(repaired).sites[0]
     assert site.status == "repaired"
     sums = F.conv_transpose2d(torch.ones(1, 8, 9, 9), repaired.up.weight, stride=2, padding=1)[
@@ -183,86 +177,44 @@ def test_without_data_phases_answer_a_constant_alike() -> None:
 
 def test_without_data_it_refuses_to_do_harm() -> None:
     model = Decoder(2, 2, 0)
-    repaired = repair(model, progress=False)
+    repaired = repair(model, progress=False, limits=QUICK)
     assert torch.equal(repaired.up.weight, model.up.weight)
     assert "would change its weights" in repair_report(repaired).sites[0].reason
 
 
 def test_what_cannot_be_repaired_is_said() -> None:
     with pytest.raises(ArgumentError, match="layer="):
-        repair(Decoder(), smooth(8, 3, 24, 1), layer="other", progress=False)
-    with pytest.raises(ArgumentError, match="two samples"):
-        repair(Decoder(), smooth(1, 3, 24, 1), progress=False)
-    plain = repair(nn.Sequential(nn.Conv2d(3, 3, 3)), smooth(8, 3, 24, 1), progress=False)
-    assert "no ConvTranspose2d" in repair_report(plain).notes[0]
+        repair(Decoder(), smooth(8, 3, 24, 1), layer="other", progress=False, limits=QUICK)
+    with pytest.raises(ArgumentError, match="empty"):
+        repair(Decoder(), [], progress=False, limits=QUICK)
+    with pytest.raises(ArgumentError, match="does not run"):
+        repair(Decoder(), smooth(1, 5, 24, 1), progress=False, limits=QUICK)
+    plain = repair(nn.Sequential(nn.Conv2d(3, 3, 3)), smooth(8, 3, 24, 1), progress=False, limits=QUICK)
+    assert "no up-sampling" in repair_report(plain).notes[0]
+    flat = repair(
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * 24 * 24, 4)),
+        smooth(8, 3, 24, 1),
+        progress=False,
+        limits=QUICK,
+    )
+    assert "no picture" in repair_report(flat).notes[0]
     with pytest.raises(ArgumentError, match="did not come"):
         repair_report(Decoder())
-
-
-@pytest.mark.parametrize("period", [2, 4])
-def test_powers_are_those_of_the_spectrum(period: int) -> None:
-    model, x = Decoder(), smooth(6, 3, 24, 1)
-    windows = window_sizes(48, 48, period)
-    problem = LeastChange(model, ["up"], [x], period, windows, torch.ones(48, 48))
-    problem.multipliers = {(k, f): 1.0 for k in windows for f in frequencies(period)}
-    with torch.no_grad():
-        y = model(x)
-    found = problem.powers(y)
-    power = artifact_power(y.flatten(0, 1).double(), (period, period))
-    for form, table in power.by_form.items():
-        for f in frequencies(period):
-            peak = peak_and_around(table / power.planes, f, (period, period), form)[0]
-            assert found[form, f].item() == pytest.approx(peak.item(), rel=1e-4)
-
-
-def test_whitened_coordinates_cost_what_the_layer_makes() -> None:
-    """|u|^2 is the mean square change of what the layer makes of such data; at zero it is as it was."""
-    torch.manual_seed(0)
-    layer = nn.ConvTranspose2d(6, 4, 3, 2, 1, 1, groups=2)
-    x = smooth(64, 6, 16, 1)
-    taps = WhitenedTaps(layer, ridge=1e-6)
-    taps.look(x)
-    taps.finish()
-    assert torch.equal(taps.value(), layer.weight)
-    taps.u.data = torch.randn_like(taps.u)
-    with torch.no_grad():
-        change = F.conv_transpose2d(x, taps.value() - layer.weight, None, 2, 1, 1, groups=2)
-        expected = taps.u.square().sum() / (4 * 4)  # four phases, four output channels
-    assert change.square().mean().item() == pytest.approx(expected.item(), rel=2e-2)
-
-
-def test_a_replay_gives_what_a_run_gives() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.ConvTranspose2d(4, 3, 4, 2, 1), nn.Tanh()
-    )
-    x = smooth(2, 3, 16, 1)
-    replay = Replay(model, [model[2]])
-    with torch.no_grad():
-        with replay.batch(0):
-            first = model(x)
-        expected = first.clone()
-        model[0].weight.zero_()  # not looked at again
-        with replay.batch(0):
-            assert torch.equal(model(x), expected)
-        replay.forget()
-        with replay.batch(0):
-            assert not torch.equal(model(x), expected)
-    assert "forward" not in model[0].__dict__
 
 
 def test_it_reads_an_iterator_and_mappings_and_half_precision() -> None:
     model = DepthHead().bfloat16()
     batches = ({"x": x} for x in smooth(32, 3, 16, 1).bfloat16().split(8))
-    repaired = repair(model, batches, progress=False)
+    repaired = repair(model, batches, progress=False, limits=QUICK)
     assert repaired.second.weight.dtype == torch.bfloat16 and model.second is not repaired.second
     assert repair_report(repaired).repaired
 
 
 def test_a_repair_of_a_converted_model_and_by_converting() -> None:
-    data, fresh = smooth(96, 3, 24, 1), smooth(64, 3, 24, 2)
+    data, fresh = smooth(64, 3, 24, 1), smooth(64, 3, 24, 2)
     before = worst(Decoder(), fresh)
     for model, layer in ((convert(Decoder(), example_inputs=data[:1]), "dcl"), (Decoder(), "ipixeldcl")):
-        repaired = repair(model, data, layer=layer, progress=False)
+        repaired = repair(model, data, layer=layer, progress=False, limits=QUICK)
         assert isinstance(repaired.up, iPixelDCL2d) and worst(repaired, fresh) < before - 6
 
 

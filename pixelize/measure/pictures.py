@@ -169,7 +169,7 @@ def measure_pictures(images: Images, periods: Sequence[int] = PERIODS) -> Pictur
             WINDOWED: NOTICEABLE + by_chance(windows[period], tests) + _ERRORS * 4.3 / windows[period] ** 0.5,
         }
         for f in frequencies(period):
-            levels = {form: float(measured[form, f]) - natural_excess(form, f) for form in threshold}
+            levels = {form: float(measured[form, f]) - natural_excess(form, f, period) for form in threshold}
             found.setdefault(_rounded(f), PatternLevel(f, period, levels, threshold))
     return PictureLevels(pictures, tuple(found.values()), tuple(p for p in periods if p not in totals))
 

@@ -177,7 +177,7 @@ def _levels(found: Findings) -> dict[str, Any] | None:
         cells = [
             {
                 "text": f"{levels[form][f]:.1f}",
-                "strong": levels[form][f] - natural_excess(form, f) >= NOTICEABLE,
+                "strong": levels[form][f] - natural_excess(form, f, found.period) >= NOTICEABLE,
             }
             for _, levels in measured
             for form in ("global", "windowed")

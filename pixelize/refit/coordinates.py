@@ -1,70 +1,69 @@
-"""The weights of an up-sampler in coordinates in which every direction costs about the same.
+"""The weights of an operator in coordinates in which every direction costs about the same.
 
-A change D of the taps of one phase changes what the layer makes there by D applied to the features f that the
-phase reads (its taps' inputs, one after the other): on average by D^T E[f f^T] D. With the Cholesky factor
-E[f f^T] = L L^T and D = L^-T U that is |U|^2. Output channels that matter less to the picture may change
-more: column o of U is divided by the root mean square r_o of the picture's gradient to channel o.
+A change D of the weights of one output changes what the operator makes there by D applied to the features f
+that the output reads: on average by D^T E[f f^T] D. With the Cholesky factor E[f f^T] = L L^T and
+D = L^-T U that is |U|^2. Output channels that matter less to the picture may change more: column o of U is
+divided by the root mean square r_o of the picture's gradient to channel o.
+
+For a convolution the features are a window of the input, for a linear map the input itself; a transposed
+convolution has features of its own for each phase of its output: the inputs that the phase's taps read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeGuard
+from itertools import product
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pixelize.algebra.least_squares import inverse_root
-from pixelize.layers.pixel_dcl import PixelDCL
+from pixelize.refit.calls import Call
 from pixelize.rewrites.state.precision import float64
 
-Offset = tuple[int, int]
+Offset = tuple[int, ...]
 
-LARGEST = 2048
-"""Taps of one phase of one output channel, in and out of all input channels, that are factored at most."""
+_ROWS_PER_FEATURE = 8
+_ROWS = 2048, 12288
 
 
 @dataclass(frozen=True)
 class Tap:
-    """One tap of a transposed convolution: output phase (a_y, a_x), and the input it reads, x[m - q]."""
+    """One tap: its place in the kernel, the output phase it belongs to, and the input it reads, relative to
+    the phase's own place."""
 
-    ky: int
-    kx: int
+    place: tuple[int, ...]
     phase: Offset
     offset: Offset
 
 
-def taps_of(layer: nn.ConvTranspose2d) -> list[Tap]:
-    """The taps of ``layer`` by phase: output ``o = s*i - p + d*t`` is pixel ``m`` of phase ``a`` for ``o =
-    s*m + a``."""
+def taps_of(call: Call | nn.ConvTranspose2d) -> list[Tap]:
+    """The taps of an operator or a layer by phase.
+
+    Transposed: output ``o = s i - p + d t`` is place ``m`` of phase ``a`` for ``o = s m + a``, and reads
+    ``x[m - q]``; the offset is -q. Else there is one phase, and the offset is ``d t - p``.
+    """
     found = []
-    for ky in range(layer.kernel_size[0]):
-        for kx in range(layer.kernel_size[1]):
-            at = [layer.dilation[n] * t - int(layer.padding[n]) for n, t in enumerate((ky, kx))]
-            phase = (at[0] % layer.stride[0], at[1] % layer.stride[1])
-            offset = tuple((at[n] - phase[n]) // layer.stride[n] for n in (0, 1))
-            found.append(Tap(ky, kx, phase, (offset[0], offset[1])))
+    transposed = isinstance(call, nn.Module) or call.kind == "transposed"
+    kernel = call.kernel_size if isinstance(call, nn.Module) else call.kernel
+    padding: Any = call.padding
+    for place in product(*map(range, kernel)):
+        at = [d * t - int(p) for d, t, p in zip(call.dilation, place, padding, strict=True)]
+        if not transposed:
+            found.append(Tap(place, (0,) * len(place), tuple(at)))
+            continue
+        phase = tuple(v % s for v, s in zip(at, call.stride, strict=True))
+        offset = tuple((a - v) // s for v, a, s in zip(at, phase, call.stride, strict=True))
+        found.append(Tap(place, phase, offset))
     return sorted(found, key=lambda tap: (tap.phase, tap.offset))
 
 
-def whitenable(layer: nn.Module) -> TypeGuard[nn.ConvTranspose2d]:
-    """Whether the layer's ``weight`` holds all taps of a transposed convolution, few enough to factor."""
-    if not isinstance(layer, nn.ConvTranspose2d) or isinstance(layer, PixelDCL):
-        return False
-    taps = [tap.phase for tap in taps_of(layer)]
-    largest = max(taps.count(phase) for phase in taps)
-    return largest * layer.in_channels // layer.groups <= LARGEST
-
-
 class Coordinates(Protocol):
-    """A parameter as a function of a leaf ``u``, which is zero after ``finish``: there the parameter is as it
-    was.
-    """
+    """A parameter as a function of a leaf ``u``, which is zero at first: there the parameter is as it was."""
 
     u: Tensor
-
-    def finish(self) -> None: ...
 
     def balance(self, gradient: Tensor) -> None:
         """Takes the root mean square gradient of the picture to ``u`` into the scale of ``u``."""
@@ -73,12 +72,10 @@ class Coordinates(Protocol):
 
 
 class ScaledParameter:
-    """Any parameter, for what has no taps to whiten: one scale for all of it."""
+    """Any parameter, for what has no features to whiten: one scale for all of it."""
 
     def __init__(self, parameter: Tensor) -> None:
         self.parameter = parameter.detach()
-
-    def finish(self) -> None:
         self.scale = self.parameter.new_ones(())
         self.u = torch.zeros_like(self.parameter, requires_grad=True)
 
@@ -89,69 +86,104 @@ class ScaledParameter:
         return self.parameter + self.scale * self.u
 
 
-class WhitenedTaps:
-    """The taps of one layer as a function of what is to be found, ``u``: a leaf of the layer's dtype.
+Factor = Callable[[Tensor], Tensor]
+"""(groups, taps * ins, outs) of ``u`` to the same of weights, for one phase."""
+
+
+class WhitenedWeights:
+    """The weights of one operator as a function of what is to be found, ``u`` (groups, taps of all phases
+    times inputs of a group, outputs of a group).
 
     Args:
-        layer: any ``nn.ConvTranspose2d``; it is not changed.
+        parameter: of the shape of the operator's weight, or what that is computed from.
+        calls: runs of the operator, to learn from what it reads.
         ridge: added to the features' second moments, as a share of their mean diagonal.
-
-    :meth:`look` takes in inputs of the layer, :meth:`finish` ends that and makes ``u`` (groups, taps of an
-    output channel, C_out / groups); :meth:`value` gives the layer's weight.
+        largest: features that are factored exactly; more are factored as channels times taps.
     """
 
-    def __init__(self, layer: nn.ConvTranspose2d, ridge: float = 1e-3) -> None:
-        self.layer, self.ridge = layer, ridge
-        self.taps = taps_of(layer)
-        self.ins, self.outs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
-        self.phases = sorted({tap.phase for tap in self.taps})
-        self.moments: dict[Offset, Tensor] = {}
-        self.rows = 0
-
-    def look(self, x: Tensor) -> None:
-        """Takes in a batch of the layer's inputs (N, C_in, h, w)."""
-        x = x.detach().float()
-        n, _, h, w = x.shape
-        for phase in self.phases:
+    def __init__(self, parameter: Tensor, calls: list[Call], largest: int, ridge: float = 1e-3) -> None:
+        call = calls[0]
+        self.parameter, self.kind, self.groups = parameter.detach(), call.kind, call.groups
+        self.taps = taps_of(call)
+        self.kernel = call.kernel
+        shape = parameter.shape
+        self.ins = shape[0] // self.groups if call.kind == "transposed" else shape[1]
+        self.outs = shape[1] if call.kind == "transposed" else shape[0] // self.groups
+        phases = sorted({tap.phase for tap in self.taps})
+        generator = torch.Generator().manual_seed(0)
+        self.factors: list[Factor] = []
+        self.sizes: list[int] = []
+        for phase in phases:
             taps = [tap for tap in self.taps if tap.phase == phase]
-            features = torch.stack([_shifted(x, tap.offset) for tap in taps], 2)  # N, C_in, taps, h, w
-            features = features.unflatten(1, (self.layer.groups, self.ins)).permute(1, 3, 2, 0, 4, 5)
-            features = features.reshape(self.layer.groups, len(taps) * self.ins, n * h * w)
-            moment = features @ features.transpose(1, 2)
-            self.moments[phase] = self.moments[phase] + moment if phase in self.moments else moment
-        self.rows += n * h * w
-
-    def finish(self) -> None:
-        """Factors the moments."""
-        self.factors = []
-        for phase in self.phases:
-            moment = float64(self.moments[phase] / self.rows)
-            self.factors.append(inverse_root(moment, self.ridge, 1e-12).to(self.layer.weight))
-        self.moments = {}
-        like = self.layer.weight
-        self.scale = like.new_ones(self.layer.groups, 1, self.outs)
-        self.u = like.new_zeros(self.layer.groups, len(self.taps) * self.ins, self.outs, requires_grad=True)
+            size = len(taps) * self.ins
+            rows = min(max(_ROWS[0], _ROWS_PER_FEATURE * size), _ROWS[1])
+            features = torch.cat(
+                [read_by(c, taps, -(-rows // len(calls)), generator) for c in calls]
+            )  # rows, taps, groups, ins
+            self.sizes.append(size)
+            self.factors.append(_factor(features, largest, ridge, self.parameter))
+        like = self.parameter
+        self.scale = like.new_ones(self.groups, 1, self.outs)
+        self.u = like.new_zeros(self.groups, sum(self.sizes), self.outs).requires_grad_()
 
     def balance(self, gradient: Tensor) -> None:
         size = gradient.square().mean(1, keepdim=True).sqrt()
         self.scale = 1 / size.clamp_min(0.03 * size.max().item() + 1e-12)
 
     def value(self) -> Tensor:
-        """(C_in, C_out / groups, k_h, k_w), with a gradient to ``u``."""
-        sizes = [factor.shape[-1] for factor in self.factors]
-        parts = [
-            factor @ (u * self.scale) for factor, u in zip(self.factors, self.u.split(sizes, 1), strict=True)
-        ]
-        change = torch.cat(parts, 1).unflatten(1, (len(self.taps), self.ins))  # groups, taps, ins, outs
-        kernel = self.layer.kernel_size
-        places = {(tap.ky, tap.kx): n for n, tap in enumerate(self.taps)}
-        order = [places[ky, kx] for ky in range(kernel[0]) for kx in range(kernel[1])]
-        change = change[:, order].permute(0, 2, 3, 1).flatten(0, 1).unflatten(-1, kernel)
-        return self.layer.weight.detach() + change
+        """The parameter, with a gradient to ``u``."""
+        parts = self.u.split(self.sizes, 1)
+        scaled = [factor(u * self.scale) for factor, u in zip(self.factors, parts, strict=True)]
+        change = torch.cat(scaled, 1).unflatten(1, (len(self.taps), self.ins))  # groups, taps, ins, outs
+        places = {tap.place: n for n, tap in enumerate(self.taps)}
+        change = change[:, [places[at] for at in product(*(range(k) for k in self.kernel))]]
+        order = (0, 2, 3, 1) if self.kind == "transposed" else (0, 3, 2, 1)
+        change = change.permute(order).flatten(0, 1)  # channels of the first axis, of the second, taps
+        return self.parameter + change.reshape(self.parameter.shape)
 
 
-def _shifted(x: Tensor, offset: Offset) -> Tensor:
-    """``out[..., m, n] = x[..., m - q_y, n - q_x]``, zero outside."""
-    qy, qx = offset
-    h, w = x.shape[-2:]
-    return F.pad(x, (qx, -qx, qy, -qy)) if abs(qx) < w and abs(qy) < h else torch.zeros_like(x)
+def read_by(call: Call, taps: list[Tap], rows: int, generator: torch.Generator) -> Tensor:
+    """(rows, taps, groups, ins): what the taps read at places drawn at random; zero outside the input."""
+    x = call.input.detach().float()
+    if call.kind == "linear":
+        x = x.reshape(-1, x.shape[-1])
+        return x[torch.randint(len(x), (rows,), generator=generator)][:, None, None]
+    stride = (1,) * len(call.kernel) if call.kind == "transposed" else call.stride
+    sizes = list(x.shape[2:])
+    made = [
+        n if call.kind == "transposed" else max(1, (n + 2 * p - d * (k - 1) - 1) // s + 1)
+        for n, p, d, k, s in zip(sizes, call.padding, call.dilation, call.kernel, call.stride, strict=True)
+    ]
+    sample = torch.randint(len(x), (rows,), generator=generator)
+    at = [torch.randint(n, (rows,), generator=generator) for n in made]
+    read = []
+    for tap in taps:
+        places = [s * a + o for s, a, o in zip(stride, at, tap.offset, strict=True)]
+        inside = torch.ones(rows, dtype=torch.bool)
+        for place, n in zip(places, sizes, strict=True):
+            inside &= (place >= 0) & (place < n)
+        places = [place.clamp(0, n - 1) for place, n in zip(places, sizes, strict=True)]
+        index: Any = (sample, slice(None), *places)
+        read.append(x[index] * inside[:, None])
+    return torch.stack(read, 1).unflatten(-1, (call.groups, -1))
+
+
+def _factor(features: Tensor, largest: int, ridge: float, like: Tensor) -> Factor:
+    """L^-T of the features' second moments: exact, or, for many, that of the channels times that of the
+    taps."""
+    rows, taps, groups, ins = features.shape
+    if taps * ins <= largest:
+        flat = features.permute(2, 0, 1, 3).reshape(groups, rows, taps * ins)
+        root = inverse_root(float64(flat.mT @ flat / rows), ridge, 1e-12).to(like)
+        return lambda u: root @ u
+    channels = features.permute(2, 0, 1, 3).reshape(groups, rows * taps, ins)
+    moment = float64(channels.mT @ channels / (rows * taps))
+    across = float64(torch.einsum("rtgi,rsgi->gts", features, features)) / rows
+    across = across / (across.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] + 1e-30)
+    of_channels, of_taps = (inverse_root(m, ridge, 1e-12).to(like) for m in (moment, across))
+
+    def apply(u: Tensor) -> Tensor:
+        u = u.unflatten(1, (taps, ins))
+        return torch.einsum("gst,gji,gtio->gsjo", of_taps, of_channels, u).flatten(1, 2)
+
+    return apply

@@ -26,11 +26,13 @@ def equalised(layer: nn.ConvTranspose2d) -> tuple[Tensor, str]:
     if len(phases) < layer.stride[0] * layer.stride[1]:
         return weight, "its kernel is smaller than its stride: some phases have no taps"
     members = [[tap for tap in taps if tap.phase == phase] for phase in phases]
-    sums = torch.stack([torch.stack([weight[..., t.ky, t.kx] for t in group]).sum(0) for group in members])
+    sums = torch.stack(
+        [torch.stack([weight[..., t.place[0], t.place[1]] for t in group]).sum(0) for group in members]
+    )
     mean = sums.mean(0)
     for group, total in zip(members, sums, strict=True):
         for tap in group:
-            weight[..., tap.ky, tap.kx] += (mean - total) / len(group)
+            weight[..., tap.place[0], tap.place[1]] += (mean - total) / len(group)
     change = ((weight - layer.weight).norm() / layer.weight.norm().clamp_min(1e-12)).item()
     if change > MOST_CHANGE:
         return layer.weight.detach().clone(), f"equal phases would change its weights by {change:.0%}"

@@ -16,15 +16,15 @@ from pixelize.tables import Table, html_lines, wrapped
 
 @dataclass(frozen=True)
 class RepairedSite:
-    """An up-sampler: ``status`` is "repaired", "left" (looked at, with the reason) or "skipped" (could not
-    be)."""
+    """A layer, or a function's parameter: ``status`` is "repaired", "left" (looked at, with the reason)
+    or "skipped" (could not be)."""
 
     name: str
     status: str
     reason: str = ""
     share: float | None = None
-    """Decibels by which the worst excess falls when this up-sampler's own pattern is taken out of its
-    output."""
+    """What it can take out of the pattern, at a given change of the pictures, next to the one that can most
+    (1)."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,6 +103,7 @@ class RepairReport:
             )
         if self.before:
             lines.append(f"measured on {self.samples} samples that were held back; {self.seconds:.0f} s")
+            lines.append("not measured: pictures unlike those, and what the model's own task gains or loses")
         return lines + self.notes
 
     def text(self, width: int | None = None) -> str:

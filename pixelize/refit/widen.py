@@ -66,7 +66,7 @@ def with_weight(layer: nn.ConvTranspose2d, weight: Tensor) -> nn.ConvTranspose2d
         # removing takes the weight out of the class, which a copy shares with its original
         own = {k: v for k, v in vars(type(new)).items() if k not in ("__dict__", "__weakref__")}
         new.__class__ = type(type(new).__name__, type(new).__bases__, own)
-        trained = any(p.requires_grad for p in new.parametrizations["weight"].parameters())
+        trained = any(p.requires_grad for p in new.get_submodule("parametrizations.weight").parameters())
         parametrize.remove_parametrizations(new, "weight")
         # of one computed from several that are frozen, torch leaves a plain tensor
         new.weight = nn.Parameter(new.weight.detach(), trained)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pixelize.errors import ArgumentError, ConversionError
-from pixelize.rewrites.state.modules import is_compiled
+from pixelize.rewrites.state.modules import is_compiled, modules_of
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -16,7 +16,7 @@ def copy_model(model: nn.Module) -> nn.Module:
     forward does).
     """
     memo: dict[int, Any] = {}
-    for module in model.modules():
+    for module in modules_of(model):
         for value in module.__dict__.values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
