@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pixelize
 from pixelize.errors import ArgumentError, PixelizeWarning
-from pixelize.running import batches
-from pixelize.running.batches import Chunks, rereadable
+from pixelize.running.batches import rereadable
 
 ITEMS = list(torch.arange(12.0).reshape(6, 2, 1))
 
@@ -128,13 +127,6 @@ def test_a_tensor_is_one_batch_and_what_is_no_data_is_refused() -> None:
     for wrong in ("a path", {"x": torch.zeros(1)}, 3, None, nn.Identity()):
         with pytest.raises(ArgumentError, match=type(wrong).__name__):
             rereadable(wrong)  # type: ignore[arg-type]
-
-
-def test_chunks_hold_every_sample_once() -> None:
-    data = [(torch.arange(70.0), {"label": 1}), (torch.arange(3.0), None)]
-    chunks = list(Chunks(iter(data)))
-    assert torch.equal(torch.cat([c[0] for c in chunks]), torch.cat([d[0] for d in data]))
-    assert max(len(c[0]) for c in chunks) <= batches.CHUNK and len(chunks) > 4
 
 
 def test_every_layer_is_fitted_on_data_that_can_be_read_but_once() -> None:

@@ -147,19 +147,19 @@ def read_by(call: Call, taps: list[Tap], rows: int, generator: torch.Generator) 
     x = call.input.detach().float()
     if call.kind == "linear":
         x = x.reshape(-1, x.shape[-1])
-        return x[torch.randint(len(x), (rows,), generator=generator)][:, None, None]
+        return x[torch.randint(len(x), (rows,), generator=generator).to(x.device)][:, None, None]
     stride = (1,) * len(call.kernel) if call.kind == "transposed" else call.stride
     sizes = list(x.shape[2:])
     made = [
         n if call.kind == "transposed" else max(1, (n + 2 * p - d * (k - 1) - 1) // s + 1)
         for n, p, d, k, s in zip(sizes, call.padding, call.dilation, call.kernel, call.stride, strict=True)
     ]
-    sample = torch.randint(len(x), (rows,), generator=generator)
-    at = [torch.randint(n, (rows,), generator=generator) for n in made]
+    sample = torch.randint(len(x), (rows,), generator=generator).to(x.device)
+    at = [torch.randint(n, (rows,), generator=generator).to(x.device) for n in made]
     read = []
     for tap in taps:
         places = [s * a + o for s, a, o in zip(stride, at, tap.offset, strict=True)]
-        inside = torch.ones(rows, dtype=torch.bool)
+        inside = torch.ones(rows, dtype=torch.bool, device=x.device)
         for place, n in zip(places, sizes, strict=True):
             inside &= (place >= 0) & (place < n)
         places = [place.clamp(0, n - 1) for place, n in zip(places, sizes, strict=True)]

@@ -25,116 +25,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pixelize.errors import ArgumentError
-from pixelize.measure.checkerboard import GLOBAL, WINDOWED
 from pixelize.refit.calls import Call, Compute, Watch, named_parameters, replaced
 from pixelize.refit.candidates import Candidate
 from pixelize.refit.coordinates import Coordinates, ScaledParameter, WhitenedWeights
 from pixelize.refit.limits import RepairLimits
-from pixelize.refit.powers import Constraint, Windows, powers
+from pixelize.refit.multipliers import Multipliers
+from pixelize.refit.powers import Constraint, powers
 from pixelize.refit.prefix_cache import Replay
-from pixelize.refit.samples import Runner, Sample
+from pixelize.refit.price import Price
+from pixelize.refit.runner import Runner
+from pixelize.refit.sample import Sample
 
 Batch = list[Sample]
 
-_START, _MOST = 2.0, 1e5
-"""Multipliers in units of the change's price at their frequency: the first, for a level that is only just
-over its aim, and the largest (a level out of reach is not forced)."""
-_MORE, _CAUTION = 8.0, 0.6
-"""What a multiplier is raised by in a round at most, and the power of that which is done: levels are
-measured on an average over rounds, which lags."""
-_EAGER = 2.0
-"""The power of a level's ratio to its aim by which its multiplier falls."""
-_SHARE = {GLOBAL: 1.0, WINDOWED: 4.0}
-"""How much more the multipliers of a kind of window count: a local one sees a part, not the picture."""
+
 _NEW = 0.5
 """The last round's share in the average over rounds."""
-
-
-@dataclass(frozen=True)
-class Price:
-    """What changes of the pictures cost: ``value`` v(f) and ``far`` (bins away from the artifact's) by bin of
-    the global window, in its shape."""
-
-    value: Tensor
-    far: Tensor
-    windows: Windows
-
-    def of_change(self, difference: Tensor) -> Tensor:
-        """Of a difference of pictures (N, C, H, W): 1 for white noise of power 1."""
-        value = self.value.to(difference)
-        if value.shape != difference.shape[-2:]:
-            value = nn.functional.interpolate(value[None, None], difference.shape[-2:], mode="nearest")[0, 0]
-        return (torch.fft.fft2(difference, norm="ortho").abs().square() * value).mean()
-
-    def of_spectrum(self, new: Tensor, old: Tensor) -> Tensor:
-        """Of another power spectrum away from the artifact's frequencies: v(f) P(f) (P'(f) / P(f) - 1)^2 on
-        average."""
-        ratio = new / (old + 1e-12 * old.sum())
-        return (self.far.to(new) * self.value.to(new) * old * (ratio - 1).square()).mean()
-
-    def spectrum(self, y: Tensor) -> Tensor:
-        """P(f): the mean power of Hann-windowed pictures (N, C, H, W)."""
-        height, width = self.windows.whole
-        hann = torch.hann_window(height)[:, None] * torch.hann_window(width)
-        hann = (hann / hann.square().mean().sqrt()).to(y)
-        cut = (y - y.mean((-2, -1), keepdim=True))[..., :height, :width]
-        return torch.fft.fft2(cut * hann, norm="ortho").abs().square().mean((0, 1))
-
-    def of_power(self, constraint: Constraint) -> float:
-        """v(f), for the share that one frequency has of a window's."""
-        kind, f = constraint
-        height, width = self.windows.whole
-        h, w = self.windows.size(constraint)
-        value = self.value[round(f[0] * height), round(f[1] * width)].item()
-        return value / (h * w) * _SHARE[kind]
-
-
-@dataclass
-class Multipliers:
-    """One for each constraint, following how far its level is from its aim."""
-
-    price: Price
-    now: dict[Constraint, float] = field(default_factory=dict)
-    first: dict[Constraint, float] = field(default_factory=dict)
-    strained: bool = False
-
-    def soften(self, share: float) -> None:
-        """The pictures changed by too much: only so large a share of the change is allowed."""
-        self.strained = True
-        self.now = {c: m * math.sqrt(share) for c, m in self.now.items()}
-
-    def relax(self) -> None:
-        """The pictures may change by more again."""
-        self.strained = False
-
-    def follow(self, over: Mapping[Constraint, float]) -> None:
-        """``over``: ratios of levels to their aims, on other data. After :meth:`soften` what one multiplier
-        gains the others lose."""
-        self.first = self.first or dict(over)
-        steps = {c: self._step(c, over[c]) for c, m in self.now.items() if m}
-        if self.strained and steps:
-            mean = math.exp(sum(map(math.log, steps.values())) / len(steps))
-            steps = {c: step / mean for c, step in steps.items()}
-        for c, ratio in over.items():
-            m = self.now.get(c, 0.0) * steps.get(c, 0.0)
-            if not m and ratio > 1.02:
-                m = _START * min(ratio, 10.0) * self.price.of_power(c)
-            self.now[c] = min(m, _MOST * self.price.of_power(c))
-
-    def _step(self, constraint: Constraint, ratio: float) -> float:
-        """What to multiply a multiplier m by. The power at a frequency falls about as (1 + m/p)^-2, p being
-        the price of changing it there: how far it has come tells p, and that the m to come."""
-        first = self.first[constraint]
-        if first < 1.02 or ratio < 0.9:
-            return min(max(ratio**_EAGER, 0.1), _MORE)
-        come, whole = (math.sqrt(first / r) - 1 for r in (ratio, 1.0))
-        return min(whole / max(come, 1e-3), _MORE) ** _CAUTION
 
 
 class LeastChange:
@@ -144,7 +55,7 @@ class LeastChange:
         runner: gives the model's pictures; in evaluation mode, its parameters' history not recorded.
         per_run: operators with weights in one run.
         chosen: the weights to alter.
-        looked: batches to learn from what the operators read.
+        examples: batches to learn from what the operators read.
         price: of changes.
         ridge: price of the coordinates themselves.
         start: parameters by name to start from, where these are not the model's own.
@@ -155,7 +66,7 @@ class LeastChange:
         runner: Runner,
         per_run: int,
         chosen: list[Candidate],
-        looked: list[Batch],
+        examples: list[Batch],
         price: Price,
         limits: RepairLimits,
         ridge: float,
@@ -169,8 +80,8 @@ class LeastChange:
         first = min(n for c in chosen for n in c.numbers)
         self.replay = Replay(first, per_run, limits.kept_bytes // 2)
         self.held_replay = Replay(first, per_run, limits.kept_bytes // 2)
-        self.unknowns = self._unknowns(chosen, looked)
-        self.gain = self._balance(looked[0])
+        self.unknowns = self._unknowns(chosen, examples)
+        self.gain = self._balance(examples[0])
         self.multipliers = Multipliers(price)
         self.means: dict[str, Tensor] = {}
         self.rounds = 0
@@ -184,7 +95,7 @@ class LeastChange:
             line_search_fn="strong_wolfe",
         )
 
-    def _unknowns(self, chosen: list[Candidate], looked: list[Batch]) -> dict[str, Coordinates]:
+    def _unknowns(self, chosen: list[Candidate], examples: list[Batch]) -> dict[str, Coordinates]:
         wanted = {n: c for c in chosen for n in c.numbers}
         seen: dict[str, list[Call]] = {c.weights[0]: [] for c in chosen}
 
@@ -194,7 +105,7 @@ class LeastChange:
             return compute(call.input)
 
         with torch.no_grad(), Watch(look):
-            for batch in looked:
+            for batch in examples:
                 self.runner(batch)
         found: dict[str, Coordinates] = {}
         for candidate in chosen:

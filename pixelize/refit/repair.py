@@ -23,7 +23,9 @@ from pixelize.refit.limits import RepairLimits
 from pixelize.refit.other_layers import LAYERS, put_in, with_other_layers
 from pixelize.refit.refit import Refit, refit
 from pixelize.refit.report import RepairReport
-from pixelize.refit.samples import NoPictureError, floated, take
+from pixelize.refit.runner import NoPictureError
+from pixelize.refit.sample import floated
+from pixelize.refit.samples import take
 from pixelize.refit.without_data import refit_without_data
 from pixelize.rewrites.state.change import change
 from pixelize.rewrites.state.evaluation import evaluation

@@ -14,8 +14,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pixelize.errors import ArgumentError, PixelizeWarning
 
-CHUNK = 32
-"""Samples in a chunk at most."""
 MOST_SAMPLES, MOST_BYTES = 2**14, 2**30
 """What is read, in samples and in bytes, of data that may have no end."""
 
@@ -103,21 +101,6 @@ def _has_length(data: Any) -> bool:
         return len(data) >= 0
     except TypeError:
         return False
-
-
-class Chunks:
-    """An iterable of inputs as chunks of a few samples each, so that there is something to hold back of any
-    data."""
-
-    def __init__(self, data: Iterable[Any] | Tensor) -> None:
-        self.batches = rereadable(data)
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self.batches:
-            size = samples_of(batch)
-            step = min(CHUNK, max(1, -(-size // 4)))
-            for n in range(0, size, step):
-                yield selected(batch, slice(n, n + step), size)
 
 
 def samples_of(batch: Any) -> int:
