@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from pixelize.conversion.convert import convert
 from pixelize.measure.checkerboard import checkerboard
 from pixelize.refit.limits import RepairLimits
 from pixelize.refit.repair import repair
@@ -244,3 +245,25 @@ def test_a_report_says_what_came_of_it() -> None:
     assert report.verdict().startswith("Repaired kernel") and "not measured" in str(report)
     clean = repair(nn.Upsample(scale_factor=2, mode="bilinear"), smooth(8, 3, 24, 1), progress=False)
     assert not repair_report(clean).repaired
+
+
+@pytest.mark.parametrize("layer", ["pixeldcl", "ipixeldcl"])
+def test_converted_layers_keep_their_kind(layer: str) -> None:
+    """What dependency kernels make is not lost to a wider plain layer, nor is it taken for phases of taps."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(6, 3, 4, 2, 1)).eval()
+    model = convert(plain, layer)
+    with torch.no_grad():
+        for p in model[2].dependency_kernels:
+            p.normal_(0, 0.05)
+    fresh = smooth(16, 3, 24, 2)
+    before = model(fresh)
+    unknown = repair(model, progress=False)
+    (site,) = repair_report(unknown).sites
+    assert site.status == "skipped" and "needs data" in site.reason
+    assert torch.equal(unknown(fresh), before)
+    wider = repair(model, smooth(24, 3, 24, 1), layer="3x3", limits=QUICK, progress=False)
+    assert type(wider[2]) is type(model[2]) and {k: v.shape for k, v in wider.state_dict().items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }
+    assert worst(wider, fresh) <= worst(model, fresh) + 0.5

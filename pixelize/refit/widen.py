@@ -10,12 +10,12 @@ from torch.nn.utils import parametrize
 
 from pixelize.layers.pixel_dcl import PixelDCL, iPixelDCL
 
-_KNOWN = [kind.forward for kind in (nn.ConvTranspose2d, iPixelDCL, PixelDCL)]
-
 
 def refittable(layer: nn.ConvTranspose2d) -> str:
-    """Why a module cannot be refitted, or an empty string."""
-    if type(layer).forward not in _KNOWN:
+    """Why a module can neither be widened nor be helped without data, or an empty string."""
+    if isinstance(layer, iPixelDCL | PixelDCL):
+        return "its phases depend on each other: that needs data, and its own taps"
+    if type(layer).forward is not nn.ConvTranspose2d.forward:
         return "its forward is its own"
     if not parametrize.is_parametrized(layer, "weight") and "weight" not in layer._parameters:
         return "its weight is computed by a hook"
