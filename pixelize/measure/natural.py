@@ -52,10 +52,6 @@ class ArtifactLevels:
     natural: dict[Level, float]
     expected: dict[Level, float]
 
-    def cost(self, natural: dict[Level, float], spare: float) -> float:
-        """Sum of what is over ``natural`` by more than ``spare`` dB."""
-        return sum(max(0.0, decibels(self.power[c] / natural[c]) - spare) for c in self.power)
-
 
 def artifact_levels(pictures: Iterable[Tensor], period: int) -> ArtifactLevels:
     """The levels of batches of pictures ``(N, C, H, W)``, and what their own surroundings lead one to expect.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelize.measure.checkerboard import GLOBAL, WINDOWED, frequency_name
+from pixelize.measure.checkerboard import frequency_name
 from pixelize.measure.content import content_change
 from pixelize.measure.decibels import decibels, psnr
 from pixelize.measure.natural import ArtifactLevels
@@ -58,9 +58,6 @@ def refit(model: nn.Module, taken: list[Sample], limits: RepairLimits, bar: Any)
                  f"{whole.shape[-2]}x{whole.shape[-1]} pixels"]  # fmt: skip
         return Refit(report=RepairReport(sites, notes=notes))
     if 8 * found.period > min(size):
-        small = limits.period
-        while small > 1 and 8 * small > min(size):
-            small //= 2
         found = candidates_of(calls, named_parameters(model), size, limits)
     samples = split(runner, taken, limits, found.period)
     pieces = {tuple(runner([s]).shape[-2:]) for s in one_of_each_shape(samples.fit + samples.held)}
@@ -152,7 +149,5 @@ def _report(
 def _named(judge: Judge, levels: ArtifactLevels) -> dict[str, dict[str, float]]:
     named: dict[str, dict[str, float]] = {}
     for (form, f), power in levels.power.items():
-        if form not in (GLOBAL, WINDOWED):
-            continue
         named.setdefault(form, {})[frequency_name(f)] = decibels(power / judge.before.natural[form, f])
     return named

@@ -30,7 +30,7 @@ class Setting:
 
 
 def batches_of(samples: list[Sample], size: int) -> list[Batch]:
-    """All of about one length, that none is too small to say what is coherent."""
+    """All of about one length, at most ``size``."""
     count = max(1, -(-len(samples) // size))
     length = -(-len(samples) // count) if samples else 1
     return [samples[n : n + length] for n in range(0, len(samples), length)]
