@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from pixelize.adapters.adapter import call
 from pixelize.rewrites.seeing.apart import apart, copied_inputs
+from pixelize.rewrites.seeing.bounded import Bounded, CostlyError
 
 
 def place_of(model: nn.Module) -> dict[str, Any]:
@@ -33,28 +34,37 @@ def noise(model: nn.Module, *shape: int) -> Tensor:
 
 def runs(model: nn.Module, inputs: Any) -> bool:
     """Whether the model takes these inputs: a copy of it is run in evaluation mode."""
-    if any(is_lazy(p) for p in model.parameters()):  # running it would initialise it
-        return False
-    with apart(model) as copy:
-        return _runs(copy, inputs)
-
-
-def _runs(model: nn.Module, inputs: Any) -> bool:
-    try:
-        call(model, copied_inputs(inputs))
-        return True
-    except Exception:  # a stranger's forward may raise anything
-        return False
+    return not isinstance(_tried(model, [inputs]), str)
 
 
 def first_that_runs(model: nn.Module, candidates: list[Any]) -> Any:
-    """The first of ``candidates`` that the model takes. Raises ValueError if it takes none."""
-    if not any(is_lazy(p) for p in model.parameters()):
-        with apart(model) as copy:
-            for inputs in candidates:
-                if _runs(copy, inputs):
-                    return inputs
-    raise ValueError(
-        f"no example inputs are known for this {type(model).__name__}: "
-        "pass example_inputs, what its forward takes"
-    )
+    """The first of ``candidates`` that the model takes, at a cost that a guess is worth. Raises ValueError if
+    it takes none."""
+    found = _tried(model, candidates)
+    if isinstance(found, str):
+        raise ValueError(
+            f"no example inputs are known for this {type(model).__name__}{found}: "
+            "pass example_inputs, what its forward takes"
+        )
+    return candidates[found]
+
+
+def _tried(model: nn.Module, candidates: list[Any]) -> int | str:
+    """The place of the first candidate that the model takes; what is to be said where there is none."""
+    if any(is_lazy(p) for p in model.parameters()):  # running it would initialise it
+        return ""
+
+    def look(copy: nn.Module) -> int | str:
+        told = ""
+        for place, inputs in enumerate(candidates):
+            try:
+                with Bounded():
+                    call(copy, copied_inputs(inputs))
+                return place
+            except CostlyError as error:
+                told = f" (a guess was not run: {error})"
+            except Exception:  # a stranger's forward may raise anything
+                continue
+        return told
+
+    return apart(model, look)

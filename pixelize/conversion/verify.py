@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,9 @@ from pixelize.errors import ArgumentError, ConversionError
 from pixelize.inheritance.cost import measure_multiply_adds
 from pixelize.rewrites import Site
 from pixelize.rewrites.seeing.apart import apart, copied_inputs, has_hooks_off
+from pixelize.rewrites.seeing.bounded import Bounded
 from pixelize.rewrites.seeing.other_size import resized_inputs
+from pixelize.rewrites.seeing.shared_weights import Result
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.rewrites.state.modules import devices_of, modules_of
 from pixelize.running.outputs import relative_error, tensors
@@ -51,17 +53,22 @@ def observe(model: nn.Module, inputs: Any, sites: Iterable[Site], rounding: bool
     Raises ArgumentError with what the model raised.
     """
     sites = list(sites)
-    with _running(model) as own:
+
+    def measured(own: nn.Module) -> tuple[Any, dict[str, int]]:
         existing = dict(own.named_modules(remove_duplicate=False))
         modules = {s.name: existing[s.name] for s in sites if s.name in existing}
-        outputs, counts = measure_multiply_adds(modules, lambda: call(own, copied_inputs(inputs)))
+        return measure_multiply_adds(modules, lambda: call(own, copied_inputs(inputs)))
+
+    def moved_by_noise(own: nn.Module) -> float:
+        existing = dict(own.named_modules(remove_duplicate=False))
+        with _noisy([existing[s.options.get("owner", s.name)] for s in sites], noise):
+            return relative_error(outputs, call(own, copied_inputs(inputs))) + noise
+
+    outputs, counts = _run(model, measured)
     moved = None
     if rounding and all(not t.is_meta for t in tensors(outputs)):
         noise = max((_arithmetic_error(p) for p in _kinds(model)), default=torch.finfo(torch.float32).eps)
-        with _running(model) as own:
-            existing = dict(own.named_modules(remove_duplicate=False))
-            with _noisy([existing[s.options.get("owner", s.name)] for s in sites], noise):
-                moved = relative_error(outputs, call(own, copied_inputs(inputs))) + noise
+        moved = _run(model, moved_by_noise)
     return Observed(inputs, outputs, counts, moved)
 
 
@@ -72,8 +79,9 @@ def observe_other_size(model: nn.Module, inputs: Any, sites: Iterable[Site]) -> 
         if _shapes(other) == _shapes(inputs):
             continue
         try:
-            return observe(model, other, sites, rounding=True)
-        except ArgumentError:  # a size that this model does not take
+            with Bounded():
+                return observe(model, other, sites, rounding=True)
+        except ArgumentError:  # a size that this model does not take, or that costs too much
             continue
     return None
 
@@ -88,13 +96,13 @@ def check_unchanged(model: nn.Module, before: Observed) -> float | None:
         return None
     where = f"on inputs of {_shapes(before.inputs)}"
     try:
-        with _running(model) as own:
-            error = relative_error(before.outputs, call(own, copied_inputs(before.inputs)))
+        outputs = _run(model, lambda own: call(own, copied_inputs(before.inputs)))
     except ArgumentError as failure:
         raise ConversionError(
             f"the converted model fails {where} where the original does not ({failure}); nothing was "
             "changed. Please report the model; include or exclude can narrow down the site"
         ) from failure
+    error = relative_error(before.outputs, outputs)
     if not error <= ALLOWED * before.rounding:
         raise ConversionError(
             f"the converted model's output differs by {error:.2g} (relative) {where}, more than rounding "
@@ -104,18 +112,22 @@ def check_unchanged(model: nn.Module, before: Observed) -> float | None:
     return error
 
 
-@contextmanager
-def _running(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy of the model, ready to be run: what its forward writes down it writes there."""
-    with apart(model) as own, evaluation(own):
-        try:
-            yield own
-        except Exception as error:
-            off = ", the hooks on it off (one by which it computes is known if it is a method of its modules)"
-            raise ArgumentError(
-                f"the model could not be run on example_inputs{off * has_hooks_off(model)}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+def _run(model: nn.Module, work: Callable[[nn.Module], Result]) -> Result:
+    """What ``work`` returns of a copy of the model, ready to be run: what its forward writes down it writes
+    there."""
+
+    def run(own: nn.Module) -> Result:
+        with evaluation(own):
+            return work(own)
+
+    try:
+        return apart(model, run)
+    except Exception as error:
+        off = ", the hooks on it off (one by which it computes is known if it is a method of its modules)"
+        raise ArgumentError(
+            f"the model could not be run on example_inputs{off * has_hooks_off(model)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _shapes(inputs: Any) -> list[tuple[int, ...]]:

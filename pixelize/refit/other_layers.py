@@ -26,7 +26,7 @@ def with_other_layers(model: nn.Module, layer: str, inputs: Any) -> tuple[nn.Mod
     for name in names:
         plain = with_weight(found := work.get_submodule(name), found.weight)  # type: ignore[arg-type]
         replace_module(work, name, widened(plain, int(layer[0])) if layer in ("3x3", "5x5") else plain)
-    if layer == "ipixeldcl":
+    if layer == "ipixeldcl" and names:
         convert(work, include=names, example_inputs=inputs, inplace=True)
     return work, names
 

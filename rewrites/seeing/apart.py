@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from pixelize.rewrites.seeing.shared_weights import Result, Written, copied_model, unwritten
 from pixelize.rewrites.state.change import Change
 from pixelize.rewrites.state.modules import devices_of, is_compiled, modules_of, tensors_of
 from pixelize.rewrites.state.random_state import random_state_kept
@@ -23,51 +21,40 @@ from pixelize.rewrites.state.random_state import random_state_kept
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-@contextmanager
-def apart(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy of ``model`` in evaluation mode, without gradients, whose hooks are off, but for those by which
-    torch computes weights and those that belong to the model; random numbers go on afterwards as they would
-    have.
+def apart(model: nn.Module, look: Callable[[nn.Module], Result]) -> Result:
+    """What ``look`` returns of a copy of ``model`` in evaluation mode, without gradients, whose hooks are
+    off, but for those by which torch computes weights and those that belong to the model; random numbers go
+    on afterwards as they would have.
 
-    Where a model cannot be copied it is the model itself, put back afterwards.
+    The copy has the model's own weights, until something is about to write to them: then it is begun again
+    with a copy of everything. Where a model cannot be copied it is the model itself, put back afterwards.
+    Raises what ``look`` raises.
     """
+    try:
+        return _looked_at(model, look, shared=True)
+    except Written:
+        pass
+    return _looked_at(model, look, shared=False)
+
+
+def _looked_at(model: nn.Module, look: Callable[[nn.Module], Result], shared: bool) -> Result:
     with random_state_kept(devices_of(model)), torch.no_grad():
         try:
-            copied = copied_model(model)
+            copied = copied_model(model, shared)
         except Exception:  # a stranger's attributes may not be such as can be copied
             kept = Change(model, tensors_of(model))
             try:
                 _quieten(model)
-                yield model
+                return look(model)
             finally:
                 kept.undo()
-            return
         _quieten(copied)
-        yield copied
-
-
-def copied_model(model: nn.Module) -> nn.Module:
-    """``copy.deepcopy``, also of a model that holds values with a gradient history (what a forward kept).
-
-    Raises what copying raises.
-    """
-    with _Copying():
-        return copy.deepcopy(model)
+        return unwritten(copied, partial(look, copied)) if shared else look(copied)
 
 
 def copied_inputs(inputs: Any) -> Any:
     """``inputs`` with every tensor copied: a forward may write to what it is given."""
     return tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, inputs)
-
-
-class _Copying(TorchFunctionMode):
-    # torch copies leaves only
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
-            value, memo = args
-            memo[id(value)] = made = value.detach().clone()
-            return made
-        return func(*args, **(kwargs or {}))
 
 
 def _quieten(model: nn.Module) -> None:

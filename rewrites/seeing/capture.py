@@ -68,8 +68,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
         rungs.append(("symbolic", symbolic))
     for name, rung in rungs:
         try:
-            with apart(model) as copy:
-                return Capture(name, rung(copy), tuple(notes))
+            return Capture(name, apart(model, rung), tuple(notes))
         except Exception as error:  # a stranger's forward may raise anything
             notes.append(f"{name} failed: {_first_line(error)}")
     notes.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from pixelize.rewrites.seeing.apart import apart
+from pixelize.rewrites.seeing.bounded import Bounded
 from pixelize.rewrites.seeing.capture import recorded
 
 RATIOS = (1.5, 2.0, 0.5)
@@ -39,7 +41,7 @@ def resized_inputs(
 
 def at_another_size(model: nn.Module, example_inputs: Any) -> fx.Graph | None:
     """What ``model`` runs at another input size than that of ``example_inputs``; None if it takes no other
-    (of those tried).
+    (of those tried) at a cost that is worth it.
 
     Of inputs that hold no picture and no volume it is signals (N, C, L), or (N, L, C), that are resized.
     """
@@ -50,8 +52,9 @@ def at_another_size(model: nn.Module, example_inputs: Any) -> fx.Graph | None:
     for dims, channels_last in ways:
         for ratio in RATIOS:
             try:
-                with apart(model) as copy:
-                    return recorded(copy, resized_inputs(example_inputs, ratio, dims, channels_last))
-            except Exception:  # a size that this model does not take
+                other = resized_inputs(example_inputs, ratio, dims, channels_last)
+                with Bounded():
+                    return apart(model, partial(recorded, example_inputs=other))
+            except Exception:  # a size that this model does not take, or that costs too much
                 continue
     return None
