@@ -5,7 +5,9 @@ model is, follows it when it moves, and leaves the device's random numbers alone
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
+from dataclasses import replace
 
 import pytest
 import second_device
@@ -13,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pixelize
 from pixelize.rewrites.state.random_state import random_state_kept
@@ -318,3 +321,60 @@ def test_a_default_device_changes_nothing():
     finally:
         torch.set_default_device(None)
     assert {p.device.type for p in converted.parameters()} == {"cpu"}
+
+
+class Stop(TorchDispatchMode):
+    """Raises before the ``n``-th operator; without ``n`` it counts them, and those on the device."""
+
+    def __init__(self, n=0):
+        super().__init__()
+        self.n, self.count, self.there = n, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        if self.count == self.n:
+            raise KeyboardInterrupt
+        result = func(*args, **(kwargs or {}))
+        self.there += isinstance(result, torch.Tensor) and result.device.type == THERE
+        return result
+
+
+RECIPES = {
+    "segmentation": {"arms": "annealed", "ema": 0.5, "base_steps": 1, "size": 16, "width": 4},
+    "vae": {"arms": "pixeldcl", "base_steps": 1, "size": 16, "width": 4, "samples": 4},
+    "gan": {"arms": "pixeldcl", "size": 16, "width": 4, "samples": 4},
+    "repair": {"arms": "ipixeldcl", "samples": 4},
+}
+
+
+@pytest.mark.parametrize("device", ["no float64"], indirect=True)
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_train_evaluate_and_go_on_on_the_device(name, tmp_path, monkeypatch):
+    for needed in ("accelerate", "torchmetrics", "torchvision", "tensorboard"):
+        pytest.importorskip(needed)
+    from accelerate.state import PartialState
+
+    from pixelize.recipes import recipe_settings
+    from pixelize.recipes.training.checkpoint import load_checkpoint
+
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", f"{THERE}:0")
+    PartialState._reset_state()
+    recipe = importlib.import_module(f"pixelize.recipes.{name}")
+    settings = getattr(recipe_settings, f"{name.capitalize()}Settings")(
+        **RECIPES[name], steps=4, batch=4, limit=12, eval_every=2, save_every=1, warmup=1, precision="bf16"
+    )
+
+    def results(out, stop):
+        with stop:
+            recipe.run(replace(settings, out=str(tmp_path / out)))
+        tensors, state = load_checkpoint(tmp_path / out / f"{settings.arms}-seed0" / "checkpoint.safetensors")
+        return tensors, state["result"]
+
+    counted = Stop()
+    wanted, metrics = results("whole", counted)
+    assert counted.there and metrics and PartialState().device.type == THERE
+    with pytest.raises(KeyboardInterrupt):
+        results("stopped", Stop(round(0.7 * counted.count)))
+    found, again = results("stopped", Stop())
+    assert again == metrics and all(torch.equal(found[key], wanted[key]) for key in wanted)
+    PartialState._reset_state()

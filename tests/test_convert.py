@@ -293,6 +293,17 @@ def test_converting_twice_is_a_no_op_that_says_so():
         assert pixelize.convert(model, inplace=True) is model
 
 
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_a_resize_that_a_converted_convolution_reads_is_no_site_of_its_own(mode):
+    model = nn.Sequential(nn.Upsample(scale_factor=2, mode=mode), nn.Conv2d(3, 3, 3, padding=1)).eval()
+    x = torch.randn(1, 3, 5, 7)
+    converted = pixelize.convert(model, example_inputs=x)
+    found = pixelize.inspect(converted, x)
+    assert not found.found and "converted already" in found.skipped[0].reason
+    with pytest.warns(pixelize.PixelizeWarning, match="converted already"):
+        pixelize.convert(converted, example_inputs=x)
+
+
 def test_a_second_conversion_reports_what_the_first_one_did_too():
     model = Decoder()
     first = pixelize.convert(model, "pixeldcl", include="up")

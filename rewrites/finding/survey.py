@@ -52,7 +52,7 @@ def survey(
     calls = _calls(flow, model)
     found, refused, used = _convolutions(flow, model, calls)
     outlined, opaque = scan_functional(model, flow)
-    bare, left = _resizes(flow, model, calls, used | flow.convolved)
+    bare, left = _resizes(flow, model, calls, used | flow.convolved | _read_by_replacements(flow, model))
     found, varying = _unchanging(model, flow, calls, found, example_inputs, notes)
     if not functional:
         opaque += [Skipped(s.name, s.kind, s.type, FUNCTIONAL) for s in outlined]
@@ -131,6 +131,13 @@ def _kind(flow: Flow, nodes: list[fx.Node]) -> str:
 def _sources(flow: Flow, call: fx.Node) -> frozenset[fx.Node]:
     blocks = flow.blocks.get(read_by(flow, call))
     return blocks.sources if blocks is not None else frozenset()
+
+
+def _read_by_replacements(flow: Flow, model: nn.Module) -> set[fx.Node]:
+    """The resizes that are read by what an earlier conversion put in a convolution's place."""
+    names = {n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, ConvReplacement)}
+    read = {n for node in flow.ops if node.meta.get("owner") in names for n in node.all_input_nodes}
+    return {source for node in read if node in flow.blocks for source in flow.blocks[node].sources}
 
 
 def _resizes(
