@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import pixelize
 from pixelize.errors import ArgumentError, PixelizeWarning
@@ -48,9 +48,20 @@ class Stream(IterableDataset):
         return iter(self.items())
 
 
+class Indexed(Dataset):
+    """Has a length, and gives something for any index."""
+
+    def __len__(self) -> int:
+        return len(ITEMS)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return ITEMS[index % len(ITEMS)]
+
+
 DATA: dict[str, Callable[[], Any]] = {
     "list": lambda: ITEMS,
     "tuple": lambda: tuple(ITEMS),
+    "dataset": Indexed,
     "generator": lambda: (x for x in ITEMS),
     "map": lambda: map(Tensor.clone, ITEMS),
     "once": lambda: Once(ITEMS),

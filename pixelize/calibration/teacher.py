@@ -4,7 +4,7 @@ other, batch by batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -35,7 +35,7 @@ CACHE_BYTES = 2**28
 
 class CachedPairs:
     """A layer's pairs, made anew in every pass over them, or kept after the first one if they take up
-    no more than ``limit`` bytes.
+    no more than ``limit`` bytes; of data that has a length the first pair tells.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class CachedPairs:
     ) -> None:
         self._make = partial(models.pairs, name, data, calls)
         self._limit = limit
+        self._expected = len(data) * calls if isinstance(data, Sized) else 0
         self._kept: list[tuple[Tensor, Tensor]] | None = None
 
     def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -50,15 +51,17 @@ class CachedPairs:
         if self._kept is not None:
             yield from self._kept
             return
-        kept, size = [], 0
-        for x, y in self._make():
+        kept: list[tuple[Tensor, Tensor]] = []
+        size, fits = 0, True
+        for number, (x, y) in enumerate(self._make(), 1):
             size += x.nbytes + y.nbytes
-            if size <= self._limit:
+            fits = fits and size * max(1, self._expected / number) <= self._limit
+            if fits:
                 kept.append((x, y))
             else:
                 kept.clear()
             yield x, y
-        if size <= self._limit:
+        if fits:
             self._kept = kept
 
 

@@ -21,6 +21,7 @@ from pixelize.errors import ArgumentError, PixelizeWarning
 from pixelize.inheritance.cost import count_parameters
 from pixelize.inheritance.inherit import Design
 from pixelize.inheritance.record import converted_modules, keep_report, kept_report
+from pixelize.rewrites.seeing.apart import looking
 from pixelize.rewrites.state.change import change
 from pixelize.rewrites.state.precision import full_precision
 from pixelize.running.models import check_model, copy_model, uncompiled
@@ -92,7 +93,7 @@ def convert(
     check_request(request, data)
     inner = uncompiled(model)
     inputs, notes = known_inputs(inner, example_inputs)
-    with change(inner):  # a look at it that is interrupted leaves no trace
+    with looking(inner):
         plan = plan_conversion(inner, request, look(inner, inputs, notes, request.convolutions))
     target = inner if inplace else copy_model(inner)
     with change(target), full_precision():

@@ -9,7 +9,7 @@ from torch import nn
 from pixelize.conversion.plan import known_inputs, look, report_found
 from pixelize.conversion.report import Report
 from pixelize.conversion.verify import observe
-from pixelize.rewrites.state.change import change
+from pixelize.rewrites.seeing.apart import looking
 from pixelize.running.models import check_model, uncompiled
 
 
@@ -25,7 +25,7 @@ def inspect(model: nn.Module, example_inputs: Any = None) -> Report:
     check_model(model)
     inner = uncompiled(model)
     inputs, notes = known_inputs(inner, example_inputs)
-    with change(inner):  # a look at it that is interrupted leaves no trace
+    with looking(inner):
         found = look(inner, inputs, notes)
         report = report_found(inner, found)
         if example_inputs is not None:

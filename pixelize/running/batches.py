@@ -35,16 +35,30 @@ def rereadable(
     """
     if isinstance(data, Tensor | np.ndarray):
         return [torch.as_tensor(data)]
-    if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
+    indexed = hasattr(data, "__getitem__") and _has_length(data)
+    if isinstance(data, str | bytes | Mapping) or not (indexed or isinstance(data, Iterable)):
         raise ArgumentError(
             f"data is a {type(data).__name__}; pass a list, a DataLoader or another iterable of inputs "
             "(a tensor, tuple or dict each). One input alone goes into a list: [inputs]"
         )
+    if indexed and not isinstance(data, Iterable):
+        return _Indexed(data)
     if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
-        again = _has_length(data)  # an endless sampler has none
-    else:
-        again = hasattr(data, "__getitem__") and _has_length(data)
-    return data if again else _Stream(data, most_samples, most_bytes)
+        indexed = _has_length(data)  # an endless sampler has none
+    return data if indexed else _Stream(data, most_samples, most_bytes)
+
+
+class _Indexed:
+    """A Dataset: it has a length, and need not say itself where it ends."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.data.__getitem__, range(len(self)))
 
 
 class _Stream:
