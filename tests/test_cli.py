@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,6 +52,31 @@ def test_inspect_fits_the_terminal(run):
     assert max(map(len, out.splitlines())) <= 80
     for told in ("up1", "256>128 k4 s2", "524k", "skipped: project", "stride 1"):
         assert told in out
+
+
+def test_what_to_run_next_can_be_run(run, tmp_path):
+    """With all that belongs to the model, as a shell takes it."""
+    torch.save(build_model("nets.py:Net").state_dict(), tmp_path / "my weights.pth")
+    given = ["my weights.pth", "--arch", "nets.py:Net", "--data", "1x3x16x16"]
+    _, out, _ = run("inspect", *given)
+    told = shlex.split(out.split("pixelize report ")[-1])
+    assert told == given and run("inspect", *told)[0] == 0
+
+
+def test_random_weights_are_drawn_from_the_seed(run):
+    def levels(*more):
+        return json.loads(run("report", "some.py:net", "none", *given, *more)[1])["variants"]
+
+    Path("some.py").write_text("from torch import nn\ndef net(): return nn.ConvTranspose2d(3, 3, 4, 2, 1)\n")
+    np.save("x.npy", np.random.default_rng(0).random((4, 3, 32, 32), np.float32))
+    given = ("--data", "x.npy", "--no-png", "--json")
+    assert levels() == levels() != levels("--seed", "1")
+
+
+def test_as_a_module():
+    """For where the script is not on the path."""
+    told = subprocess.run([sys.executable, "-m", "pixelize", "--version"], capture_output=True, text=True)
+    assert told.returncode == 0 and told.stdout.startswith("pixelize ")
 
 
 def test_inspect_as_json(run):

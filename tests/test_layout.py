@@ -33,6 +33,7 @@ ORDER = (
     ("sources",),
     ("recipes",),
     ("command_line",),
+    ("__main__",),
 )
 # inside rewrites/: the same, from what is seen to what is done about it
 INNER = {

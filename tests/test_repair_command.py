@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -16,11 +17,14 @@ from PIL import Image
 from pixelize.checkpoints.checkpoint import same_bits
 from pixelize.checkpoints.formats import read_checkpoint
 from pixelize.command_line import repair as command
+from pixelize.errors import ArgumentError
 from pixelize.measure.checkerboard import checkerboard
 from pixelize.refit.report import RepairedSite, RepairReport
+from pixelize.sources import inputs, pictures
 from pixelize.sources.inputs import read_inputs
 from pixelize.sources.opened import open_model
 from pixelize.sources.pictures import drawn
+from pixelize.sources.preparation import Preparation
 
 CODE = '''
 import torch
@@ -167,6 +171,65 @@ def test_data_of_any_kind_makes_batches_of_one_size(here):
     one = read_inputs([photos[0]], crop=32, count=8)  # a single picture, in crops
     assert sum(len(b) for b in one) == 8
     assert read_inputs(["x.npy"], crop=32)[0].shape == (5, 3, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif", "float.tif"])
+def test_grey_pictures_of_more_than_8_bits_keep_their_values(here, name):
+    values = np.linspace(0, 1, 40 * 36).reshape(40, 36)
+    array = values.astype(np.float32) if "float" in name else (values * 65535).round().astype(np.uint16)
+    Image.fromarray(array).save(name)
+    for options in ({}, {"crop": 36}):
+        (found,) = read_inputs([name], count=1, **options)
+        assert found.shape[1] == 3 and torch.equal(found[:, 0], found[:, 2])
+        assert len(found[0, 0].unique()) > 1000  # 8 bits would leave 256
+    (small,) = read_inputs([name], preparation=Preparation(channels=1), size=(20, 18))
+    assert small.shape == (1, 1, 20, 18) and abs(float(small.mean()) - 0.5) < 1e-3
+    Image.fromarray(array.astype(np.float32) * 300 + 2).save("beyond.tif")
+    with pytest.raises(ArgumentError, match=r"beyond 0 \.\.\. 1; give them as an \.npy"):
+        read_inputs(["beyond.tif"])
+
+
+def test_large_pictures_are_cut_one_at_a_time(here, monkeypatch):
+    held = []
+
+    def frames(*place, **options):
+        (picture,) = (p for p in pictures.frames(*place, **options))
+        held.append(weakref.ref(picture.untyped_storage()))
+        assert sum(reference() is not None for reference in held) <= 2  # the one before may still be named
+        yield picture
+
+    monkeypatch.setattr(inputs, "frames", frames)
+    found = read_inputs(["photos"], crop=16, count=30)
+    assert sum(len(b) for b in found) == 30 and len(held) == 12
+    for number, crop in enumerate(torch.cat(found)[:12]):  # the crops are of the pictures in turn
+        picture = read_inputs([str(sorted((here / "photos").iterdir())[number])])[0][0]
+        windows = picture.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4)
+        assert (windows == crop).flatten(2).all(2).any()
+    monkeypatch.setattr(pictures, "LARGEST_PICTURE", 1000)
+    with pytest.raises(ArgumentError, match=r"72x72 pixels.*cut it"):
+        read_inputs(["photos"], crop=16)
+
+
+def test_long_tables_and_reasons_are_cut(run):
+    many = {f"({n}/64,1/2)": float(n) for n in range(64)}
+    table = RepairReport([], {"global": many}, {"global": many}).table()
+    short, rest = command._worst_rows(table)
+    assert len(short.rows) == command.ROWS and {row[0] for row in short.rows} == {
+        f"({n}/64,1/2)" for n in range(48, 64)
+    }
+    assert rest.startswith("48 other frequencies: +47.0 dB at most")
+    same = [RepairedSite(f"up{n}", "left", "it makes little") for n in range(9)]
+    told, _ = command._verdict(RepairReport(same, {"global": many}, {"global": many}))
+    assert "up0, up1, up2 and 6 more: it makes little" in told and told.count("makes little") == 1
+
+
+@pytest.mark.parametrize(
+    ("levels", "period"),
+    [({"(1/2,1/4)": 9.0, "(1/8,0)": 0.0}, 4), ({"(1/3,1/2)": 9.0}, 6), ({"(1/2,0)": 1.0}, None),
+     ({"(1/16,0)": 9.0}, None)],
+)  # fmt: skip
+def test_the_page_measures_the_period_that_was_noticed(levels, period):
+    assert command._page_period(RepairReport([], {"global": levels})) == period
 
 
 def test_the_first_use_without_a_terminal(here):

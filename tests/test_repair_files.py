@@ -372,9 +372,23 @@ BAD = {
         {"arch": "some_nets.py:Net"},
         "do not fit",
     ),
+    "cut off": (lambda d: _bytes(d, _saved(d, {"a": torch.ones(99)}), 300), {}, "damaged or incomplete"),
+    "empty": (lambda d: _bytes(d, _saved(d, {}), 0), {}, "an empty file"),
+    "pointer": (lambda d: _told(d, "version https://git-lfs.github.com/spec/v1"), {}, "git lfs pull"),
+    "web page": (lambda d: _told(d, "\n<!DOCTYPE html><html>"), {}, "a web page"),
     "arch of a name": (lambda d: "some_nets.py:Net", {"arch": "demo"}, "--arch belongs to"),
     "both": (lambda d: _saved(d, {}), {"arch": "demo", "weights": "x.pth"}, "--arch belongs to"),
 }
+
+
+def _told(folder: Path, text: str) -> str:
+    (folder / "w.safetensors").write_text(text)
+    return str(folder / "w.safetensors")
+
+
+def _bytes(folder: Path, name: str, kept: int) -> str:
+    Path(name).write_bytes(Path(name).read_bytes()[:kept])
+    return name
 
 
 def _saved(folder: Path, value: Any) -> str:

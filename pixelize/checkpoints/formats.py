@@ -23,9 +23,25 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         return read_folder(path)
     if not path.is_file():
         raise LoadError(f"{path}: no such file")
+    _check_beginning(path)
     if path.suffix.lower() == ".safetensors":
         return read_safetensors(path)
     return read_onnx(path) if path.suffix.lower() == ".onnx" else read_torch(path)
+
+
+def _check_beginning(path: Path) -> None:
+    """Raises LoadError for what downloads leave in the place of a file."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(64).lstrip().lower()
+    except OSError as error:
+        raise LoadError(f"{path}: cannot be read ({error.strerror})") from error
+    if not begins:
+        raise LoadError(f"{path}: an empty file")
+    if begins.startswith(b"version https://git-lfs"):
+        raise LoadError(f"{path}: a Git LFS pointer and not the file that it stands for; run git lfs pull")
+    if begins.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise LoadError(f"{path}: a web page and not the file that its name promises; download it again")
 
 
 def is_checkpoint(name: str) -> bool:

@@ -65,6 +65,8 @@ def _load(path: Path) -> Any:
                 "unpickled; where you trust the file, save its state dict alone "
                 "(torch.save(model.state_dict(), ...))"
             )
+        elif "PytorchStreamReader" in text or isinstance(error, EOFError):
+            told = "damaged or incomplete (a download that was cut off, perhaps)"
         else:
             told = f"not a readable checkpoint ({type(error).__name__}: {text[:120]})"
         raise LoadError(f"{path}: {told}") from error

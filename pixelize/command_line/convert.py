@@ -61,9 +61,8 @@ def inspect_command(
         return
     typer.echo(str(found))
     if found.found:
-        print_text(
-            f"next: pixelize convert '{options.model}' --out FOLDER, or pixelize report '{options.model}'"
-        )
+        again = options.again()
+        print_text(f"next: pixelize convert {again} --out FOLDER, or pixelize report {again}")
     elif not found.converted:
         print_text("nothing here can be converted")
         if not opened.trained:

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -98,8 +99,17 @@ class ModelOptions:
     device: Device = "cpu"
     as_json: AsJson = False
 
+    def again(self) -> str:
+        """MODEL and what belongs to it, as a shell takes it: to tell what to run next."""
+        parts = [self.model]
+        for name in ("arch", "weights", "source"):
+            if getattr(self, name):
+                parts += [f"--{name}", getattr(self, name)]
+        return shlex.join([*parts, *(part for name in self.data or () for part in ("--data", name))])
+
     def open(self) -> OpenedModel:
         """The named model, filled and moved. Raises PixelizeError."""
+        torch.manual_seed(self.seed)  # of weights that no file fills
         opened = open_model(self.model, arch=self.arch, weights=self.weights, source=self.source)
         return replace(opened, model=moved(opened.model, self.device))
 

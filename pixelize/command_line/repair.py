@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,10 +39,17 @@ from pixelize.running.batches import samples_of, selected
 from pixelize.sources.models import portable_source
 from pixelize.sources.opened import OpenedModel
 from pixelize.sources.written import Written, check_out, onnx_difference, write_repaired
+from pixelize.tables import Table
 
 NOTHING, COULD_NOT = 3, 4
 SHOWN = 16
 """Samples on the page."""
+ROWS = 16
+"""Frequencies in the table at most: of those of longer periods the worst."""
+LONGEST = 8
+"""Period that the page is measured at, at most."""
+NAMED = 3
+"""Layers named with a reason that they share, before they are counted."""
 IMPORTED = 1e-3
 """Relative error between a graph in onnxruntime and as it was read, at most; 30 times it in float16."""
 
@@ -112,7 +122,8 @@ def repair_command(
             written = _write(opened, repaired, out, samples[0], patch, found, options.source)
             if page:
                 tell("drawing")
-                written.files.extend(_page(opened, repaired, samples, out, told, options.data is not None))
+                real, period = options.data is not None, _page_period(found)
+                written.files.extend(_page(opened, repaired, samples, out, told, real, period))
         result["files"] = [str(path) for path in written.files]
         result["tensors"] = written.tensors
         result["checks"] = written.checks
@@ -175,14 +186,25 @@ def _verdict(found: RepairReport) -> tuple[str, int]:
         if before is None or after is None:
             return f"Repaired: {names}.", 0
         return f"Repaired: {names}. At the worst frequency {before:+.1f} dB became {after:+.1f} dB.", 0
-    reasons = [f"{s.name}: {s.reason}" for s in found.sites if s.reason] + list(found.notes)
-    why = "; ".join(dict.fromkeys(reasons)) or "no up-sampler was found"
+    why = "; ".join(dict.fromkeys([*_reasons(found), *found.notes])) or "no up-sampler was found"
     if before is not None and before < NOTICEABLE:
         return f"Nothing to repair: no frequency stands out by more than {before:+.1f} dB ({why}).", NOTHING
     if before is None and not found.sites:
         return f"Nothing to repair: {why}.", NOTHING
     place = "" if before is None else f" although a pattern stands out by {before:+.1f} dB"
     return f"Could not be repaired{place}: {why}. What may help: {_help(found)}.", COULD_NOT
+
+
+def _reasons(found: RepairReport) -> list[str]:
+    """Each reason once, after the names of the layers that it holds for."""
+    names: dict[str, list[str]] = {}
+    for site in found.sites:
+        if site.reason:
+            names.setdefault(site.reason, []).append(site.name or "the model itself")
+    return [
+        f"{', '.join(those[:NAMED])}{f' and {len(those) - NAMED} more' if len(those) > NAMED else ''}: {why}"
+        for why, those in names.items()
+    ]
 
 
 def _help(found: RepairReport) -> str:
@@ -215,7 +237,13 @@ def _write(
 
 
 def _page(
-    opened: OpenedModel, repaired: nn.Module, samples: list[Any], out: Path, told: str, real: bool
+    opened: OpenedModel,
+    repaired: nn.Module,
+    samples: list[Any],
+    out: Path,
+    told: str,
+    real: bool,
+    period: int | None,
 ) -> list[Path]:
     chosen: list[Any] = []
     for batch in samples:
@@ -227,16 +255,45 @@ def _page(
         chosen = [b for b in chosen if isinstance(b, Tensor) and tuple(b.shape[1:]) == min(shapes)]
     found = measure(
         {"before": opened.model, "repaired": repaired}, chosen, title=out.name, told=f"{told}; shown: "
-        f"{sum(map(samples_of, chosen))}",
+        f"{sum(map(samples_of, chosen))}", period=period,
     )  # fmt: skip
     if not real:
         found.notes.append("These inputs were drawn; the repair was fitted on such inputs too.")
     return write_findings(found, out.with_suffix(".html") if out.suffix else Path(f"{out}.html"), pngs=False)
 
 
+def _page_period(found: RepairReport) -> int | None:
+    """The period that all noticeable frequencies belong to; None for the page's own choice."""
+    noticed = [f for levels in found.before.values() for f, level in levels.items() if level >= NOTICEABLE]
+    parts = [Fraction(part).denominator for f in noticed for part in f.strip("()").split(",")]
+    period = math.lcm(*parts)
+    return period if 1 < period <= LONGEST else None
+
+
+def _worst_rows(table: Table) -> list[Table | str]:
+    """A long table cut to its highest rows, and a sentence on the rest."""
+    if len(table.rows) <= ROWS:
+        return [table]
+
+    def highest(row: Sequence[str]) -> float:
+        return max((float(cell) for cell in row[1:] if cell), default=-math.inf)
+
+    ordered = sorted(table.rows, key=highest, reverse=True)
+    kept = [row for row in table.rows if any(row is one for one in ordered[:ROWS])]
+    rest = ordered[ROWS:]
+    return [
+        Table(table.heads, kept),
+        *(
+            [f"{len(rest)} other frequencies: {highest(rest[0]):+.1f} dB at most (--json lists them)"]
+            if rest
+            else []
+        ),
+    ]
+
+
 def _print(found: RepairReport, verdict: str, written: Written) -> None:
     if found.before:
-        print_text(found.table())
+        print_text(*_worst_rows(found.table()))
     print_text(verdict)
     if found.repaired:
         print_text(f"the pictures are {found.psnr:.1f} dB (PSNR) from those before", *found.remarks())

@@ -129,7 +129,7 @@ def report_command(
     else:
         _print(found, files)
         if not others and "repaired" in named and repair_report(named["repaired"]).repaired:
-            print_text(f"next: pixelize repair '{options.model}' --out FILE")
+            print_text(f"next: pixelize repair {options.again()} --out FILE")
     worst = found.variants[-1].worst
     if fail_above is not None:
         if worst is None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pixelize.errors import ArgumentError
 from pixelize.running.inputs import BATCH, default_inputs, shape_of
-from pixelize.sources.pictures import crops, drawn, frames, listed
+from pixelize.sources.pictures import drawn, frames, listed, sides_of
 from pixelize.sources.preparation import Preparation
 
 LARGEST_ARRAY = 2**32
@@ -72,37 +72,65 @@ def read_inputs(
     grey = preparation.channels == 1
     if not crop and size is None:
         size = preparation.size
-    pictures = [next(frames(file, grey=grey, size=size)) for file in files[:count]]
-    if crop and pictures:
-        pictures = _cut(pictures, preparation, crop, count, seed)
+    if crop and files:
+        pictures = _crops(files[:count], preparation, crop, count, seed, grey=grey, size=size)
+    else:
+        pictures = [next(frames(file, grey=grey, size=size)) for file in files[:count]]
     prepared = (preparation(padded(picture, preparation)) for picture in pictures)
     return found + _batches(prepared, 1 if preparation.single else BATCH)
 
 
-def _cut(pictures: list[Tensor], preparation: Preparation, crop: int, count: int, seed: int) -> list[Tensor]:
-    height = min(crop, *(p.shape[-2] for p in pictures))
-    width = min(crop, *(p.shape[-1] for p in pictures))
+def _crops(
+    files: Sequence[tuple[str, str | None]],
+    preparation: Preparation,
+    crop: int,
+    count: int,
+    seed: int,
+    *,
+    grey: bool,
+    size: tuple[int, int] | None,
+) -> list[Tensor]:
+    """Crops of one size, as many of each picture, at places drawn from ``seed``; the pictures themselves
+    where they have that size. One picture is held at a time.
+    """
+    sides = [size or sides_of(file) for file in files]
+    height, width = (min(crop, *lengths) for lengths in zip(*sides, strict=True))
     wanted = preparation.size or (height, width)
     if preparation.size:
-        pictures = [_at_least(p, wanted) for p in pictures]
+        sides = [_at_least(s, wanted) for s in sides]
     else:  # as a multiple of what the model needs, so that nothing is padded
         step = preparation.multiple
         wanted = (max(height // step, 1) * step, max(width // step, 1) * step)
         if preparation.square:
             wanted = (min(wanted), min(wanted))
         wanted = (min(wanted[0], height), min(wanted[1], width))
-    if all(tuple(p.shape[-2:]) == wanted for p in pictures):
-        return pictures[:count]
-    return list(crops(pictures, wanted, count, seed))
+    if all(s == wanted for s in sides):
+        count = min(count, len(files))
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[int, Tensor] = {}
+    places = [
+        [
+            int(torch.randint(have - want + 1, (1,), generator=generator))
+            for have, want in zip(sides[number % len(files)], wanted, strict=True)
+        ]
+        for number in range(count)
+    ]
+    for first, (file, side) in enumerate(zip(files, sides, strict=True)):
+        picture = next(frames(file, grey=grey, size=size))
+        if tuple(picture.shape[-2:]) != side:
+            picture = nn.functional.interpolate(picture[None], side, mode="bicubic", antialias=True)[0]
+            picture = picture.clamp(0, 1)
+        for number in range(first, count, len(files)):
+            top, left = places[number]
+            found[number] = picture[:, top : top + wanted[0], left : left + wanted[1]].clone()
+    return [found[number] for number in range(count)]
 
 
-def _at_least(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """Enlarged, if it is smaller than ``size`` in one direction."""
-    scale = max(1.0, *(want / have for want, have in zip(size, picture.shape[-2:], strict=True)))
-    if scale == 1.0:
-        return picture
-    new = [max(want, round(have * scale)) for want, have in zip(size, picture.shape[-2:], strict=True)]
-    return nn.functional.interpolate(picture[None], new, mode="bicubic", antialias=True)[0].clamp(0, 1)
+def _at_least(sides: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Sides in the same proportion, so that neither is smaller than ``size`` has it."""
+    scale = max(1.0, *(want / have for want, have in zip(size, sides, strict=True)))
+    height, width = (max(want, round(have * scale)) for want, have in zip(size, sides, strict=True))
+    return (height, width) if scale > 1 else sides
 
 
 def padded(picture: Tensor, preparation: Preparation) -> Tensor:

@@ -6,9 +6,9 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -78,32 +78,73 @@ def frames(
 
     try:
         with _opened(path, inside) as file, Image.open(file) as animation:
-            if math.prod(animation.size) > LARGEST_PICTURE:
-                raise ValueError("too many pixels")
+            _check_pixels(animation.size)
             for image in ImageSequence.Iterator(animation) if every_frame else (animation,):
-                frame = image.convert("L" if grey else "RGB")
+                frame, largest = _deep(image) or (image.convert("L" if grey else "RGB"), 255)
                 if size is not None:
                     frame = frame.resize((size[1], size[0]), Image.Resampling.BICUBIC)
                 array = np.array(frame, dtype=np.float32)
-                array /= 255
-                yield torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
+                array /= largest
+                found = torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+                if largest != 255:
+                    found = found.clamp(0, 1).expand(1 if grey else 3, -1, -1)
+                yield found.contiguous()
     except (
         UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, KeyError, RuntimeError,
         zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
     ) as error:  # fmt: skip
-        raise ArgumentError(f"{told}: not a readable picture ({type(error).__name__})") from error
+        raise ArgumentError(_unreadable(told, error)) from error
 
 
-def crops(pictures: Sequence[Tensor], side: tuple[int, int], count: int, seed: int) -> Iterator[Tensor]:
-    """``count`` crops of ``side`` (height, width), as many of each picture, at places drawn from ``seed``."""
-    generator = torch.Generator().manual_seed(seed)
-    for number in range(count):
-        picture = pictures[number % len(pictures)]
-        top, left = (
-            int(torch.randint(have - want + 1, (1,), generator=generator))
-            for have, want in zip(picture.shape[-2:], side, strict=True)
+def sides_of(place: tuple[str, str | None]) -> tuple[int, int]:
+    """A picture's height and width, of its header alone. Raises ArgumentError if it cannot be read."""
+    path, inside = place
+    told = f"{path}/{inside}" if inside else path
+    require("cli", told)
+    from PIL import Image
+
+    try:
+        with _opened(path, inside) as file, Image.open(file) as image:
+            _check_pixels(image.size)
+            return image.size[1], image.size[0]
+    except Exception as error:  # a damaged header may raise anything
+        raise ArgumentError(_unreadable(told, error)) from error
+
+
+def _unreadable(told: str, error: Exception) -> str:
+    if isinstance(error, _RefusedError):
+        return f"{told}: {error}"
+    return f"{told}: not a readable picture ({type(error).__name__})"
+
+
+class _RefusedError(ValueError):
+    """A picture that could be read and is not; says what to do."""
+
+
+def _check_pixels(size: tuple[int, int]) -> None:
+    if math.prod(size) > LARGEST_PICTURE:
+        raise _RefusedError(
+            f"{size[0]}x{size[1]} pixels, and {LARGEST_PICTURE // 2**20} million are read at most; cut it"
         )
-        yield picture[:, top : top + side[0], left : left + side[1]]
+
+
+def _deep(image: Any) -> tuple[Any, int] | None:
+    """A picture of one channel of more than 8 bits as floats, and its largest value: Pillow's own conversion
+    to 8 bits would cut its values off at 255. None for any other picture.
+
+    Raises ValueError for what has no known largest value (floats beyond 1).
+    """
+    from PIL import Image
+
+    if image.mode not in ("I", "I;16", "I;16B", "I;16L", "I;16N", "F"):
+        return None
+    array = np.array(image).astype(np.float32)
+    largest = 1 if image.mode == "F" else 2**16 - 1
+    if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= largest):
+        raise _RefusedError(
+            f"values beyond 0 ... {largest}; give them as an .npy file, in the range that the model takes"
+        )
+    return Image.fromarray(array), largest
 
 
 def drawn(count: int, side: int, channels: int, seed: int) -> Iterator[Tensor]:
