@@ -54,6 +54,13 @@ def test_inspect_fits_the_terminal(run):
         assert told in out
 
 
+def test_a_folder_named_demo_hides_no_model(run, tmp_path):
+    """`pixelize demo --out demo/` makes one."""
+    (tmp_path / "demo").mkdir()
+    assert run("inspect", "demo")[0] == 0
+    assert run("inspect", "demo/")[0] == 1
+
+
 def test_what_to_run_next_can_be_run(run, tmp_path):
     """With all that belongs to the model, as a shell takes it."""
     torch.save(build_model("nets.py:Net").state_dict(), tmp_path / "my weights.pth")

@@ -233,6 +233,66 @@ def test_diffusers_reads_what_is_written(tmp_path):
         check_out(opened, tmp_path / "pipeline" / "vae")
 
 
+@pytest.mark.parametrize(
+    ("start", "kind"), [("", "safetensors"), ("first_stage_model.", "ckpt"), ("", "half.safetensors")]
+)
+def test_an_autoencoder_under_its_original_names(start, kind, tmp_path):
+    """One file, as the code before diffusers wrote it, alone or in a pipeline's; diffusers reads what is
+    written."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 16), norm_num_groups=2, latent_channels=2,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    for value in vae.parameters():  # as trained: no two are alike
+        value.data.copy_(torch.randn(value.shape) / 9)
+    if "half" in kind:
+        vae.half().float()
+    state = {start + original(k): _squared(k, v) for k, v in vae.state_dict().items()}
+    path = tmp_path / f"vae.{kind}"
+    if kind == "ckpt":
+        torch.save({"state_dict": {**state, "model.diffusion_model.x": torch.ones(2)}, "epoch": 1}, path)
+    else:
+        save_file({k: v.half() if "half" in kind else v for k, v in state.items()}, path)
+    diffusers.AutoencoderKL.from_config(vae.config).save_pretrained(tmp_path / "config")  # of other weights
+    opened = open_model(str(path), arch=f"diffusers:{tmp_path / 'config'}")
+    assert all(torch.equal(v, vae.state_dict()[k]) for k, v in opened.model.state_dict().items())
+    out = tmp_path / f"out.{kind}"
+    model = check_file(opened, path, out, 0.1 if "half" in kind else 1e-5)
+    again = diffusers.AutoencoderKL.from_single_file(str(out), config=str(tmp_path / "config"))
+    for name, value in again.state_dict().items():
+        close = dict(atol=1e-2, rtol=1e-2) if "half" in kind else dict(atol=0, rtol=0)
+        torch.testing.assert_close(value.float(), model.state_dict()[name], **close)
+    torch.save({"decoder.up.0.x": torch.ones(2)}, tmp_path / "other.pth")
+    with pytest.raises(LoadError, match="do not fit this AutoencoderKL"):
+        open_model(str(tmp_path / "other.pth"), arch=f"diffusers:{tmp_path / 'config'}")
+
+
+def original(key: str) -> str:
+    """A parameter of diffusers' autoencoder of two levels by its first name."""
+    key = re.sub(r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2", key)
+    key = key.replace("down_blocks.0.downsamplers.0", "down.0.downsample")
+    key = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{1 - int(m[1])}.block.{m[2]}", key)
+    key = key.replace("up_blocks.0.upsamplers.0", "up.1.upsample").replace("conv_shortcut", "nin_shortcut")
+    key = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", key)
+    key = key.replace("mid_block.attentions.0", "mid.attn_1").replace("conv_norm_out", "norm_out")
+    for new, old in {
+        "group_norm": "norm",
+        "to_q": "q",
+        "to_k": "k",
+        "to_v": "v",
+        "to_out.0": "proj_out",
+    }.items():
+        key = key.replace(f"attn_1.{new}.", f"attn_1.{old}.")
+    return key
+
+
+def _squared(key: str, value: torch.Tensor) -> torch.Tensor:
+    """The attention's linear layers were 1x1 convolutions."""
+    return value[:, :, None, None].clone() if ".to_" in key and value.dim() == 2 else value
+
+
 def test_transformers_reads_what_is_written(tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

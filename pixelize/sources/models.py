@@ -54,7 +54,7 @@ def build_model(name: str, *, source: str | None = None) -> nn.Module:
         LoadError: a folder that cannot be read, or notes no source.
         PixelizeError: a package is not installed; the message names the pip command.
     """
-    if Path(name).is_dir():
+    if Path(name).is_dir() and (name != "demo" or (Path(name) / PLAN).is_file()):
         return _saved(Path(name), source).eval()
     if source is not None:
         raise ArgumentError(f"source is for folders that pixelize.save wrote; {name!r} is none")

@@ -18,6 +18,7 @@ from pixelize.errors import ArgumentError, LoadError
 from pixelize.running.inputs import picture_channels
 from pixelize.sources.models import build_model, has_weights, library_folder
 from pixelize.sources.onnx_graph import onnx_model
+from pixelize.sources.original_names import fill_renamed
 from pixelize.sources.preparation import PLAIN, Preparation, preparation_of
 from pixelize.sources.spandrel_file import spandrel_model
 from pixelize.sources.weights import fill
@@ -110,15 +111,25 @@ def _filled(name: str, weights: str, source: str) -> OpenedModel:
 
     def reread(file: Path) -> nn.Module:
         model = build()
-        fill(model, read_checkpoint(file))
+        _fill(model, read_checkpoint(file))
         return model
 
     model, checkpoint = build(), read_checkpoint(weights)
-    names = fill(model, checkpoint)
+    names = _fill(model, checkpoint)
     told = f"{type(model).__name__} with the weights of {weights}"
     return OpenedModel(
         name, model, told, checkpoint, names, tuple(names.values()), reread, _prepared(name, model)
     )
+
+
+def _fill(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+    """:func:`fill`, or else by the original code's names: which tensor became which is then not known."""
+    try:
+        return fill(model, checkpoint)
+    except LoadError:
+        if not fill_renamed(model, checkpoint):
+            raise
+        return {}
 
 
 def _of_folder(name: str, scheme: str, folder: Path, options: Mapping[str, Any]) -> OpenedModel:

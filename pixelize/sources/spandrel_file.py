@@ -48,7 +48,8 @@ def spandrel_model(checkpoint: Checkpoint) -> tuple[nn.Module, str, Preparation,
     except spandrel.UnsupportedModelError as error:
         raise LoadError(
             f"{checkpoint.path}: spandrel knows no architecture with these {len(state)} keys "
-            f"({', '.join(list(map(str, state))[:2])}, ...); give --arch module:callable or file.py:callable"
+            f"({', '.join(list(map(str, state))[:2])}, ...); give --arch module:callable, file.py:callable, "
+            "or diffusers:FOLDER for an autoencoder in one file"
         ) from error
     except Exception as error:  # what an architecture makes of weights that only look like its own
         text = " ".join(str(error).split())[:160]
