@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from pixelize.rewrites.seeing.given import read
 from pixelize.rewrites.state.modules import placed
 
 ENTRY_POINTS = "pixelize.adapters"
@@ -21,12 +22,12 @@ ENTRY_POINTS = "pixelize.adapters"
 
 def call(model: nn.Module, inputs: Any) -> Any:
     """``model`` on a tensor, a tuple or list of positional or a mapping of keyword arguments; what lies on
-    the CPU is moved to where the model is.
+    the CPU is moved to where the model is. Of a generator, what it yields.
     """
     inputs = placed(inputs, model)
     if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+        return read(model(**inputs))
+    return read(model(*inputs) if isinstance(inputs, tuple | list) else model(inputs))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ the file holds. The pictures are scikit-image's; the text detector is the one in
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -87,14 +88,19 @@ def measure(arguments: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    words = sys.argv[1:]
-    if words[:1] == ["--file"]:
-        chosen = {Path(words[1]).name: words[1:]}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=("demo", "text detector"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--file", nargs=argparse.REMAINDER, help="a file, and options of pixelize repair")
+    options = parser.parse_args()
+    if options.file:
+        chosen = {Path(options.file[0]).name: options.file}
     else:
-        chosen = cases()
-        if words[:1] == ["--only"]:
-            chosen = {name: chosen[name] for name in words[1:]}
-    path = RESULTS / "file_repair.json"
+        chosen = {name: arguments for name, arguments in cases().items() if name in (options.only or cases())}
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "file_repair.json"
     known = json.loads(path.read_text())["rows"] if path.exists() else {}
     for name, arguments in chosen.items():
         known[name] = {**measure(arguments), "load": os.getloadavg()[0]}

@@ -283,6 +283,37 @@ def test_nothing_to_convert_lists_what_was_found():
         pixelize.revert(Decoder())
 
 
+class TF32(TorchDispatchMode):
+    """A GPU's convolutions, as torch has them compute by default: operands rounded to 10 bits of mantissa."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            args = (_rounded(args[0]), _rounded(args[1]), *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+def _rounded(t):
+    if t.is_meta or t.dtype != torch.float32:
+        return t
+    bits = t.contiguous().view(torch.int32)
+    return ((bits + 0x0FFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("layer", ["ipixeldcl", "dcl"])
+def test_a_conversion_is_judged_by_the_arithmetic_that_it_runs_in(layer):
+    torch.manual_seed(0)
+    blocks = [
+        module
+        for _ in range(4)
+        for module in (nn.Upsample(scale_factor=2), nn.Conv2d(8, 8, 3, padding=1), nn.InstanceNorm2d(8))
+    ]
+    model, x = nn.Sequential(*blocks).eval(), torch.randn(1, 8, 4, 4)
+    with TF32():
+        converted = pixelize.convert(model, layer, example_inputs=x)
+    assert pixelize.report(converted).error > 1e-4  # of TF32: hundreds of times float32's
+    torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-4)
+
+
 def test_converting_twice_is_a_no_op_that_says_so():
     model = pixelize.convert(Decoder())
     before = snapshot(model)

@@ -52,7 +52,9 @@ def nothing_selected(model: str, survey: Survey, request: Request) -> str:
         lines.append(f"  {site_name(site.name)}: {site.kind}, {reason}")
     lines += [f"  {site_name(s.name)}: {s.kind} ({s.type}), {s.reason}" for s in survey.skipped]
     if not survey.sites and not survey.skipped:
-        lines.append("  No up-sampling layer was found.")
+        unseen = survey.capture == "modules"
+        where = " among its modules; what else its forward does could not be seen" if unseen else ""
+        lines.append(f"  No up-sampling layer was found{where}.")
     if survey.capture == "modules" and all(reason_of_kind(s, request) for s in survey.sites):
         lines.append(
             "  Pass example_inputs=... so that resizes and pixel shuffles in its forward can be seen too."

@@ -15,6 +15,7 @@ from pixelize.algebra.polyphase import Phase, Size
 from pixelize.algebra.schedule import Schedule, make_schedule
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.layers.dependencies import sizes
+from pixelize.rewrites.state.capturing import capturing
 
 
 class PixelDependencies(_ConvNd):
@@ -31,6 +32,36 @@ class PixelDependencies(_ConvNd):
     padding: Size  # type: ignore[assignment]  # "same" and "valid" are PixelConv's
     dilation: Size
     output_padding: Size
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises PixelizeError for a weight into which a norm was folded, as ``torch.nn.utils.fusion`` does:
+        what the dependency kernels add would keep the norm's scales to itself."""
+        if name == "weight" and isinstance(value, nn.Parameter) and self._is_rescaled(value):
+            raise PixelizeError(
+                f"a norm cannot be folded into the weight of a {type(self).__name__} whose dependency "
+                "kernels are not zero: pixelize.fold(model) makes plain layers, which can then be fused"
+            )
+        super().__setattr__(name, value)
+
+    def _is_rescaled(self, value: Tensor) -> bool:
+        """Whether ``value`` is the present weight with its output channels scaled, each by another number,
+        and there are dependency kernels that would have to be scaled too."""
+        old, kernels = self._parameters.get("weight"), self._modules.get("dependency_kernels")
+        if old is None or kernels is None or old.shape != value.shape or old.is_meta or value.is_meta:
+            return False
+        if capturing() or value is old or not any(bool(k.detach().any()) for k in kernels.parameters()):
+            return False
+        a, b = (self._by_output_channel(t.detach().to("cpu", torch.float32)) for t in (old, value))
+        scale = (a * b).sum(1) / a.square().sum(1).clamp_min(torch.finfo(a.dtype).tiny)
+        near = 16 * max(torch.finfo(old.dtype).eps, torch.finfo(value.dtype).eps)
+        if bool((b - scale[:, None] * a).abs().max() > near * b.abs().max()):
+            return False
+        return bool(scale.max() - scale.min() > near * scale.abs().max())
+
+    def _by_output_channel(self, weight: Tensor) -> Tensor:
+        if self.transposed:
+            weight = weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+        return weight.flatten(1)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Called by ``torch.jit.script``, which has no such layers: raises PixelizeError."""

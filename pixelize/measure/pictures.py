@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from pixelize.measure.checkerboard import (
     frequency_name,
     minimum_size,
 )
+from pixelize.measure.decibels import decibels
 from pixelize.measure.local_map import checkerboard_map
 from pixelize.measure.natural import NOTICEABLE, natural_excess
 from pixelize.measure.planes import Images, picture_batches, planes_of
@@ -193,7 +193,7 @@ def by_chance(pictures: float, tests: int, rate: float = FALSE_ALARMS) -> float:
             else:
                 above = middle
         quantiles.append(float(above))
-    return 10 * math.log10(quantiles[1] / quantiles[0])
+    return decibels(quantiles[1] / quantiles[0])
 
 
 def where(picture: Tensor | np.ndarray, period: int, cells: int = 8) -> list[list[float]]:

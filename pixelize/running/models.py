@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from pixelize.errors import ArgumentError, ConversionError
-from pixelize.rewrites.state.modules import is_compiled, modules_of
+from pixelize.rewrites.seeing.shared_weights import copied_model
+from pixelize.rewrites.state.modules import is_compiled
 
 
 def copy_model(model: nn.Module) -> nn.Module:
     """``copy.deepcopy``, also for models that hold tensors with a gradient history (old weight_norm after a
     forward does).
+
+    Raises ConversionError for a model that cannot be copied.
     """
-    memo: dict[int, Any] = {}
-    for module in modules_of(model):
-        for value in module.__dict__.values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(model, memo)
+        return copied_model(model)
     except Exception as error:
         raise ConversionError(
             f"this {type(model).__name__} cannot be copied ({type(error).__name__}: {error}); pass "

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from pixelize.rewrites.state.subclass import combined
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
-_MADE_FOR = {
-    "weight", "bias", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
-    "_conv_forward",
-}  # fmt: skip
 
 
-class ConvReplacement(nn.Module):
-    """Takes the place of a convolution; ``layer`` does its up-sampling."""
+class MadeFor(nn.Module):
+    """Takes the place of a module: what its layer was made for, the attributes in ``made_for``, stays."""
 
-    layer: nn.Module
-
-    def __new__(cls, *arguments: Any, **named: Any) -> Any:
-        """``type(module)(...)`` makes what the class of the module replaced makes: so libraries make layers
-        beside it (LoRA's)."""
-        made_of = vars(cls).get("_combined")
-        if made_of is None or not (arguments or named):
-            return super().__new__(cls)
-        return made_of[1](*arguments, **named)
+    made_for: ClassVar[frozenset[str]]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """What its layer was made for cannot be changed any more: raises AttributeError."""
-        if name in _MADE_FOR and "_combined" in vars(type(self)) and self._is_other(name, value):
+        """Raises AttributeError for what cannot be changed any more."""
+        if name in self.made_for and "_combined" in vars(type(self)) and self._is_other(name, value):
             raise AttributeError(
                 f"{name} of a converted {type(self).__name__} cannot be changed: its layer was made for what "
                 "it was. pixelize.revert(model), change it, and convert again"
@@ -40,6 +28,24 @@ class ConvReplacement(nn.Module):
     def _is_other(self, name: str, value: Any) -> bool:
         now = getattr(self, name, None)
         return now is not value and (isinstance(value, Tensor) or isinstance(now, Tensor) or now != value)
+
+
+class ConvReplacement(MadeFor):
+    """Takes the place of a convolution; ``layer`` does its up-sampling."""
+
+    layer: nn.Module
+    made_for = frozenset(
+        {"weight", "bias", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"}
+        | {"_conv_forward"}
+    )
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Any:
+        """``type(module)(...)`` makes what the class of the module replaced makes: so libraries make layers
+        beside it (LoRA's)."""
+        made_of = vars(cls).get("_combined")
+        if made_of is None or not (arguments or named):
+            return super().__new__(cls)
+        return made_of[1](*arguments, **named)
 
     @property
     def weight(self) -> Tensor:

@@ -30,7 +30,7 @@ from pixelize.rewrites.graph.operator_names import LINEAR
 from pixelize.rewrites.graph.operators import shape_of
 from pixelize.rewrites.graph.resize_factor import resize_factor, spread
 from pixelize.rewrites.idioms.idiom import Idiom
-from pixelize.rewrites.idioms.replacement import dressed
+from pixelize.rewrites.idioms.replacement import MadeFor, dressed
 from pixelize.rewrites.site import Geometry, Site, TransposedConv
 
 
@@ -117,12 +117,14 @@ def canonical(site: Site, module: nn.Module) -> TransposedConv:
     return TransposedConv(site.geometry, weight, None)
 
 
-class ResizeTransposed(nn.Module):
+class ResizeTransposed(MadeFor):
     """Takes the place of an ``nn.Upsample``: ``layer`` on the picture, with one more pixel on each side where
     the resize was linear.
 
     What is no picture of the layer's channels and type is resized as it was.
     """
+
+    made_for = frozenset(["mode", "scale_factor", "size", "align_corners"])
 
     def __init__(self, layer: nn.Module, options: Mapping[str, Any]) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pixelize.rewrites.seeing.calls import Calls
+from pixelize.rewrites.seeing.given import read
 
 _PLAIN = (int, float, bool, str, torch.memory_format, torch.dtype, torch.device, torch.layout)
 # what the dispatcher shows in parts, or in evaluation mode not at all
@@ -45,7 +46,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
         handles += recorder.calls.follow(module, name)
     try:
         with _Functions(recorder), recorder:
-            model(*args, **kwargs)
+            read(model(*args, **kwargs))
     finally:
         for handle in handles:
             handle.remove()

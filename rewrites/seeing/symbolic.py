@@ -54,7 +54,7 @@ def _add_trace(graph: fx.Graph, module: nn.Module, names: dict[int, str]) -> Non
     graph.graph_copy(tracer.graph, mapping)
 
 
-class _Leaf:
+class _Leaf(nn.Module):
     """Put before the class of a module of torch's own: a call of it is written down, not done."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
