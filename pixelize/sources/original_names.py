@@ -19,11 +19,12 @@ def fill_renamed(model: nn.Module, checkpoint: Checkpoint) -> bool:
     Returns False for a model that diffusers has no such names for. Raises LoadError if they do not fit it.
     """
     read: Any = getattr(type(model), "from_single_file", None)
-    if read is None or not hasattr(model, "save_config"):
+    save_config: Any = getattr(model, "save_config", None)
+    if read is None or save_config is None:
         return False
     kind = next((p.dtype for p in model.parameters()), None)
     with tempfile.TemporaryDirectory() as folder:  # its configuration, so that none is fetched
-        model.save_config(folder)
+        save_config(folder)
         try:
             found: nn.Module = read(
                 dict(_state(checkpoint.tree)), config=folder, torch_dtype=kind, local_files_only=True
