@@ -1,15 +1,18 @@
 """Repair models of many kinds, and measure on fresh inputs of other sources than those fitted on.
 
     python benchmarks/repair_models.py --models FOLDER --only fsrcnn_x2,srgan_x4 --draws 3
-    python benchmarks/repair_models.py --only gan-face-generate,demo
+    python benchmarks/repair_models.py --only gan-face-generate,demo,shuffle,nearest,logits,film
 
-``--models`` is a folder with a ``zoo.py`` that has ``NAMES`` and ``load(name, fit, fresh)``, which gives a
-model in evaluation mode, inputs to fit to, fresh inputs, the truth or None, and the period. A draw takes
-other inputs to fit to. Arms: the model as it came, repaired, its pictures blurred (2x2, 3x3 mean) and notched
-at run time. Figures, on fresh inputs: the worst global level of :func:`pixelize.checkerboard` at each period,
-the largest rise of a frequency over the original's level (or over 0 dB, if that is more), PSNR to the
-original, PSNR to the truth, seconds. Every row is written to benchmarks/results/repair_models.json as soon as
-it is measured; rows that are there are not measured again.
+Beside gan-face-generate's generator and the demo's, four networks are trained here for a minute each
+(small_networks.py; kept in runs/small_networks). ``--models`` is a folder with a ``zoo.py`` that has
+``NAMES`` and ``load(name, fit, fresh)``, which gives a model in evaluation mode, inputs to fit to, fresh
+inputs, the truth or None, and the period. A draw takes other inputs to fit to.
+
+Arms: the model as it came, repaired, its pictures blurred (2x2, 3x3 mean) and notched at run time. Figures,
+on fresh inputs: the worst global level of :func:`pixelize.checkerboard` at each period, the largest rise of a
+frequency over the original's level (or over 0 dB, if that is more), PSNR to the original, the task (PSNR to
+the truth, or the pixels right in per cent), seconds. Every row is written to
+benchmarks/results/repair_models.json as soon as it is measured; rows that are there are not measured again.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import small_networks
 import torch
 from repair_dcgan import generator
 from torch import Tensor, nn
@@ -29,7 +33,8 @@ from torch.nn import functional as F
 import pixelize
 from pixelize.measure.decibels import psnr
 from pixelize.measure.notch import clean_target
-from pixelize.running.pictures import picture_of, run
+from pixelize.refit.runner import frames_of
+from pixelize.running.pictures import run
 
 PERIODS = (2, 4, 8, 16)
 Loaded = tuple[nn.Module, Any, Any, Tensor | None]
@@ -42,6 +47,10 @@ def load(name: str, zoo: Any, draw: int, fit: int) -> Loaded:
         seeded = torch.Generator().manual_seed(1000 + draw)
         fresh = torch.randn(512, channels, 1, 1, generator=torch.Generator().manual_seed(999))
         return model, torch.randn(8 * fit, channels, 1, 1, generator=seeded), fresh, None
+    if name in small_networks.NAMES:
+        given, _ = small_networks.scenes(name, 2000 + 1000 * draw, fit)
+        fresh, truth = small_networks.scenes(name, 10_000, 64)
+        return small_networks.trained(name, Path("runs/small_networks")), given, fresh, truth
     model, given, fresh, truth, _ = zoo.load(name, fit=(draw + 1) * fit, fresh=32)
     return model, given[draw * fit : (draw + 1) * fit], fresh, truth
 
@@ -50,7 +59,14 @@ def pictures(model: nn.Module, inputs: Any) -> Tensor:
     """Of all inputs, a few at a time."""
     batches = inputs if isinstance(inputs, list) else inputs.split(8)
     with torch.no_grad():
-        return torch.cat([picture_of(run(model, batch)) for batch in batches]).float()
+        return torch.cat([frames(run(model, batch)) for batch in batches]).float()
+
+
+def frames(output: Any) -> Tensor:
+    """The picture in a model's output; frames as channels."""
+    found = frames_of(output)
+    assert found is not None
+    return found
 
 
 def levels(y: Tensor) -> dict[int, dict[tuple[float, float], float]]:
@@ -61,14 +77,20 @@ def levels(y: Tensor) -> dict[int, dict[tuple[float, float], float]]:
 def figures(y: Tensor, original: Tensor, truth: Tensor | None) -> dict[str, Any]:
     now, was = levels(y), levels(original)
     rises = [now[p][f] - max(was[p][f], 0.0) for p in now for f in now[p]]
-    same = truth is not None and truth.shape == y.shape
     fidelity = psnr([original], [y])
     return {
         "worst": {str(p): round(max(v.values()), 2) for p, v in now.items()},
         "largest rise": round(max(rises), 2),
         "PSNR to the original": None if fidelity == float("inf") else round(fidelity, 2),
-        "PSNR to the truth": round(psnr([truth], [y]), 3) if truth is not None and same else None,
+        "task": None if truth is None else round(task(y, truth), 3),
     }
+
+
+def task(y: Tensor, truth: Tensor) -> float:
+    """PSNR to the true pictures, or the pixels in per cent that are of the right class."""
+    if truth.dim() == 3:
+        return 100 * (y.argmax(1) == truth).double().mean().item()
+    return psnr([frames(truth)], [y])
 
 
 def measured(name: str, zoo: Any, draw: int, fit: int) -> dict[str, Any]:
@@ -87,7 +109,8 @@ def measured(name: str, zoo: Any, draw: int, fit: int) -> dict[str, Any]:
         "mean of 3x3": F.avg_pool2d(F.pad(before, (1, 1, 1, 1), mode="replicate"), 3, 1),
     }
     found: dict[str, Any] = {arm: figures(y, before, truth) for arm, y in arms.items()}
-    if truth is not None:
+    if truth is not None and truth.dim() > 3:
+        truth = frames(truth)
         found["truth"] = {"worst": {str(p): round(max(v.values()), 2) for p, v in levels(truth).items()}}
     found["seconds"] = {k: round(v, 1) for k, v in seconds.items()}
     found["verdict"] = pixelize.repair_report(repaired).verdict()
@@ -110,7 +133,11 @@ def main() -> None:
         assert spec is not None and spec.loader is not None
         zoo = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(zoo)
-    names = args.only.split(",") if args.only else [*(zoo.NAMES if zoo else ()), "gan-face-generate", "demo"]
+    names = (
+        args.only.split(",")
+        if args.only
+        else [*(zoo.NAMES if zoo else ()), "gan-face-generate", "demo", *small_networks.NAMES]
+    )
     file = args.out / "repair_models.json"
     rows: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     for draw in range(args.draws):

@@ -52,6 +52,8 @@ class RepairLimits:
     """Share of the cost by which it must fall to count as progress."""
     done: float = 0.02
     """Share of the cost that is not worth another round."""
+    worth: float = 0.25
+    """Share of the cost that a refit must take away: what cannot be taken is likely the pictures' content."""
     steps: int = 7
     """Steps of L-BFGS in a round."""
     dear: float = 4.0

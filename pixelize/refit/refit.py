@@ -89,6 +89,11 @@ def _refitted(setting: Setting, bar: Any) -> Refit:
         sites = [RepairedSite(c.name, "left", "the pictures show no pattern") for c in setting.candidates]
         return Refit(report=_report(setting, sites, judge, judge.before, pictures, pictures, notes))
     longest = math.lcm(*(setting.windows.own_period(f) for _, f in judge.wanted))
+    coarse = [
+        RepairedSite(c.name, "left", f"it works on a grid of {c.grid} pixels: no pattern so long was seen")
+        for c in setting.candidates
+        if c.grid > longest
+    ]
     setting = replace(setting, candidates=[c for c in setting.candidates if c.grid <= longest])
     price = price_of(pictures, judge, limits)
     chosen, shares = chosen_of(setting, judge, price)
@@ -96,7 +101,7 @@ def _refitted(setting: Setting, bar: Any) -> Refit:
         RepairedSite(c.name, "left", "it makes little of the pattern", shares.get(c.name))
         for c in setting.candidates
         if c not in chosen
-    ]
+    ] + coarse
     best = best_of_rounds(setting, chosen, judge, price, held, pictures, bar)
     if not best.values:
         sites = [RepairedSite(c.name, "left", best.why, shares.get(c.name)) for c in chosen] + sites

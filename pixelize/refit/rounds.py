@@ -22,6 +22,8 @@ from pixelize.refit.sample import Sample
 from pixelize.refit.setting import Setting, batches_of, pictures_with, sound
 from pixelize.refit.steady import Steady
 
+_LITTLE = "a refit takes too little of what stands out away: it may be the pictures' content"
+
 
 @dataclass
 class Best:
@@ -94,6 +96,8 @@ def best_of_rounds(
         if cost <= limits.done * start or idle > limits.patience:
             break
     bar.remove_task(task)
+    if best.values and best.cost > (1 - limits.worth) * start:
+        best = Best(judge.before, cost=start, why=_LITTLE)
     if not best.values and not best.why:
         best.why = _why(judge, levels, changes[-1], most)
     return best
