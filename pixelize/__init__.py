@@ -149,3 +149,8 @@ def __getattr__(name: str) -> _Any:
 
         return WhitenedAdam
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What a person finds by tab: the public names, without the rooms that they live in."""
+    return sorted([*__all__, "__version__"])

@@ -164,3 +164,7 @@ def test_without_extras_the_core_works_and_errors_say_what_to_install(extra, cal
     out = fresh(code)
     assert "1 converted" in out and f"pip install 'torch-pixelize[{extra}]'" in out
     assert not list(tmp_path.iterdir())
+
+
+def test_tab_finds_the_public_names_alone():
+    assert dir(pixelize) == sorted([*pixelize.__all__, "__version__"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 import pixelize
@@ -185,6 +185,29 @@ def test_any_architecture_by_its_code(kind, nets, tmp_path):
     if "ema" in kind:  # the averaged weights, and not those beside them
         tree = torch.load(out, weights_only=True)
         assert torch.equal(tree["params_ema"]["up.weight"], model.up.weight) and tree["iter"] == 5
+
+
+def test_of_a_shared_tensor_a_file_may_keep_one_name(nets, tmp_path):
+    """As safetensors' own ``save_model`` does."""
+    before, after = CODE.split("\n    def forward")
+    tied = (
+        "\n        self.tied = nn.ConvTranspose2d(8, 3, 4, 2, 1)\n        self.tied.weight = self.up.weight\n"
+    )
+    (tmp_path / "tied_nets.py").write_text(f"{before}{tied}\n    def forward{after}")
+    made = open_model("tied_nets.py:Net").model
+    with torch.no_grad():
+        made.up.weight.mul_(3)
+    save_model(made, str(tmp_path / "w.safetensors"))
+    kept = load_file(tmp_path / "w.safetensors")
+    assert len(kept) == len(made.state_dict()) - 1
+    opened = open_model(str(tmp_path / "w.safetensors"), arch="tied_nets.py:Net")
+    assert torch.equal(opened.model.up.weight, made.up.weight)
+    assert opened.model.tied.weight is opened.model.up.weight
+    check_file(opened, tmp_path / "w.safetensors", tmp_path / "out.safetensors")
+    del kept["body.0.bias"]
+    save_file(kept, tmp_path / "less.safetensors")
+    with pytest.raises(LoadError, match=r"1 missing, such as body\.0\.bias"):
+        open_model(str(tmp_path / "less.safetensors"), arch="tied_nets.py:Net")
 
 
 def test_a_part_of_a_larger_model_is_found_by_its_keys(nets, tmp_path):

@@ -41,6 +41,10 @@ def fill(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
         return len(fitting), -len(names), any("ema" in n.split("/")[0] for n in names.values())
 
     names = max(found, key=fitness)
+    names = dict(names)
+    for key, tied in _tied(expected).items():  # safetensors keeps one of the names of a shared tensor
+        if key not in names and (known := next((other for other in tied if other in names), None)):
+            names[key] = names[known]
     weights = {key: checkpoint.tensors[name] for key, name in names.items()}
     missing = sorted(expected.keys() - weights.keys())
     surplus = sorted(weights.keys() - expected.keys())
@@ -59,6 +63,15 @@ def fill(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     with torch.no_grad():
         model.load_state_dict(weights)
     return names
+
+
+def _tied(state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The names of one and the same tensor, by each of them."""
+    places: dict[tuple[Any, ...], list[str]] = {}
+    for key, value in state.items():
+        place = (value.device, value.data_ptr(), value.shape, value.stride())
+        places.setdefault(place if value.data_ptr() else (key,), []).append(key)
+    return {key: keys for keys in places.values() if len(keys) > 1 for key in keys}
 
 
 def _candidates(value: Any, expected: Mapping[str, Tensor], place: str = "") -> list[dict[str, str]]:
