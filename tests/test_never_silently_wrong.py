@@ -238,6 +238,25 @@ def test_a_model_that_reads_its_generator_itself_is_converted():
     assert relative_error(model(X), converted(X)) < 1e-5
 
 
+class Demanding(Watching):
+    """A forward that does not run without gradients."""
+
+    def forward(self, x):
+        u = self.up(x)
+        self.ask(u, self.found)
+        return self.conv(u)
+
+
+@pytest.mark.parametrize("ask", ASKING)
+def test_a_forward_that_needs_gradients_is_looked_at_with_them(ask):
+    model = Demanding(ASKING[ask]).eval()
+    model.up = nn.ConvTranspose2d(4, 4, 4, 2, 1)  # whose weight has a gradient
+    converted = pixelize.convert(model, example_inputs=X)
+    assert pixelize.report(converted).error < 1e-6 and not model.found
+    assert all(p.grad is None for p in model.parameters())
+    assert relative_error(model(X), converted(X)) < 1e-6
+
+
 def test_where_nothing_could_be_seen_nothing_is_said_of_it():
     class Opaque(nn.Module):
         def forward(self, x):

@@ -19,8 +19,8 @@ from pixelize.rewrites.seeing.apart import apart, copied_inputs, has_hooks_off
 from pixelize.rewrites.seeing.bounded import Bounded
 from pixelize.rewrites.seeing.other_size import resized_inputs
 from pixelize.rewrites.seeing.shared_weights import Result
-from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.rewrites.state.modules import devices_of, modules_of
+from pixelize.rewrites.state.random_state import random_state_kept
 from pixelize.running.outputs import relative_error, tensors
 
 ALLOWED = 12.0
@@ -117,7 +117,7 @@ def _run(model: nn.Module, work: Callable[[nn.Module], Result]) -> Result:
     there."""
 
     def run(own: nn.Module) -> Result:
-        with evaluation(own):
+        with random_state_kept(devices_of(own), 0):
             return work(own)
 
     try:

@@ -28,14 +28,23 @@ def apart(model: nn.Module, look: Callable[[nn.Module], Result]) -> Result:
     on afterwards as they would have.
 
     The copy has the model's own weights, until something is about to write to them: then it is begun again
-    with a copy of everything. Where a model cannot be copied it is the model itself, put back afterwards.
-    Raises what ``look`` raises.
+    with a copy of everything; and again with gradients where a forward asks for some. Where a model cannot be
+    copied it is the model itself, put back afterwards. Raises what ``look`` raises.
     """
     try:
-        return _looked_at(model, look, shared=True)
+        return _unshared_if_need_be(model, look, gradients=False)
+    except RuntimeError as error:
+        if "grad" not in str(error):
+            raise
+    return _unshared_if_need_be(model, look, gradients=True)
+
+
+def _unshared_if_need_be(model: nn.Module, look: Callable[[nn.Module], Result], gradients: bool) -> Result:
+    try:
+        return _looked_at(model, look, gradients, shared=True)
     except Written:
         pass
-    return _looked_at(model, look, shared=False)
+    return _looked_at(model, look, gradients, shared=False)
 
 
 @contextmanager
@@ -54,8 +63,10 @@ def looking(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _looked_at(model: nn.Module, look: Callable[[nn.Module], Result], shared: bool) -> Result:
-    with random_state_kept(devices_of(model)), torch.no_grad():
+def _looked_at(
+    model: nn.Module, look: Callable[[nn.Module], Result], gradients: bool, shared: bool
+) -> Result:
+    with random_state_kept(devices_of(model)), torch.set_grad_enabled(gradients):
         try:
             copied = copied_model(model, shared)
         except Exception:  # a stranger's attributes may not be such as can be copied
