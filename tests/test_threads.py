@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pixelize
+from pixelize.rewrites.state.precision import _settings
 
 SECONDS = 2.0
 X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -59,7 +60,7 @@ def process() -> list[object]:
         sys.stdout, sys.stderr, logging.root.manager.disable, list(warnings.filters), gc.isenabled(),
         nn.Module.__call__, nn.Module._call_impl, nn.Module.__getattr__, torch.is_grad_enabled(),
         dict(nn.modules.module._global_forward_hooks), dict(nn.modules.module._global_forward_pre_hooks),
-        torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision(), torch.get_default_dtype(),
+        [getattr(owner, name) for owner, name, _ in _settings()], torch.get_default_dtype(),
     ]  # fmt: skip
 
 

@@ -50,6 +50,8 @@ def unwritten(model: nn.Module, work: Callable[[], Result]) -> Result:
     except Exception:  # torch makes errors of its own of what is raised inside of it
         guard.check()
         raise
+    finally:
+        guard.memory = set()  # an interrupt may leave the modes on
     guard.check()
     return result
 
@@ -74,8 +76,7 @@ class _Guard(TorchDispatchMode):
         """Whether a value is in the memory of a parameter."""
         if not isinstance(value, Tensor) or value.layout is not torch.strided:
             return False
-        with torch._C.DisableTorchFunction():  # the caller's modes among them
-            return value.untyped_storage()._cdata in self.memory
+        return value.untyped_storage()._cdata in self.memory
 
     def refuse(self, values: Any) -> None:
         if any(self.holds(value) for value in tree_leaves(values)):
