@@ -3,7 +3,7 @@
     python benchmarks/repair_models.py --models FOLDER --only fsrcnn_x2,srgan_x4 --draws 3
     python benchmarks/repair_models.py --only gan-face-generate,demo,shuffle,nearest,logits,film
 
-Beside gan-face-generate's generator and the demo's, four networks are trained here for a minute each
+Beside gan-face-generate's generator and the demo's, four networks are trained here for minutes
 (small_networks.py; kept in runs/small_networks). ``--models`` is a folder with a ``zoo.py`` that has
 ``NAMES`` and ``load(name, fit, fresh)``, which gives a model in evaluation mode, inputs to fit to, fresh
 inputs, the truth or None, and the period. A draw takes other inputs to fit to.
