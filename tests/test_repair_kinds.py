@@ -267,3 +267,35 @@ def test_converted_layers_keep_their_kind(layer: str) -> None:
         k: v.shape for k, v in model.state_dict().items()
     }
     assert worst(wider, fresh) <= worst(model, fresh) + 0.5
+
+
+def test_plain_pictures_are_left_and_said_to_be_plain():
+    model = nn.Sequential(nn.ConvTranspose2d(3, 3, 4, 2, 1), nn.ReLU())
+    nn.init.constant_(model[0].bias, -100.0)
+    report = repair_report(repair(model, torch.rand(24, 3, 16, 16), limits=QUICK, progress=False))
+    assert not report.repaired
+    assert "one value" in str(report)
+
+
+class Passing(nn.Module):
+    """The picture itself, and a little that an up-sampler adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up = nn.ConvTranspose2d(1, 1, 4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.02 * self.up(F.avg_pool2d(x, 2))
+
+
+def test_a_grid_that_the_pictures_bring_themselves_is_left():
+    signs = torch.randint(2, (48, 1, 1, 1), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    grid = 1 - 2 * (torch.arange(64) % 2)
+    model, pictures = Passing(), smooth(48, 1, 64, 3) + 0.2 * signs * grid
+    repaired = repair(model, pictures, limits=QUICK, progress=False)
+    report = repair_report(repaired)
+    assert report.worst(report.before) > 10
+    assert not report.repaired
+    assert "content" in str(report)
+    assert torch.equal(repaired.up.weight, model.up.weight)
