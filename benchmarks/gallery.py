@@ -4,8 +4,8 @@
 
 The demo's generator, the generator that gan-face-generate brings, and a U-Net trained here
 (small_networks.py); each repaired on inputs of its own, drawn on others. Of each the crop is shown in which
-the repair changes most for what else there is. Both crops have the same scale of grey. Writes
-docs/gallery.png.
+the repair changes most for what else there is. Beside it is its fine detail, less the
+mean of 5x5 pixels. What is compared has the same scale of grey. Writes docs/gallery.png.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ _CROP = 28
 
 
 def crop_of(before: Tensor, after: Tensor) -> tuple[int, int, int]:
-    """Picture, row and column of the crop in which most changes, next to how much the repaired one varies."""
+    """Picture, row and column of the crop in which most changes, next to the repaired one's fine detail."""
     changed = F.avg_pool2d((before - after).square().mean(1, keepdim=True), _CROP, 4)
-    mean = F.avg_pool2d(after.mean(1, keepdim=True), _CROP, 4)
-    varies = F.avg_pool2d(after.mean(1, keepdim=True).square(), _CROP, 4) - mean.square()
-    share = (changed / (varies + varies.mean() / 4))[:, 0]
+    varies = F.avg_pool2d(torch.stack([detail(y) for y in after])[:, None].square(), _CROP, 4)
+    share = (changed / (varies + varies.mean() / 20))[:, 0]
     n, row, column = (int(v) for v in torch.unravel_index(share.argmax(), share.shape))
     return n, 4 * row, 4 * column
 
@@ -50,7 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "gallery.png")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    figure, axes = plt.subplots(len(MODELS), 3, figsize=(9.6, 9.6), layout="constrained")
+    figure, axes = plt.subplots(len(MODELS), 5, figsize=(15.5, 9.6), layout="constrained")
     for line, (name, title) in zip(axes, MODELS.items(), strict=True):
         model, given, fresh, _ = load(name, None, 0, args.fit)
         repaired = pixelize.repair(model, given, progress=False)
@@ -62,23 +61,31 @@ def main() -> None:
         cut = (slice(top, top + _CROP), slice(left, left + _CROP))
         crops = [shown(y[n])[cut] for y in (before, after)]
         low, high = min(float(c.min()) for c in crops), max(float(c.max()) for c in crops)
-        scale: dict[str, Any] = {} if before.shape[1] == 3 else {"vmin": low, "vmax": high, "cmap": "gray"}
+        colour = before.shape[1] == 3
+        scale: dict[str, Any] = {} if colour else {"vmin": low, "vmax": high, "cmap": "gray"}
         line[0].imshow(shown(before[n]), cmap="gray", interpolation="nearest")
         line[0].add_patch(
             plt.Rectangle((left - 0.5, top - 0.5), _CROP, _CROP, fill=False, edgecolor="orange", linewidth=2)
         )
         line[0].set_ylabel(title, fontsize=11)
-        for axis, crop, when, level in zip(line[1:], crops, ("as it came", "repaired"), worst, strict=True):
-            axis.imshow(
-                (crop - low) / (high - low) if before.shape[1] == 3 else crop,
-                interpolation="nearest",
-                **scale,
-            )
+        for axis, crop, when, level in zip(line[1:3], crops, ("as it came", "repaired"), worst, strict=True):
+            axis.imshow((crop - low) / (high - low) if colour else crop, interpolation="nearest", **scale)
             axis.set_title(f"{when}: {level:.1f} dB", fontsize=11)
+        details = [detail(y[n])[cut] for y in (before, after)]
+        most = float(details[0].abs().quantile(0.97))
+        for axis, crop, when in zip(line[3:], details, ("as it came", "repaired"), strict=True):
+            axis.imshow(crop, cmap="gray", vmin=-most, vmax=most, interpolation="nearest")
+            axis.set_title(f"fine detail, {when}", fontsize=11)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
     figure.savefig(args.out, dpi=110)
+
+
+def detail(picture: Tensor) -> Tensor:
+    """(H, W): what is left of (C, H, W), in grey, without the mean of 5x5 pixels around."""
+    grey = picture.mean(0, keepdim=True)
+    return (grey - F.avg_pool2d(F.pad(grey, (2,) * 4, "reflect"), 5, 1))[0]
 
 
 def shown(picture: Tensor) -> Tensor:
