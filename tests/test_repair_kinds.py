@@ -299,3 +299,10 @@ def test_a_grid_that_the_pictures_bring_themselves_is_left():
     assert not report.repaired
     assert "content" in str(report)
     assert torch.equal(repaired.up.weight, model.up.weight)
+
+
+def test_where_no_layer_can_be_another_that_is_said():
+    report = repair_report(
+        repair(Shuffle(), smooth(24, 3, 32, 3), layer="ipixeldcl", limits=QUICK, progress=False)
+    )
+    assert "no layer could become 'ipixeldcl'" in str(report).replace("\n    ", " ")

@@ -103,6 +103,10 @@ def repair(
                         work, taken = copy_model(result).float(), [floated(s) for s in taken]
                     if layer != "dcl":
                         work, replaced = with_other_layers(work, layer, taken[0])
+                        if not replaced:
+                            notes.append(
+                                f"no layer could become {layer!r}: the model's own taps were refitted"
+                            )
                     done = refit(work, taken, limits, bar)
         except NoPictureError as error:
             done, notes, work, replaced = Refit(report=RepairReport(notes=[str(error)])), [], result, []
