@@ -281,14 +281,8 @@ def _worst_rows(table: Table) -> list[Table | str]:
     ordered = sorted(table.rows, key=highest, reverse=True)
     kept = [row for row in table.rows if any(row is one for one in ordered[:ROWS])]
     rest = ordered[ROWS:]
-    return [
-        Table(table.heads, kept),
-        *(
-            [f"{len(rest)} other frequencies: {highest(rest[0]):+.1f} dB at most (--json lists them)"]
-            if rest
-            else []
-        ),
-    ]
+    told = f"{len(rest)} other frequencies: {highest(rest[0]):+.1f} dB at most (--json lists them)"
+    return [Table(table.heads, kept), told]
 
 
 def _print(found: RepairReport, verdict: str, written: Written) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,50 +71,47 @@ def frames(
 
     ``size``: (height, width) to resize to. Raises ArgumentError if it cannot be read.
     """
-    path, inside = place
-    told = f"{path}/{inside}" if inside else path
-    require("cli", told)
-    from PIL import Image, ImageSequence, UnidentifiedImageError
+    require("cli", _told(place))
+    from PIL import Image, ImageSequence
 
-    try:
-        with _opened(path, inside) as file, Image.open(file) as animation:
-            _check_pixels(animation.size)
-            for image in ImageSequence.Iterator(animation) if every_frame else (animation,):
-                frame, largest = _deep(image) or (image.convert("L" if grey else "RGB"), 255)
-                if size is not None:
-                    frame = frame.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-                array = np.array(frame, dtype=np.float32)
-                array /= largest
-                found = torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
-                if largest != 255:
-                    found = found.clamp(0, 1).expand(1 if grey else 3, -1, -1)
-                yield found.contiguous()
-    except (
-        UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, KeyError, RuntimeError,
-        zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
-    ) as error:  # fmt: skip
-        raise ArgumentError(_unreadable(told, error)) from error
+    with _readable(place) as animation:
+        for image in ImageSequence.Iterator(animation) if every_frame else (animation,):
+            frame, largest = _deep(image) or (image.convert("L" if grey else "RGB"), 255)
+            if size is not None:
+                frame = frame.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+            array = np.array(frame, dtype=np.float32)
+            array /= largest
+            found = torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+            if largest != 255:
+                found = found.clamp(0, 1).expand(1 if grey else 3, -1, -1)
+            yield found.contiguous()
 
 
 def sides_of(place: tuple[str, str | None]) -> tuple[int, int]:
     """A picture's height and width, of its header alone. Raises ArgumentError if it cannot be read."""
-    path, inside = place
-    told = f"{path}/{inside}" if inside else path
-    require("cli", told)
+    require("cli", _told(place))
+    with _readable(place) as image:
+        return image.size[1], image.size[0]
+
+
+@contextmanager
+def _readable(place: tuple[str, str | None]) -> Iterator[Any]:
+    """A file's picture, of a size that is read. Raises ArgumentError for what goes wrong in this: Pillow may
+    raise anything of a damaged file."""
     from PIL import Image
 
     try:
-        with _opened(path, inside) as file, Image.open(file) as image:
+        with _opened(*place) as file, Image.open(file) as image:
             _check_pixels(image.size)
-            return image.size[1], image.size[0]
-    except Exception as error:  # a damaged header may raise anything
-        raise ArgumentError(_unreadable(told, error)) from error
+            yield image
+    except _RefusedError as error:
+        raise ArgumentError(f"{_told(place)}: {error}") from error
+    except Exception as error:
+        raise ArgumentError(f"{_told(place)}: not a readable picture ({type(error).__name__})") from error
 
 
-def _unreadable(told: str, error: Exception) -> str:
-    if isinstance(error, _RefusedError):
-        return f"{told}: {error}"
-    return f"{told}: not a readable picture ({type(error).__name__})"
+def _told(place: tuple[str, str | None]) -> str:
+    return "/".join(part for part in place if part)
 
 
 class _RefusedError(ValueError):
