@@ -164,11 +164,7 @@ def main() -> None:
     head = ["what", "of", "weights MiB", "peak MiB", "kept MiB", "objects kept", "seconds"]
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for row in rows:
-        cells = [row[key] for key in head]
-        cells = [
-            f"{cell:.1f}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in cells
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(_cell(row[key]) for key in head) + " |")
     told = (
         "Resident memory at its highest over what it was before, each row in a process of its own that did "
         f"the same once before (with 10 batches), one thread, torch {torch.__version__}. Of data that may "

@@ -135,9 +135,9 @@ def sketches(pictures: Tensor) -> Tensor:
     return 1 - 2 * (edges * 2.5).clamp(0, 1)
 
 
-def scenes(count: int) -> tuple[Tensor, Tensor]:
-    """Scenes of textured shapes (N, 3, 64, 64) in [-1, 1] and their classes (N, 64, 64)."""
-    drawn = [draw_scene(n, 64) for n in range(count)]
+def scenes(count: int, first: int = 0, side: int = 64) -> tuple[Tensor, Tensor]:
+    """Scenes of textured shapes (N, 3, side, side) in [-1, 1] and their classes (N, side, side)."""
+    drawn = [draw_scene(first + n, side) for n in range(count)]
     pictures = torch.stack([torch.tensor(p).permute(2, 0, 1) for p, _ in drawn]).float() / 127.5 - 1
     return pictures, torch.stack([torch.tensor(m).long() for _, m in drawn])
 
@@ -146,8 +146,14 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(output, target) if target.dim() == 3 else (output - target).abs().mean()
 
 
-def train(model: nn.Module, inputs: Tensor, targets: Tensor, seconds: float) -> int:
-    """Adam, on the mean absolute error or the cross entropy; returns the number of steps."""
+def train(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    seconds: float,
+    loss: Callable[[Tensor, Tensor], Tensor] = loss,
+) -> int:
+    """Adam, on the mean absolute error or the cross entropy if not told; returns the number of steps."""
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     began, steps = time.process_time(), 0
     draw = torch.Generator().manual_seed(0)

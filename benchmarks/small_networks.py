@@ -10,15 +10,16 @@ Drawn scenes 0 to 1,199 train; what is fitted to and what is measured on come af
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from pathlib import Path
 
+import repair_trained
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelize.recipes.data.scenes import SCENE_CLASSES, draw_scene
+from pixelize.recipes.data.scenes import SCENE_CLASSES
 from pixelize.recipes.models.unet import UNet
 
 NAMES = ("shuffle", "nearest", "logits", "film")
@@ -67,19 +68,16 @@ class Film(nn.Module):
 
 def scenes(name: str, first: int, count: int) -> tuple[Tensor, Tensor]:
     """Inputs and truth for a network, from drawn scenes."""
-    drawn = [draw_scene(first + n, _SIDE if name != "film" else _SIDE + 8) for n in range(count)]
-    x = torch.stack([torch.tensor(p).permute(2, 0, 1) for p, _ in drawn]).float() / 127.5 - 1
+    x, classes = repair_trained.scenes(count, first, _SIDE if name != "film" else _SIDE + 8)
     if name == "logits":
-        return x, torch.stack([torch.tensor(m).long() for _, m in drawn])
+        return x, classes
     if name == "film":  # the camera moves
         x = torch.stack([x[..., n : n + _SIDE, 2 * n : 2 * n + _SIDE] for n in (0, 2, 4)], 1)
         small = F.interpolate(x.flatten(0, 1), scale_factor=0.5, mode="bilinear", antialias=True)
         return small.unflatten(0, (-1, 3)), x
-    return (
-        (F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True), x)
-        if name == "shuffle"
-        else (x, x)
-    )
+    if name == "shuffle":
+        return F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True), x
+    return x, x
 
 
 def trained(name: str, folder: Path) -> nn.Module:
@@ -92,22 +90,10 @@ def trained(name: str, folder: Path) -> nn.Module:
         model.load_state_dict(load_file(file))
         return model.eval()
     inputs, truth = scenes(name, 0, _TRAINED_ON)
-    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-    # two thirds of the pixels are ground: unweighted, a minute teaches to answer "ground"
-    rare = torch.tensor([1.0, *[6.0] * (len(SCENE_CLASSES) - 1)])
-    began = time.process_time()
-    while (spent := time.process_time() - began) < seconds:
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * max(0.05, 1 - spent / seconds)
-        at = torch.randint(len(inputs), (32,))
-        output = model(inputs[at])
-        if name == "logits":
-            off = F.cross_entropy(output, truth[at], rare)
-        else:
-            off = (output - truth[at]).abs().mean()
-        optimizer.zero_grad()
-        off.backward()
-        optimizer.step()
+    loss = repair_trained.loss
+    if name == "logits":  # two thirds of the pixels are ground: unweighted, a minute teaches to answer that
+        loss = partial(F.cross_entropy, weight=torch.tensor([1.0, *[6.0] * (len(SCENE_CLASSES) - 1)]))
+    repair_trained.train(model, inputs, truth, seconds, loss)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, file)
     return model.eval()
