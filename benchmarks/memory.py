@@ -1,6 +1,7 @@
-"""Memory of converting in place, calibrating and repairing, and of 200 conversions undone.
+"""Memory of converting in place, inheriting, calibrating and repairing, and of 200 conversions undone.
 
     python benchmarks/memory.py
+    python benchmarks/memory.py --only inherit    # the other rows as they stand in the file
 
 Each row is measured in a process of its own (Linux): resident memory at its highest, less what it was before,
 in MiB. Writes ``benchmarks/results/memory.json`` and ``.md``.
@@ -83,6 +84,13 @@ def looked_at(how: str, width: int) -> tuple[Any, Callable[[], Any]]:
     return model, act[how]
 
 
+def inherited(layer: str, width: int) -> tuple[Any, Callable[[], Any]]:
+    model = nn.Sequential(
+        nn.ConvTranspose2d(width, width, 4, 2, 1), nn.ConvTranspose2d(width, width, 4, 2, 1)
+    )
+    return model, lambda: pixelize.convert(model, layer)
+
+
 def calibrated(data: str, _: int) -> tuple[Any, Callable[[], Any]]:
     model = pixelize.convert(small(), "pixeldcl")
     return None, lambda: pixelize.calibrate(model, DATA[data](), progress=False)
@@ -109,6 +117,7 @@ def cycled(cycles: str, _: int) -> tuple[Any, Callable[[], Any]]:
 
 CASES: dict[str, Callable[[str, int], tuple[Any, Callable[[], Any]]]] = {
     "look": looked_at,
+    "inherit": inherited,
     "calibrate": calibrated,
     "repair": repaired,
     "convert and revert": cycled,
@@ -127,7 +136,8 @@ def measured(case: str, what: str, width: int) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     kept, act = CASES[case](what, width)
     if case != "convert and revert":  # the first call of a kind imports and fills what is kept for good
-        CASES[case]("inspect" if case == "look" else "10 batches", 8)[1]()
+        first = {"look": "inspect", "inherit": what}.get(case, "10 batches")
+        CASES[case](first, 8)[1]()
     weights = sum(p.nbytes for p in kept.parameters()) / 2**20 if kept is not None else None
     gc.collect()
     objects, before, started = len(gc.get_objects()), resident("VmRSS"), time.perf_counter()
@@ -136,9 +146,13 @@ def measured(case: str, what: str, width: int) -> dict[str, Any]:
     peak, seconds = resident("VmHWM") - before, time.perf_counter() - started
     del result
     gc.collect()
-    row = {"what": case if case != "look" else what, "of": what if case != "look" else "", "peak MiB": peak}
+    row = dict(zip(("what", "of"), _names(case, what), strict=True)) | {"peak MiB": peak}
     row |= {"weights MiB": weights, "kept MiB": resident("VmRSS") - before, "seconds": seconds}
     return row | {"objects kept": len(gc.get_objects()) - objects}
+
+
+def _names(case: str, what: str) -> tuple[str, str]:
+    return (case, what) if case != "look" else (what, "")
 
 
 def _cell(value: float | str | None) -> str:
@@ -151,13 +165,20 @@ def main() -> None:
     )
     parser.add_argument("--width", type=int, default=512, help="channels of the model that is converted")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--only", choices=CASES, help="measure this, and keep the other rows of the file")
     arguments = parser.parse_args()
     cases = [("look", how) for how in ("inspect", "convert, in place", "convert, a copy")]
+    cases += [("inherit", layer) for layer in ("ipixeldcl", "pixeldcl")]
     cases += [(case, data) for case in ("calibrate", "repair") for data in DATA]
     cases += [("convert and revert", str(n)) for n in (20, CYCLES)]
     context = multiprocessing.get_context("spawn")
+    written = json.loads((arguments.out / "memory.json").read_text()) if arguments.only else []
+    earlier = {(row["what"], row["of"]): row for row in written}
     rows = []
     for case in cases:
+        if arguments.only and case[0] != arguments.only:
+            rows.append(earlier[_names(*case)])
+            continue
         with context.Pool(1) as pool:
             rows.append(pool.apply(measured, (*case, arguments.width)))
         print(json.dumps(rows[-1]), flush=True)

@@ -138,7 +138,7 @@ def fit_stage(
     if layer.out_channels > PICTURE_CHANNELS or sees_input or stage.shared:
         solved = equations.solve()
     else:
-        channels = torch.eye(layer.out_channels // groups, device="cpu").to(equations.gram)
+        channels = torch.eye(layer.out_channels // groups, device="cpu").to(equations.cross)
         rows, wanted_rows = interpolation(stage, layer.stride, channels)
         solved = equations.solve_favouring(rows, wanted_rows, allowed_cost=allowed_cost)
     solved = solved.unflatten(1, (len(reads[targets[0]]), -1))

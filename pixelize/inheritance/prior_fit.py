@@ -9,21 +9,26 @@ have closed forms, and each stage is one linear solve, with the student's own ea
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from operator import add, sub
 
 import torch
 from torch import Tensor
 
 from pixelize.algebra.interpolation import PICTURE_CHANNELS, interpolation
-from pixelize.algebra.least_squares import FAVOUR, mean_power, solve_ridge
+from pixelize.algebra.least_squares import FAVOUR
 from pixelize.algebra.polyphase import Phase, PhaseFilter, Size, last_axes, phase_filters
 from pixelize.algebra.schedule import Feature, Schedule, Stage
+from pixelize.algebra.symmetric import Symmetric, squares
 from pixelize.rewrites import TransposedConv
 from pixelize.rewrites.state.precision import float64
 
 CORRELATION = 0.5
+CHANNELS = 128
+"""How many channels of filters are worked on at once."""
 RIDGES = (1e-6, 1e-4, 1e-2)
 """Relative to the mean feature's power; the larger ones where rounding leaves the smaller without effect."""
 ALLOWED_COST = 1.25
@@ -67,22 +72,24 @@ def fit_from_prior(
         weight = weight * deviation.reshape(-1, *(1,) * (weight.dim() - 1))
         mean = prior.mean.to(weight) / deviation
     targets = phase_filters(weight, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+    del weight  # a copy of its own
     moments = _Moments(mean, groups)
     student: dict[Phase, PhaseFilter] = {plan.anchor: targets[plan.anchor]}
     energy = sum(moments.power(f) for f in targets.values())
     missed = 0.0
     kernels = []
     for number, stage in enumerate(plan.stages):
-        kernel = weight.new_zeros(stage.kernel_shape(channels, groups, kernel_size))
         if number < input_stages:
             student.update({t: targets[t] for t in stage.targets})
-        else:
-            solutions, squared = _fit_stage(stage, student, targets, moments, plan.stride, allowed_cost)
-            missed += squared
-            stage.assemble(solutions, kernel, groups)
-            for target in stage.targets:
-                student[target] = _composite(stage.features(target), solutions[target], student)
-        kernels.append(kernel)
+            kernels.append(mean.new_zeros(stage.kernel_shape(channels, groups, kernel_size)))
+            continue
+        solutions, squared = _fit_stage(stage, student, targets, moments, plan.stride, allowed_cost)
+        missed += squared
+        kernels.append(mean.new_zeros(stage.kernel_shape(channels, groups, kernel_size)))
+        stage.assemble(solutions, kernels[-1], groups)
+        if stage is not plan.stages[-1]:  # nothing reads what the last one makes
+            made = {t: _composite(stage.features(t), solutions[t], student) for t in stage.targets}
+            student.update(made)
     return kernels, (max(missed, 0.0) / energy) ** 0.5 if energy > 0 else 0.0
 
 
@@ -94,16 +101,20 @@ class _Moments:
 
     def between(self, f: PhaseFilter, g: PhaseFilter, lag: Size) -> Tensor:
         """E f(j) g(j + lag)': (groups, C/groups, C/groups)."""
-        smooth = g.kernel
-        for axis in range(len(lag)):
-            here = f.origin[axis] + torch.arange(f.kernel.shape[2 + axis], device=smooth.device)
-            there = g.origin[axis] + lag[axis] + torch.arange(g.kernel.shape[2 + axis], device=smooth.device)
-            correlation = CORRELATION ** (here[:, None] - there).abs().to(smooth.dtype)
-            # moves the axis to the end, so that all are in order again once each was
-            smooth = torch.tensordot(smooth, correlation, dims=([2], [1]))
-        left, right = self._grouped(f.kernel), self._grouped(smooth)
-        means = (self._grouped(self._means(k.kernel)) for k in (f, g))
-        return left @ right.transpose(-1, -2) + next(means) @ next(means).transpose(-1, -2)
+        left, width = self._grouped(f.kernel), g.kernel.shape[0] // self.groups
+        correlations = []
+        for axis, q in enumerate(lag):
+            here = f.origin[axis] + torch.arange(f.kernel.shape[2 + axis], device=left.device)
+            there = g.origin[axis] + q + torch.arange(g.kernel.shape[2 + axis], device=left.device)
+            correlations.append(CORRELATION ** (here[:, None] - there).abs().to(left.dtype))
+        moment = self._grouped(self._means(f.kernel)) @ self._grouped(self._means(g.kernel)).mT
+        filters = g.kernel.unflatten(0, (self.groups, width)).split(CHANNELS, 1)
+        for smooth, part in zip(filters, moment.split(CHANNELS, -1), strict=True):
+            for correlation in correlations:
+                # moves the axis to the end, so that all are in order again once each was
+                smooth = torch.tensordot(smooth, correlation, dims=([3], [1]))
+            part.baddbmm_(left, smooth.flatten(2).mT)
+        return moment
 
     def power(self, f: PhaseFilter) -> float:
         """E |f(j)|^2, summed over the channels."""
@@ -130,75 +141,83 @@ def _fit_stage(
     allowed_cost: float,
 ) -> tuple[dict[Phase, Tensor], float]:
     """For each target (groups, features, C/groups, C/groups), and the expected squared error that is left."""
-    lags: dict[tuple[Phase, Phase, Size], Tensor] = {}
+    targets = stage.targets
+    # in a dense stage all targets read the same; in a shared one all have the same kernel
+    reads = [stage.features(t) for t in (targets if stage.shared else targets[:1])]
 
-    def between(f: Feature, g: Feature) -> Tensor:
-        lag = tuple(map(sub, g.offset, f.offset))
-        key, mirror = (f.source, g.source, lag), (g.source, f.source, tuple(-q for q in lag))
-        if key not in lags and mirror not in lags:
-            lags[key] = moments.between(student[f.source], student[g.source], lag)
-        return lags[key] if key in lags else lags[mirror].transpose(-1, -2)
-
-    def gram(target: Phase) -> Tensor:
-        features = stage.features(target)
-        first = between(features[0], features[0])
-        groups, width, _ = first.shape
-        # filled part by part: of thousands of features it is the largest thing there is
-        whole = first.new_empty(groups, len(features) * width, len(features) * width)
-        for i, f in enumerate(features):
-            for j, g in enumerate(features):
-                whole[:, i * width : (i + 1) * width, j * width : (j + 1) * width] = between(f, g)
-        return whole
+    def gram() -> Symmetric:
+        return _gram(reads, student, moments)
 
     def cross(target: Phase) -> Tensor:
         rows = [
-            moments.between(teacher[target], student[f.source], f.offset).transpose(-1, -2)
-            for f in stage.features(target)
+            moments.between(teacher[target], student[f.source], f.offset).mT for f in stage.features(target)
         ]
         return torch.cat(rows, -2)
 
-    targets = stage.targets
-    crosses = {t: cross(t) for t in targets}
-    # in a dense stage all targets read the same; in a shared one all have the same kernel
-    read = targets if stage.shared else targets[:1]
-    right = [sum(crosses.values())] if stage.shared else list(crosses.values())
-    wanted = torch.cat(right, -1)  # type: ignore[arg-type]
+    wanted = sum(map(cross, targets)) if stage.shared else torch.cat([cross(t) for t in targets], -1)
+    assert isinstance(wanted, Tensor)
     power = sum(moments.power(teacher[t]) for t in targets)
+    width = wanted.shape[-1] if stage.shared else wanted.shape[-1] // len(targets)
+    if moments.groups * width <= PICTURE_CHANNELS and not stage.shared:
+        solved, missed = _solve(gram, wanted.clone(), power)
+        rows, made = interpolation(stage, stride, torch.eye(width, device="cpu").to(wanted))
+        plain = gram()
+        weight = FAVOUR * plain.mean_power()[:, None, None]
 
-    def total() -> Tensor:
-        return sum((gram(t) for t in read[1:]), gram(read[0]))
+        def favouring() -> Symmetric:
+            heavier = plain.clone()
+            heavier.add_products(rows, weight)
+            return heavier
 
-    solved, missed = _solve(total, wanted, power)
-    if wanted.shape[0] * crosses[targets[0]].shape[-1] <= PICTURE_CHANNELS and not stage.shared:
-        channels = torch.eye(wanted.shape[-1] // len(targets), device="cpu").to(wanted)
-        rows, made = interpolation(stage, stride, channels)
-        weight = FAVOUR * mean_power(total())[:, None, None]
-        kept, _ = _solve(lambda: total() + weight * (rows.T @ rows), wanted + weight * (rows.T @ made), power)
-        cost = power + float((kept * (total() @ kept - 2 * wanted)).sum())
+        kept, _ = _solve(favouring, wanted + weight * (rows.T @ made), power)
+        cost = power + float((kept * (plain.times(kept) - 2 * wanted)).sum())
         if cost <= min(allowed_cost**2 * missed, power):  # no worse than none at all
             solved, missed = kept, cost
+    else:
+        solved, missed = _solve(gram, wanted, power)
     parts = [solved] * len(targets) if stage.shared else solved.chunk(len(targets), -1)
-    count = len(stage.features(targets[0]))
-    solutions = {t: beta.unflatten(-2, (count, -1)) for t, beta in zip(targets, parts, strict=True)}
+    solutions = {t: beta.unflatten(-2, (len(reads[0]), -1)) for t, beta in zip(targets, parts, strict=True)}
     return solutions, missed
 
 
-def _solve(gram: Callable[[], Tensor], right: Tensor, power: float) -> tuple[Tensor, float]:
-    """The solution for the smallest ridge that rounding allows, and ``power`` less what it explains.
+def _gram(
+    reads: list[tuple[Feature, ...]], student: dict[Phase, PhaseFilter], moments: _Moments
+) -> Symmetric:
+    """The second moments of what is read, summed over the targets that read it."""
+    # a moment depends on two sources and a lag, and stands in many places: none is kept
+    places: dict[tuple[Phase, Phase, Size], list[tuple[int, int]]] = defaultdict(list)
+    for features in reads:
+        for (i, f), (j, g) in product(enumerate(features), repeat=2):
+            if i >= j:
+                places[f.source, g.source, tuple(map(sub, g.offset, f.offset))].append((i, j))
+    kernel = student[reads[0][0].source].kernel
+    width = kernel.shape[0] // moments.groups
+    whole = Symmetric(moments.groups, len(reads[0]) * width, kernel.dtype, kernel.device, block=width)
+    while places:
+        (source, other, lag), at = places.popitem()
+        moment = moments.between(student[source], student[other], lag)
+        for i, j in at:
+            whole.add_block(i * width, j * width, moment)
+        for i, j in places.pop((other, source, tuple(-q for q in lag)), ()):
+            whole.add_block(i * width, j * width, moment.mT)
+    return whole
 
-    ``gram()`` makes the matrix, each time anew: of thousands of features it is the largest thing there is,
-    and is factored where it lies. With (G + r I) s = w the error power - 2 s'w + s'G s is
-    power - s'w - r |s|^2.
+
+def _solve(gram: Callable[[], Symmetric], right: Tensor, power: float) -> tuple[Tensor, float]:
+    """The solution, in the place of ``right``, for the smallest ridge that rounding allows, and ``power``
+    less what it explains.
+
+    ``gram()`` makes the matrix, each time anew: it is factored where it lies. With (G + r I) s = w the error
+    power - 2 s'w + s'G s is power - s'w - r |s|^2.
     """
     for ridge in RIDGES:
         whole = gram()
-        added = ridge * mean_power(whole)
-        solution = solve_ridge(whole, right, added, overwrite=True)
-        if solution is not None:
-            explained = (solution * right).sum() + (added * solution.square().sum((-1, -2))).sum()
-            return solution, power - float(explained)
+        added = ridge * whole.mean_power()
+        if whole.factor(added):
+            explained = whole.solve(right) + added * squares(right)
+            return right, power - float(explained.sum())
         del whole  # before the next is made
-    return torch.zeros_like(right), power
+    return right.zero_(), power
 
 
 def _composite(
