@@ -38,7 +38,7 @@ class Symmetric:
         new = Symmetric(
             len(self.panels[0]), self.size, self._numbers.dtype, self._numbers.device, self._block
         )
-        new._numbers.copy_(old)
+        new._numbers.copy_(self._numbers)
         return new
 
     def add_block(self, row: int, column: int, values: Tensor) -> None:
