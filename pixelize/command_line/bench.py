@@ -15,12 +15,12 @@ from pixelize.benchmarking.machine import describe_machine
 from pixelize.benchmarking.timing import compare_modules, measure_ceilings
 from pixelize.command_line.options import (
     ModelOptions,
-    check_runs,
     libraries_silent,
     print_error,
     print_json,
     print_text,
     progress,
+    runnable,
     takes_model,
 )
 from pixelize.conversion.convert import convert
@@ -81,7 +81,7 @@ def bench_command(
         with progress("building the model") as tell:
             opened = options.open()
             built = opened.model
-            example = options.read(opened, batch)[0][0]
+            example = runnable(built, options.read(opened, batch)[0][:1])[0]
             tell("converting")
             design: dict[str, Any] = dict(
                 dependency_groups=dependency_groups, dependency_kernel_size=dependency_kernel_size,
@@ -125,7 +125,6 @@ def _variants(
     """The model as it came and converted; ``"dcl"`` beside others may find nothing to convert."""
     if converted_modules(built):
         raise ArgumentError("the model is converted already; bench converts one that is not")
-    check_runs(built, example)
     models = {"as it came": built}
     for layer in layers:
         init = "random" if layer == "pixeldcl" else "inherit"  # a fit would not change its speed

@@ -11,12 +11,12 @@ from pixelize.checkpoints.formats import is_checkpoint
 from pixelize.command_line.options import (
     Count,
     ModelOptions,
-    check_runs,
     check_writable,
     print_error,
     print_json,
     print_text,
     progress,
+    runnable,
     takes_model,
 )
 from pixelize.conversion.convert import convert
@@ -112,7 +112,7 @@ def convert_command(
             )
         fitted = init == "calibrate" or layer == "auto"
         samples, _ = options.read(opened, count if fitted else 1)
-        check_runs(built, samples[0])
+        samples = runnable(built, samples)
         if fitted and not options.data:
             print_error("note: no --data: fitted on what was drawn; real inputs are better")
         tell("converting")

@@ -8,10 +8,10 @@ import typer
 
 from pixelize.command_line.options import (
     ModelOptions,
-    check_runs,
     print_error,
     print_json,
     progress,
+    runnable,
     takes_model,
 )
 from pixelize.diagnosis.diagnose import diagnose
@@ -39,7 +39,7 @@ def diagnose_command(
     with progress("reading the model") as tell:
         opened = options.open()
         samples, told = options.read(opened, count, crop)
-        check_runs(opened.model, samples[0])
+        samples = runnable(opened.model, samples)
         tell("running it without one up-sampler at a time")
         found = diagnose(opened.model, samples)
     if not opened.trained:

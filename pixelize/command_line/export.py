@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from pixelize.benchmarking.timing import compare_modules, measure_ceilings
 from pixelize.command_line.options import (
     ModelOptions,
-    check_runs,
     check_writable,
     libraries_silent,
     print_error,
     print_json,
     print_text,
     progress,
+    runnable,
     takes_model,
 )
 from pixelize.conversion.fold import fold
@@ -66,7 +66,7 @@ def fold_command(
     with progress("building the model") as tell:
         opened = options.open()
         samples, told = options.read(opened, 8)
-        check_runs(opened.model, samples[0])
+        samples = runnable(opened.model, samples)
         tell("folding")
         folded = fold(opened.model)
         tell("measuring")
@@ -115,7 +115,7 @@ def export_command(
     with progress("building the model") as tell:
         opened = options.open()
         samples, told = options.read(opened, 2)
-        check_runs(opened.model, samples[0])
+        samples = runnable(opened.model, samples)
         exported = fold(opened.model) if folded else opened.model
         result: dict[str, Any] = {"model": options.model, "data": told}
         if folded:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pixelize.errors import ArgumentError
 from pixelize.rewrites.state.evaluation import evaluation
+from pixelize.running.batches import samples_of, selected
 from pixelize.running.inputs import shape_of
 from pixelize.running.outputs import tensors
 from pixelize.running.pictures import run
@@ -186,19 +187,29 @@ def check_writable(out: Path) -> None:
         raise ArgumentError(f"{out}: nothing can be written there ({error.strerror})") from error
 
 
-def check_runs(model: nn.Module, example: Any) -> None:
-    """Raises ArgumentError if the model does not take ``example``, or gives NaN or inf for it."""
+def runnable(model: nn.Module, batches: list[Any]) -> list[Any]:
+    """``batches`` as the model takes them: as they are, or one sample at a time where it takes no more.
+
+    Raises ArgumentError if the model does not run on the first of them, or gives NaN or inf for it.
+    """
+    count = samples_of(batches[0])
+    trouble = _trouble(model, batches[0])
+    if trouble and count > 1 and not _trouble(model, selected(batches[0], slice(0, 1), count)):
+        return [selected(b, slice(n, n + 1), m) for b in batches for m in [samples_of(b)] for n in range(m)]
+    if trouble:
+        raise ArgumentError(f"the model {trouble} an input of shape {shape_of(batches[0])}")
+    return batches
+
+
+def _trouble(model: nn.Module, example: Any) -> str:
+    """What is wrong when the model runs on ``example``; empty if nothing is."""
     with evaluation(model):
         try:
             found = tensors(run(model, example))
         except Exception as error:  # a stranger's forward may raise anything
             text = " ".join(str(error).split())[:300]
-            raise ArgumentError(
-                f"the model could not be run on an input of shape {shape_of(example)}: "
-                f"{type(error).__name__}: {text}"
-            ) from error
-    if not all(torch.isfinite(value).all() for value in found):
-        raise ArgumentError(f"the model gives NaN or inf for an input of shape {shape_of(example)}")
+            return f"could not be run ({type(error).__name__}: {text}) on"
+    return "" if all(torch.isfinite(value).all() for value in found) else "gives NaN or inf for"
 
 
 def print_json(data: Any) -> None:

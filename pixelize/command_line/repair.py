@@ -18,12 +18,12 @@ from pixelize.checkpoints.patch import patched
 from pixelize.command_line.options import (
     AsJson,
     ModelOptions,
-    check_runs,
     check_writable,
     print_error,
     print_json,
     print_text,
     progress,
+    runnable,
     takes_model,
 )
 from pixelize.conversion.saved import save
@@ -96,7 +96,7 @@ def repair_command(
         check_writable(out)
         tell("reading the data")
         samples, told = options.read(opened, count, crop)
-        check_runs(opened.model, samples[0])
+        samples = runnable(opened.model, samples)
         if out.suffix.lower() == ".onnx":
             _check_import(opened, samples[0])
     if not options.as_json:

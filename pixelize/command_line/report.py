@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from pixelize.command_line.options import (
     Count,
     ModelOptions,
-    check_runs,
     check_writable,
     moved,
     print_json,
     print_text,
     progress,
+    runnable,
     takes_model,
 )
 from pixelize.conversion.convert import convert
@@ -96,7 +96,7 @@ def report_command(
         real = [x for x in read_inputs([natural]) if isinstance(x, Tensor)] if natural else None
         folder = Path(options.model)
         named: dict[str, nn.Module] = {folder.name if folder.is_dir() else "before": built}
-        check_runs(built, samples[0])
+        samples = runnable(built, samples)
         made, notes = report(built) if converted_modules(built) else None, []
         for other in _others(others):
             tell(f"making {other}")

@@ -218,6 +218,8 @@ def calls_of(model: nn.Module, run: Callable[[], Tensor]) -> list[SeenCall]:
     with torch.enable_grad(), Watch(look, shuffled):
         picture = run()
     size = (picture.shape[-2], picture.shape[-1])
+    weights = {names[id(p)]: p for sight in seen for p in leaves_of(sight.weight) if id(p) in names}
+    overwritten = _overwritten(model, weights, run)
     found = []
     for number, sight in enumerate(seen):
         weight, doubts = "", ""
@@ -226,6 +228,8 @@ def calls_of(model: nn.Module, run: Callable[[], Tensor]) -> list[SeenCall]:
             weight = names[id(behind[0])]
         else:
             doubts = "its weight is no parameter of the model, nor computed from one of its shape"
+        if weight in overwritten:
+            doubts = "the model computes its weight anew whenever it runs"
         bias = "" if sight.bias is None else names.get(id(sight.bias), "")
         scales = _scale(size, sight.read, sight.kind), _scale(size, sight.made, sight.kind)
         cost = sight.multiply_adds / max(1, len(picture))
@@ -234,6 +238,18 @@ def calls_of(model: nn.Module, run: Callable[[], Tensor]) -> list[SeenCall]:
             SeenCall(number, sight.kind, weight, bias, *scales, sight.features, cost, doubts, factor)
         )
     return found
+
+
+def _overwritten(model: nn.Module, weights: Mapping[str, Tensor], run: Callable[[], Tensor]) -> set[str]:
+    """Those that a run puts back to other numbers: what is refitted there would not last."""
+
+    def other(weight: Tensor) -> Tensor:
+        return weight.detach() * 1.01 + 1e-3
+
+    values = {name: other(w) for name, w in weights.items() if w.is_floating_point()}
+    with torch.no_grad(), replaced(model, values):
+        run()
+    return {name for name, value in values.items() if not torch.equal(value, other(weights[name]))}
 
 
 @dataclass(frozen=True)

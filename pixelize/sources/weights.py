@@ -78,6 +78,8 @@ def _candidates(value: Any, expected: Mapping[str, Tensor], place: str = "") -> 
     """Every mapping of keys to tensors in a checkpoint, as the tensors' names in the file by those keys: as
     it is, and cut to what follows whatever stands before one of the ``expected`` keys.
     """
+    if isinstance(value, list | tuple):
+        value = {str(number): part for number, part in enumerate(value) if not isinstance(part, Tensor)}
     if not isinstance(value, Mapping):
         return []
     found = []

@@ -1,0 +1,270 @@
+"""``pixelize repair`` on every form in which people keep checkpoints, with repair's own numbers."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_repair_command import CODE
+from test_repair_files import SPANDREL, real_esrgan
+from torch import Tensor, nn
+
+from pixelize.command_line import repair as command
+from pixelize.refit.limits import RepairLimits
+from pixelize.refit.repair import repair
+from pixelize.running.pictures import run as model_run
+from pixelize.sources.inputs import padded
+from pixelize.sources.opened import open_model
+from pixelize.sources.pictures import drawn
+
+QUICK = RepairLimits(portion=8, first_rounds=0, steps=3, layers=2, patience=0, done=0.5, multiply_adds=1e9)
+
+
+@pytest.fixture
+def repaired(monkeypatch) -> list[nn.Module]:
+    """The models that the command repaired; they are fitted less than they would be."""
+    found: list[nn.Module] = []
+
+    def quick(model: nn.Module, data: Any, progress: bool) -> nn.Module:
+        found.append(repair(model, data, progress=progress, limits=QUICK))
+        return found[-1]
+
+    monkeypatch.setattr(command, "repair", quick)
+    return found
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, command_line, repaired):
+    """The command where there are pictures."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grid.py").write_text(CODE)
+    (tmp_path / "photos").mkdir()
+    for number, picture in enumerate(drawn(6, 48, 3, 0)):
+        array = (255 * picture).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(array).save(tmp_path / "photos" / f"{number}.png")
+    return functools.partial(command_line, "repair")
+
+
+OPTIONS = ("--data", "photos", "--count", "8", "--crop", "24", "--no-page")
+
+
+def lightning(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a Trainer of Lightning keeps, with an averaged copy under a callback."""
+    return {
+        "epoch": 3, "global_step": 120, "pytorch-lightning_version": "2.5.0",
+        "state_dict": OrderedDict((f"model.{k}", v) for k, v in state.items()),
+        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 4}}}},
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.5)}},
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(120.0), "exp_avg": torch.ones(3)}},
+                              "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0]}]}],
+        "lr_schedulers": [], "hparams_name": "kwargs", "hyper_parameters": {"lr": 1e-3, "layers": [1, 2]},
+    }  # fmt: skip
+
+
+def ema(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    other = {k: v + 0.01 for k, v in state.items()}
+    return {"state_dict": other, "ema_state_dict": dict(state), "step": 9, "note": None}
+
+
+# by name: what is kept in the file, and how its own program finds the weights in there
+FORMS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], Callable[[Any], dict[str, Tensor]]]] = {
+    "plain.pth": (lambda s: s, lambda t: t),
+    "plain.bin": (lambda s: OrderedDict(s), lambda t: t),
+    "old.pt": (lambda s: {"model": s}, lambda t: t["model"]),
+    "float16.pth": (
+        lambda s: {k: v.half() for k, v in s.items()}, lambda t: {k: v.float() for k, v in t.items()}
+    ),
+    "bfloat16.ckpt": (
+        lambda s: {"state_dict": {k: v.bfloat16() for k, v in s.items()}},
+        lambda t: {k: v.float() for k, v in t["state_dict"].items()},
+    ),
+    "parallel.pth": (
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda t: {k.removeprefix("module."): v for k, v in t.items()},
+    ),
+    "parameters.pth": (lambda s: {k: nn.Parameter(v) for k, v in s.items()}, lambda t: t),
+    "lightning.ckpt": (
+        lightning, lambda t: {k.removeprefix("model."): v for k, v in t["state_dict"].items()}
+    ),
+    "params_ema.pth": (
+        lambda s: {"params": {k: v + 0.01 for k, v in s.items()}, "params_ema": s}, lambda t: t["params_ema"]
+    ),
+    "ema.pth": (ema, lambda t: t["ema_state_dict"]),
+    "nested.pth": (
+        lambda s: {"nets": [{"gan": {"G": s, "D": {"w": torch.ones(2)}}}], "args": {"size": (2, 3)}},
+        lambda t: t["nets"][0]["gan"]["G"],
+    ),
+    "plain.safetensors": (lambda s: s, lambda t: t),
+    "float16.safetensors": (
+        lambda s: {k: v.half() for k, v in s.items()}, lambda t: {k: v.float() for k, v in t.items()}
+    ),
+    "bfloat16.safetensors": (
+        lambda s: {k: v.bfloat16() for k, v in s.items()}, lambda t: {k: v.float() for k, v in t.items()}
+    ),
+    "parallel.safetensors": (
+        lambda s: {f"module.{k}": v for k, v in s.items()} | {"step": torch.tensor(4)},
+        lambda t: {k.removeprefix("module."): v for k, v in t.items() if k != "step"},
+    ),
+}  # fmt: skip
+
+
+def saved(tree: Any, path: Path) -> None:
+    if path.suffix == ".safetensors":
+        save_file({k: v.clone() for k, v in tree.items()}, path, metadata={"by": "somebody", "n": "2"})
+    else:
+        torch.save(tree, path, _use_new_zipfile_serialization=not path.name.startswith("old"))
+
+
+def read(path: Path) -> Any:
+    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+
+
+def difference(before: Any, after: Any, place: str = "") -> list[str]:
+    """Where two trees differ; what is no tensor, and each tensor's type and form, must not."""
+    assert type(before) is type(after), place
+    if isinstance(before, Tensor):
+        for known in ("dtype", "shape", "requires_grad"):
+            assert getattr(before, known) == getattr(after, known), place
+        assert before.stride() == after.stride(), place
+        return [] if torch.equal(before, after) else [place]
+    if isinstance(before, Mapping):
+        assert list(before) == list(after), place
+        return [name for k in before for name in difference(before[k], after[k], f"{place}/{k}")]
+    if isinstance(before, list | tuple):
+        assert len(before) == len(after), place
+        pairs = enumerate(zip(before, after, strict=True))
+        return [name for n, (a, b) in pairs for name in difference(a, b, f"{place}/{n}")]
+    assert before == after, place
+    return []
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_checkpoint_of_any_form_becomes_the_same_but_for_what_was_refitted(
+    name, run, tmp_path, command_line
+):
+    kept, weights_in = FORMS[name]
+    model = open_model("grid.py:Net").model
+    saved(kept(model.state_dict()), path := tmp_path / name)
+    out = tmp_path / "new" / name
+    code, told, err = run(name, "--arch", "grid.py:Net", *OPTIONS, "--out", str(out))
+    assert (code, err) == (0, ""), told + err
+    before, after = read(path), read(out)
+    (changed,) = difference(before, after)
+    assert changed.endswith("1.weight") and ("ema" in changed) == ("ema" in name)
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as a, safe_open(out, "pt") as b:
+            assert a.metadata() == b.metadata() == {"by": "somebody", "n": "2"}
+    host = open_model("grid.py:Net").model
+    host.load_state_dict(weights_in(after))  # as the program does whose file it is
+    pictures = torch.stack(list(drawn(4, 32, 3, 9)))
+    with torch.no_grad():
+        power = [phases_apart(m(pictures)) for m in (model, host)]
+    assert power[1] < power[0] / 10
+    patch = out.with_name(f"{out.stem}.patch.safetensors")
+    assert command_line("apply", str(patch), name, "--out", str(tmp_path / f"applied{path.suffix}"))[0] == 0
+    assert difference(after, read(tmp_path / f"applied{path.suffix}")) == []
+
+
+def phases_apart(pictures: Tensor) -> float:
+    """Mean square by which the means of the four phases of each picture differ."""
+    means = torch.stack([pictures[..., i::2, j::2].mean((-2, -1)) for i in (0, 1) for j in (0, 1)])
+    return (means - means.mean(0)).square().mean().item()
+
+
+# the forms in which spandrel's users keep them, one after the other
+WRAPPINGS: list[tuple[str, Callable[[dict[str, Tensor]], Any]]] = [
+    (".pth", lambda s: {"params": {k: v + 1 for k, v in s.items()}, "params_ema": s}),
+    (".safetensors", lambda s: s),
+    (".pth", lambda s: {f"module.{k}": v for k, v in s.items()}),
+    (".ckpt", lambda s: {"epoch": 3, "state_dict": s, "hyper_parameters": {"lr": 1e-3}}),
+    (".pt", lambda s: s),
+    (".pth", lambda s: {"params": s}),
+    (".safetensors", lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()}),
+    (".pth", lambda s: {"model": {"state_dict": OrderedDict(s)}}),
+]  # fmt: skip
+
+
+# those that so short a fit may leave as they are, and those that it takes long for
+HARD, LONG = ("ESRGAN",), ("RealCUGAN", "OmniSR", "SwiftSRGAN", "SCUNet")
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, id=name) for n, name in enumerate(SPANDREL) if name not in LONG]
+)
+def test_an_architecture_of_spandrel(number, run, repaired, tmp_path):
+    """A small network of random numbers, whose phases differ as they came. What the library itself makes of
+    the file is what the repaired model makes, and nothing else in the file has changed."""
+    spandrel = pytest.importorskip("spandrel")
+    folder = list(SPANDREL)[number]
+    name, options = SPANDREL[folder]
+    torch.manual_seed(0)
+    made = getattr(importlib.import_module(f"spandrel.architectures.{folder}"), name)(**options)
+    state = made.state_dict()
+    if folder == "ESRGAN":  # the keys of Real-ESRGAN, which spandrel renames when it reads them
+        state = {real_esrgan(k): v for k, v in state.items()}
+    suffix, wrapping = WRAPPINGS[number % len(WRAPPINGS)]
+    saved(wrapping(state), path := tmp_path / f"w{suffix}")
+    code, told, err = run(str(path), *OPTIONS, "--out", f"new/w{suffix}")
+    if code == 4:
+        assert "Could not be repaired although a pattern stands out" in told and folder in HARD
+        assert not (tmp_path / "new").exists()
+        return
+    assert (code, err) == (0, ""), told + err
+    before, after = read(path), read(out := tmp_path / "new" / f"w{suffix}")
+    changed = difference(before, after)
+    assert 1 <= len(changed) <= 4 and not any("eval_conv" in name for name in changed)
+    picture = padded(torch.rand(3, 40, 32), open_model(str(path)).preparation)[None]
+    with torch.no_grad():
+        found = spandrel.ModelLoader().load_from_file(out)(picture.clone())
+        half = number % len(WRAPPINGS) == 6
+        close = dict(atol=2e-2, rtol=1e-2) if half else dict(atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found, model_run(repaired[0].eval(), picture).clamp(0, 1), **close)
+
+
+RECOMPUTED = """
+class Merged(nn.Module):
+    \"""Its convolution's weight is put together from two others whenever it runs.\"""
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(12, 3, 3, 3) / 5)
+        self.second = nn.Parameter(torch.randn(12, 3, 1, 1) / 5)
+        self.merged, self.up = nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2)
+
+    def forward(self, x):
+        self.merged.weight.data = (self.first + nn.functional.pad(self.second, [1] * 4)).data
+        return self.up(self.merged(x))
+"""
+
+
+def test_a_weight_that_is_computed_anew_is_not_what_is_repaired(run, tmp_path):
+    (tmp_path / "merged.py").write_text(CODE + RECOMPUTED)
+    torch.save(open_model("merged.py:Merged").model.state_dict(), "w.pth")
+    code, told, _ = run("w.pth", "--arch", "merged.py:Merged", *OPTIONS, "--out", "r.pth")
+    assert code == 4 and "the model computes its weight anew whenever it runs" in " ".join(told.split())
+
+
+BATCH_OF_ONE = """
+class Single(Net):
+    def forward(self, x):
+        assert len(x) == 1, "one at a time"
+        return super().forward(x)
+"""
+
+
+def test_a_model_that_takes_one_picture_at_a_time(run, tmp_path, command_line):
+    (tmp_path / "single.py").write_text(CODE + BATCH_OF_ONE)
+    torch.save(open_model("single.py:Single").model.state_dict(), "w.pth")
+    arch = ("--arch", "single.py:Single")
+    assert run("w.pth", *arch, *OPTIONS, "--out", "r.pth")[0] == 0
+    assert command_line("diagnose", "w.pth", *arch, "--data", "photos", "--crop", "32")[0] == 0
+    code, _, err = run("w.pth", *arch, "--data", "4x5x24x24", "--out", "r.pth")
+    assert code == 1 and "4x5x24x24" in err and len(err.splitlines()) == 1
