@@ -5,7 +5,8 @@
     python benchmarks/coverage_nd.py --only monai/     # those whose name contains the text
 
 Every model is small and has random weights; nothing is downloaded. Vocoders and audio codecs of transformers
-and diffusers, diffusers' video autoencoders, MONAI's networks. For each one: the sites by kind, the relative
+and diffusers, diffusers' video autoencoders, MONAI's networks, nnU-Net's (``dynamic-network-architectures``).
+For each one: the sites by kind, the relative
 error of the outputs after ``pixelize.convert`` in float64 at the captured size, at another, odd one, and with
 two samples; and what up-samples and is not converted, with the reason. Writes ``results/coverage_nd.json`` and
 ``.md``.
@@ -37,7 +38,7 @@ Case = tuple[Callable[[], nn.Module], Size, Size]
 
 def catalogue() -> dict[str, Case]:
     """Every model by ``library/name``."""
-    return {**_transformers(), **_diffusers(), **_monai()}
+    return {**_transformers(), **_diffusers(), **_monai(), **_nnunet()}
 
 
 def _transformers() -> dict[str, Case]:
@@ -92,6 +93,26 @@ def _diffusers() -> dict[str, Case]:
         return diffusers.AutoencoderOobleck(
             encoder_hidden_size=8, channel_multiples=[1, 2, 4], decoder_channels=8, decoder_input_channels=4, downsampling_ratios=[2, 4, 8],
         )  # fmt: skip
+
+    def kvae_audio() -> nn.Module:
+        import diffusers
+
+        return diffusers.AutoencoderKLKVAEAudio(
+            encoder_dim=4, encoder_rates=[2, 4], latent_dim=16, codebook_dim=4, decoder_dim=16, decoder_rates=[4, 2], attn_num_heads=2,
+        )  # fmt: skip
+
+    def minimax_audio() -> nn.Module:
+        import diffusers
+
+        return diffusers.AutoencoderKLMiniMaxH3Audio(
+            encoder_dim=4, encoder_rates=(2, 5), latent_dim=16, latent_channels=4, num_attention_heads=2, decoder_dim=32, decoder_rates=(5, 2),
+            decoder_kernel_sizes=(9, 4),
+        )  # fmt: skip
+
+    def allegro() -> nn.Module:  # the whole model decodes in tiles only
+        import diffusers
+
+        return diffusers.AutoencoderKLAllegro(**{**four, **blocks("Allegro"), "norm_num_groups": 4}).decoder
 
     film, other = (1, 3, 9, 32, 32), (1, 3, 5, 48, 32)
     four: dict[str, Any] = {
@@ -153,7 +174,20 @@ def _diffusers() -> dict[str, Case]:
         "AutoencoderKLCosmos": cosmos,
         "AutoencoderKLMagvit": {**four, **magvit, "block_out_channels": [8] * 4, "norm_num_groups": 8},
     }
-    cases: dict[str, Case] = {"diffusers/AutoencoderOobleck": (oobleck, (1, 2, 448), (1, 2, 320))}
+    ltx2 = {
+        "out_channels": 3, "latent_channels": 8, "block_out_channels": (8, 16, 32, 64), "decoder_block_out_channels": (8, 16, 32), "layers_per_block": (1,) * 5,
+        "decoder_layers_per_block": (1,) * 4, "patch_size": 1,
+    }  # fmt: skip
+    cases: dict[str, Case] = {
+        "diffusers/AutoencoderOobleck": (oobleck, (1, 2, 448), (1, 2, 320)),
+        "diffusers/AutoencoderKLKVAEAudio": (kvae_audio, (1, 1, 344), (1, 1, 200)),
+        "diffusers/AutoencoderKLMiniMaxH3Audio": (minimax_audio, (1, 1, 350), (1, 1, 210)),
+        "diffusers/AutoencoderKLLTX2Video": (partial(build, "AutoencoderKLLTX2Video", **ltx2), film, (1, 3, 17, 64, 32)),
+        "diffusers/AutoencoderKLLTX2Video zeros": (
+            partial(build, "AutoencoderKLLTX2Video", **ltx2, decoder_spatial_padding_mode="zeros"), film, (1, 3, 17, 64, 32),
+        ),
+        "diffusers/AutoencoderKLAllegro decoder": (allegro, (1, 4, 3, 5, 7), (1, 4, 4, 6, 5)),
+    }
     return {
         **cases,
         **{
@@ -210,6 +244,31 @@ def _monai() -> dict[str, Case]:
             (1, channels, *second[:n]),
         )
     return cases
+
+
+def _nnunet() -> dict[str, Case]:
+    def build(name: str, n: int, **settings: Any) -> nn.Module:
+        import dynamic_network_architectures.architectures.unet as nets
+
+        conv, norm = ((nn.Conv2d, nn.InstanceNorm2d), (nn.Conv3d, nn.InstanceNorm3d))[n - 2]
+        each = "n_blocks_per_stage" if "Residual" in name else "n_conv_per_stage"
+        return getattr(nets, name)(
+            input_channels=1, num_classes=3, n_stages=4, features_per_stage=(4, 8, 8, 8), conv_op=conv, kernel_sizes=3, n_conv_per_stage_decoder=1,
+            conv_bias=True, norm_op=norm, norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU, **{each: 1}, **settings,
+        )  # fmt: skip
+
+    even, uneven = (1, 2, 2, 2), (1, (1, 2, 2), 2, (1, 2, 2))
+    named: dict[str, tuple[str, int, dict[str, Any]]] = {
+        "PlainConvUNet 2-D": ("PlainConvUNet", 2, {"strides": even}),
+        "PlainConvUNet": ("PlainConvUNet", 3, {"strides": uneven}),
+        "PlainConvUNet deep supervision": ("PlainConvUNet", 3, {"strides": even, "deep_supervision": True}),
+        "ResidualEncoderUNet": ("ResidualEncoderUNet", 3, {"strides": uneven}),
+        "ResidualUNet": ("ResidualUNet", 3, {"strides": even}),
+    }
+    return {
+        f"nnU-Net/{name}": (partial(build, network, n, **settings), (1, 1, 16, 24, 40)[: n + 2], (1, 1, 8, 56, 24)[: n + 2])
+        for name, (network, n, settings) in named.items()
+    }  # fmt: skip
 
 
 def built(build: Callable[[], nn.Module]) -> nn.Module:
