@@ -182,9 +182,15 @@ def _diffusers() -> dict[str, Case]:
         "diffusers/AutoencoderOobleck": (oobleck, (1, 2, 448), (1, 2, 320)),
         "diffusers/AutoencoderKLKVAEAudio": (kvae_audio, (1, 1, 344), (1, 1, 200)),
         "diffusers/AutoencoderKLMiniMaxH3Audio": (minimax_audio, (1, 1, 350), (1, 1, 210)),
-        "diffusers/AutoencoderKLLTX2Video": (partial(build, "AutoencoderKLLTX2Video", **ltx2), film, (1, 3, 17, 64, 32)),
+        "diffusers/AutoencoderKLLTX2Video": (
+            partial(build, "AutoencoderKLLTX2Video", **ltx2),
+            film,
+            (1, 3, 17, 64, 32),
+        ),
         "diffusers/AutoencoderKLLTX2Video zeros": (
-            partial(build, "AutoencoderKLLTX2Video", **ltx2, decoder_spatial_padding_mode="zeros"), film, (1, 3, 17, 64, 32),
+            partial(build, "AutoencoderKLLTX2Video", **ltx2, decoder_spatial_padding_mode="zeros"),
+            film,
+            (1, 3, 17, 64, 32),
         ),
         "diffusers/AutoencoderKLAllegro decoder": (allegro, (1, 4, 3, 5, 7), (1, 4, 4, 6, 5)),
     }

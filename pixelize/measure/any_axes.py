@@ -4,7 +4,7 @@ number of axes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from math import prod
 from typing import NamedTuple
@@ -15,15 +15,18 @@ from torch import Tensor
 from pixelize.errors import ArgumentError
 from pixelize.measure.checkerboard import GLOBAL, RING, WINDOWED, windowed_dft
 from pixelize.measure.decibels import decibels
+from pixelize.measure.natural import ArtifactLevels, Level
 from pixelize.rewrites.state.precision import float64
 
 Frequency = tuple[float, ...]
 """Cycles per sample along each axis: (0.0, 0.0, 0.5) changes sign along the last."""
+LINE_RING = (3, 12)
+"""Of waveforms: bins away from a frequency where the neighbourhood begins and ends."""
 _CHUNK = 2**21  # elements at a time: 16 MiB
 _FLOOR = 1e-12  # of the mean square, as in the measure of pictures
 
 
-class _Form(NamedTuple):
+class Form(NamedTuple):
     """Windows of so many samples along each axis, and the ring of bins around a frequency that it is compared
     with.
     """
@@ -66,6 +69,25 @@ def checkerboard_nd(data: Tensor | Iterable[Tensor], period: int | Sequence[int]
     >>> max(levels["global"], key=levels["global"].get), levels["worst"] > 10
     ((0.5, 0.0, 0.0), True)
     """
+    levels = artifact_levels_nd(data, period)
+    result: dict = {}
+    for (form, f), level in levels.excess.items():
+        result.setdefault(form, {})[f] = level
+    result["worst"] = max(result[next(iter(result))].values())
+    return result
+
+
+def artifact_levels_nd(
+    data: Tensor | Iterable[Tensor],
+    period: int | Sequence[int],
+    forms_of: Callable[[tuple[int, ...]], dict[str, Form]] | None = None,
+) -> ArtifactLevels:
+    """What :func:`checkerboard_nd` measures, as power and as the power around it: what is expected is what
+    lies around.
+
+    ``forms_of``: the forms for data of a size, where not those of :func:`checkerboard_nd`. Raises
+    ArgumentError as that does.
+    """
     total: dict[str, Tensor] = {}
     square, planes = 0.0, 0
     periods: tuple[int, ...] = ()
@@ -74,7 +96,8 @@ def checkerboard_nd(data: Tensor | Iterable[Tensor], period: int | Sequence[int]
         if periods and len(periods) != n:
             raise ArgumentError(f"data has batches of {len(periods)} axes and of {n}: measure them apart")
         periods = _as_periods(period, n)
-        forms = _forms(tuple(batch.shape[2:]), periods)
+        size = tuple(batch.shape[2:])
+        forms = forms_of(size) if forms_of else forms_for(size, periods)
         if total and total.keys() != forms.keys():
             raise ArgumentError(
                 "data has waveforms shorter than 256 periods and longer ones: measure them apart"
@@ -85,17 +108,19 @@ def checkerboard_nd(data: Tensor | Iterable[Tensor], period: int | Sequence[int]
             planes += len(x)
             x = x - x.mean(tuple(range(1, n + 1)), keepdim=True)
             for name, form in forms.items():
-                power = _power(x, form, periods)
-                total[name] = total[name] + power if name in total else power
+                seen = _power(x, form, periods)
+                total[name] = total[name] + seen if name in total else seen
     if not planes:
         raise ArgumentError("There is nothing to measure: data is empty.")
     least = _FLOOR * square or 1.0  # all-zero data has no pattern
-    result: dict = {
-        name: {f: _level(total[name], f, form.ring, least, name == WINDOWED) for f in _frequencies(periods)}
-        for name, form in forms.items()
-    }
-    result["worst"] = max(result[next(iter(forms))].values())
-    return result
+    power: dict[Level, float] = {}
+    around: dict[Level, float] = {}
+    for name, form in forms.items():
+        for f in frequencies_nd(periods):
+            at, beside = _at_and_around(total[name], f, form.ring, name == WINDOWED)
+            power[name, f], around[name, f] = (at + least) / planes, (beside + least) / planes
+    excess = {c: decibels(power[c] / around[c]) for c in power}
+    return ArtifactLevels(excess, power, around, around)
 
 
 def _batches(data: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
@@ -122,15 +147,15 @@ def _as_periods(period: int | Sequence[int], n: int) -> tuple[int, ...]:
     return periods
 
 
-def _forms(size: tuple[int, ...], periods: tuple[int, ...]) -> dict[str, _Form]:
+def forms_for(size: tuple[int, ...], periods: tuple[int, ...]) -> dict[str, Form]:
     """The forms of the measure for data of that size. Raises ArgumentError for too little."""
     if len(size) == 1:
-        forms = {f"{count} periods": _Form((count * periods[0],), (3, 12)) for count in (32, 256)}
+        forms = {f"{count} periods": Form((count * periods[0],), LINE_RING) for count in (32, 256)}
         forms = {name: form for name, form in forms.items() if form.window[0] <= size[0]}
         least: tuple[int, ...] = (32 * periods[0],)
     else:
         least = tuple(8 * max(2, p) for p in periods)
-        forms = {GLOBAL: _Form(size, RING[GLOBAL]), WINDOWED: _Form(least, RING[WINDOWED])}
+        forms = {GLOBAL: Form(size, RING[GLOBAL]), WINDOWED: Form(least, RING[WINDOWED])}
     if any(a < b for a, b in zip(size, least, strict=True)):
         raise ArgumentError(
             f"data of size {size} is too small for period {periods}: it takes {least} samples"
@@ -138,14 +163,15 @@ def _forms(size: tuple[int, ...], periods: tuple[int, ...]) -> dict[str, _Form]:
     return forms
 
 
-def _frequencies(periods: tuple[int, ...]) -> list[Frequency]:
+def frequencies_nd(periods: tuple[int, ...]) -> list[Frequency]:
+    """The artifact's frequencies, one of each pair f, -f, in rising order."""
     zero = (0,) * len(periods)
     found = product(*map(range, periods))
     kept = [f for f in found if zero < f <= tuple(-j % p for j, p in zip(f, periods, strict=True))]
     return [tuple(j / p for j, p in zip(f, periods, strict=True)) for f in kept]
 
 
-def _power(x: Tensor, form: _Form, periods: tuple[int, ...]) -> Tensor:
+def _power(x: Tensor, form: Form, periods: tuple[int, ...]) -> Tensor:
     """Power at and around the multiples of 1/period, (p, bins, p, bins, ..), of ``x`` (planes, *size): the
     mean over windows, summed over planes.
     """
@@ -168,8 +194,8 @@ def _power(x: Tensor, form: _Form, periods: tuple[int, ...]) -> Tensor:
     return (total / count).reshape(shape)
 
 
-def _level(power: Tensor, f: Frequency, ring: tuple[int, int], least: float, windowed: bool) -> float:
-    """One figure in dB."""
+def _at_and_around(power: Tensor, f: Frequency, ring: tuple[int, int], windowed: bool) -> tuple[float, float]:
+    """The power at a frequency and around it."""
     n, reach = len(f), ring[1]
     index: list = []
     for axis, turns in enumerate(f):
@@ -182,4 +208,4 @@ def _level(power: Tensor, f: Frequency, ring: tuple[int, int], least: float, win
     if windowed:
         for offset, turns in zip(offsets, f, strict=True):
             around &= (offset == 0) | (turns != 0)
-    return decibels(float((at[(reach,) * n] + least) / (opposite[around].median() + least)))
+    return float(at[(reach,) * n]), float(opposite[around].median())

@@ -124,9 +124,9 @@ def window_sizes(height: int, width: int, period: int) -> dict[str, tuple[int, i
     return {GLOBAL: whole, WINDOWED: minimum_size((period, period))}
 
 
-def frequency_name(frequency: Frequency) -> str:
+def frequency_name(frequency: tuple[float, ...]) -> str:
     """``"(0,1/2)"`` for ``(0.0, 0.5)``: for tables, tags and file names."""
-    return "({},{})".format(*(Fraction(f).limit_denominator(4096) for f in frequency))
+    return f"({','.join(str(Fraction(f).limit_denominator(4096)) for f in frequency)})"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pixelize.measure.decibels import decibels
-from pixelize.measure.spectrum import away, mean_power, ring_numbers
+from pixelize.measure.spectrum import away, mean_power_nd, ring_numbers
 
 _BINS = 8
 """Frequencies of a ring that must lie away from the artifact's, for the ring to count."""
@@ -28,19 +28,19 @@ class ContentChange:
 
 
 def content_change(
-    before: list[Tensor], after: list[Tensor], peak: float, window: tuple[int, int], period: int
+    before: list[Tensor], after: list[Tensor], peak: float, window: tuple[int, ...], period: int
 ) -> ContentChange:
-    """Compares batches of pictures (N, C, H, W), of the same size and in the same order.
+    """Compares batches of pictures, waveforms or volumes (N, C, *size), of one size and in the same order.
 
     Args:
         peak: what PSNR counts as the largest difference.
-        window: (height, width) of the Hann window, the picture's or a little less.
+        window: size of the Hann window, the picture's or a little less.
         period: of the artifact, in pixels.
     """
-    first, last = ([x[..., : window[0], : window[1]] for x in batches] for batches in (before, after))
-    old, new = mean_power(first), mean_power(last)
+    old, new = mean_power_nd(before, window), mean_power_nd(after, window)
     far = away(window, period)
-    error = (mean_power(b - a for a, b in zip(first, last, strict=True)) * far).mean().item()
+    change = (b - a for a, b in zip(before, after, strict=True))
+    error = (mean_power_nd(change, window) * far).mean().item()
     ring = ring_numbers(window)
     change_of = [0.0]
     for r in range(int(ring.max()) + 1):

@@ -22,7 +22,7 @@ from pixelize.measure.checkerboard import (
 from pixelize.measure.decibels import decibels
 from pixelize.rewrites.state.precision import float64
 
-Level = tuple[str, Frequency]
+Level = tuple[str, tuple[float, ...]]
 """Form of the measure and frequency."""
 
 NOTICEABLE = 3.0
@@ -62,7 +62,9 @@ def artifact_levels(pictures: Iterable[Tensor], period: int) -> ArtifactLevels:
     total = total_power(pictures, periods)
     planes = float(total.planes)
     least = 1e-12 * float(total.mean_square) / planes or 1.0  # all-zero pictures: level everywhere
-    power, natural, expected = {}, {}, {}
+    power: dict[Level, float] = {}
+    natural: dict[Level, float] = {}
+    expected: dict[Level, float] = {}
     for form, table in total.by_form.items():
         table = table.cpu() / planes + least
         for f in frequencies(period):

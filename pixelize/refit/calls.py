@@ -179,9 +179,9 @@ class SeenCall:
     weight: str
     """Name of the parameter to refit: the weight's own, or the one of its shape that it is computed from."""
     bias: str
-    read: tuple[float, float]
-    made: tuple[float, float]
-    """How many pixels of the picture one place of the input and of the output stand for, down and across."""
+    read: tuple[float, ...]
+    made: tuple[float, ...]
+    """How many pixels of the picture one place of the input and of the output stand for, along each axis."""
     features: int
     multiply_adds: float
     """Of one sample."""
@@ -192,7 +192,7 @@ class SeenCall:
 
 
 def calls_of(model: nn.Module, run: Callable[[], Tensor]) -> list[SeenCall]:
-    """The operators with weights in one run, which gives the picture (1, C, H, W).
+    """The operators with weights in one run, which gives the picture (1, C, *size).
 
     All parameters must require a gradient.
     """
@@ -217,7 +217,7 @@ def calls_of(model: nn.Module, run: Callable[[], Tensor]) -> list[SeenCall]:
 
     with torch.enable_grad(), Watch(look, shuffled):
         picture = run()
-    size = (picture.shape[-2], picture.shape[-1])
+    size = tuple(picture.shape[2:])
     weights = {names[id(p)]: p for sight in seen for p in leaves_of(sight.weight) if id(p) in names}
     overwritten = _overwritten(model, weights, run)
     found = []
@@ -263,13 +263,14 @@ class _Sight:
     multiply_adds: float
 
 
-def _scale(size: tuple[int, int], shape: tuple[int, ...], kind: str) -> tuple[float, float]:
+def _scale(size: tuple[int, ...], shape: tuple[int, ...], kind: str) -> tuple[float, ...]:
+    axes = len(size)
     if kind == "linear":  # tokens: as many as places, and perhaps a class token
+        if len(shape) == axes + 2:
+            return tuple(n / places for n, places in zip(size, shape[1:-1], strict=True))
         tokens = shape[-2] if len(shape) > 2 else 1
-        if len(shape) == 4:
-            return size[0] / shape[1], size[1] / shape[2]
-        side = max(1, round(math.sqrt(size[0] * size[1] / max(tokens, 1))))
-        return float(side), float(side)
-    if len(shape) < 4:
-        return math.inf, math.inf
-    return size[0] / shape[-2], size[1] / shape[-1]
+        side = max(1, round((math.prod(size) / max(tokens, 1)) ** (1 / axes)))
+        return (float(side),) * axes
+    if len(shape) < axes + 2:
+        return (math.inf,) * axes
+    return tuple(n / places for n, places in zip(size, shape[-axes:], strict=True))

@@ -37,15 +37,15 @@ class Found:
 
 
 def candidates_of(
-    calls: list[SeenCall], named: Mapping[str, Tensor], size: tuple[int, int], limits: RepairLimits
+    calls: list[SeenCall], named: Mapping[str, Tensor], size: tuple[int, ...], limits: RepairLimits
 ) -> Found:
     """An up-sampling is where the next operator reads a finer grid than the last one made, or a transposed
     convolution makes a finer one than it reads.
 
     What makes the coarse grid there (of a convolution and a PixelShuffle the convolution), what reads the
     fine one (of a resize and a convolution the convolution), and every convolution after the last up-sampling
-    can change the pattern. A grid of n pixels makes a pattern of period n. Periods over ``limits.period``, or
-    more than an eighth of the picture, are not looked for.
+    can change the pattern. A grid of n pixels makes a pattern of period n. Longer ones than
+    ``limits.longest(size)`` are not looked for.
     """
     found = Found()
     roles: dict[int, str] = {}
@@ -54,7 +54,7 @@ def candidates_of(
     steps = list(zip(calls, [*calls, None][1:], strict=True))
     for n, (call, after) in enumerate(steps):
         read, made = _grid(call.read), _grid(call.made)
-        following = (1, 1) if after is None else _grid(after.read)
+        following = (1,) * len(size) if after is None else _grid(after.read)
         if call.kind == "transposed" and made < read:
             roles[n], last_rise = "transposed convolution", n
             periods.append(max(read))
@@ -67,8 +67,9 @@ def candidates_of(
     for n in range(last_rise + 1, len(calls) if last_rise >= 0 else 0):
         if calls[n].kind != "linear":
             roles.setdefault(n, "after the last up-sampling")
-    allowed = [p for p in periods if 1 < p <= limits.period and 8 * p <= min(size)]
-    while allowed and (math.lcm(*allowed) > limits.period or 8 * math.lcm(*allowed) > min(size)):
+    longest = limits.longest(size)
+    allowed = [p for p in periods if 1 < p <= longest]
+    while allowed and math.lcm(*allowed) > longest:
         allowed.remove(max(allowed))
     found.period = math.lcm(*allowed) if allowed else 1
     by_weight: dict[str, list[int]] = {}
@@ -93,10 +94,9 @@ def candidates_of(
     return found
 
 
-def _grid(scale: tuple[float, float]) -> tuple[int, int]:
+def _grid(scale: tuple[float, ...]) -> tuple[int, ...]:
     """Whole pixels of the picture for one place; 0 stands for finer than the picture."""
-    down, across = (0 if math.isinf(v) or v > 512 else round(v) for v in scale)
-    return down, across
+    return tuple(0 if math.isinf(v) or v > 512 else round(v) for v in scale)
 
 
 def _owner(parameter: str) -> str:

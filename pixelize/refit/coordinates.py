@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from pixelize.algebra.least_squares import inverse_root
 from pixelize.refit.calls import Call
@@ -39,7 +40,7 @@ class Tap:
     offset: Offset
 
 
-def taps_of(call: Call | nn.ConvTranspose2d) -> list[Tap]:
+def taps_of(call: Call | _ConvTransposeNd) -> list[Tap]:
     """The taps of an operator or a layer by phase.
 
     Transposed: output ``o = s i - p + d t`` is place ``m`` of phase ``a`` for ``o = s m + a``, and reads

@@ -1,4 +1,6 @@
-"""Pieces of large pictures, and more of few: mirrored, and shifted against the up-samplers' grid."""
+"""Pieces of large pictures, volumes and waveforms, and more of few: mirrored, and shifted against the
+up-samplers' grid.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,36 +19,34 @@ from pixelize.refit.sample import Sample, image_of, mapped
 
 @dataclass(frozen=True)
 class Cutting:
-    """Pieces of (h, w) input pixels."""
+    """Pieces of so many input pixels along each axis."""
 
-    size: tuple[int, int]
+    size: tuple[int, ...]
 
     def pieces(self, sample: Sample, seed: int, part: tuple[float, float] = (0.0, 1.0)) -> list[Sample]:
         """As many as fill the sample, at random places, within a part of its longer side."""
-        image = image_of(sample)
+        image = image_of(sample, len(self.size))
         assert image is not None
-        height, width = image.shape[-2:]
-        (top, bottom), (left, right) = (0, height), (0, width)
+        parts = [(0, n) for n in image.shape[2:]]
         if part != (0.0, 1.0):
-            if height >= width:
-                top, bottom = _part(height, part, self.size[0])
-            else:
-                left, right = _part(width, part, self.size[1])
-        if bottom - top < self.size[0] or right - left < self.size[1]:
+            axis = max(range(len(parts)), key=lambda n: image.shape[2 + n])
+            parts[axis] = _part(image.shape[2 + axis], part, self.size[axis])
+        if any(high - low < n for (low, high), n in zip(parts, self.size, strict=True)):
             return [sample]
-        count = round((bottom - top) * (right - left) / (self.size[0] * self.size[1]))
+        count = round(math.prod(high - low for low, high in parts) / math.prod(self.size))
         draw = random.Random(seed)
         found = []
         for _ in range(max(1, min(16, count))):
-            y = draw.randint(top, bottom - self.size[0])
-            x = draw.randint(left, right - self.size[1])
-            found.append(self._piece(sample, image, y, x))
+            at = [draw.randint(low, high - n) for (low, high), n in zip(parts, self.size, strict=True)]
+            found.append(self._piece(sample, image, at))
         return found
 
-    def _piece(self, sample: Sample, image: Tensor, y: int, x: int) -> Sample:
+    def _piece(self, sample: Sample, image: Tensor, at: list[int]) -> Sample:
+        window: Any = (..., *(slice(low, low + n) for low, n in zip(at, self.size, strict=True)))
+
         def cut(t: Tensor) -> Tensor:
-            if t.dim() == image.dim() and t.shape[-2:] == image.shape[-2:]:
-                return t[..., y : y + self.size[0], x : x + self.size[1]].clone()
+            if t.dim() == image.dim() and t.shape[2:] == image.shape[2:]:
+                return t[window].clone()
             return t
 
         return mapped(sample, cut)
@@ -61,54 +62,63 @@ def _part(length: int, part: tuple[float, float], size: int) -> tuple[int, int]:
 def cutting_of(
     runner: Callable[[list[Sample]], Tensor], sample: Sample, limits: RepairLimits, period: int
 ) -> Cutting | None:
-    """How to cut pieces whose pictures are about ``limits.side`` pixels wide: None where the samples are
+    """How to cut pieces whose pictures are about ``limits.piece`` pixels wide: None where the samples are
     small enough as they are, or the model does not make of a piece what it makes of it in the whole."""
-    image = image_of(sample)
+    whole = runner([sample])
+    axes = whole.dim() - 2
+    image = image_of(sample, axes)
     if image is None:
         return None
-    whole = runner([sample])
-    scale = whole.shape[-2] / image.shape[-2], whole.shape[-1] / image.shape[-1]
-    wanted = max(limits.side, 8 * period)
+    scale = [made / read for made, read in zip(whole.shape[2:], image.shape[2:], strict=True)]
+    wanted = limits.piece(axes, period)
     size = tuple(
         min(n, max(16, -(-math.ceil(wanted / s) // 16) * 16))
-        for n, s in zip(image.shape[-2:], scale, strict=True)
+        for n, s in zip(image.shape[2:], scale, strict=True)
     )
-    if size[0] * size[1] > 0.75 * image.shape[-2] * image.shape[-1]:
+    if math.prod(size) > 0.75 * math.prod(image.shape[2:]):
         return None
-    cutting = Cutting((size[0], size[1]))
+    cutting = Cutting(size)
     try:
-        piece = runner([cutting._piece(sample, image, 0, 0)])
+        piece = runner([cutting._piece(sample, image, [0] * axes)])
     except Exception:
         return None
-    made = round(size[0] * scale[0]), round(size[1] * scale[1])
-    if any(abs(piece.shape[n - 2] - made[n]) > 0.25 * made[n] for n in (0, 1)):
+    made = [round(n * s) for n, s in zip(size, scale, strict=True)]
+    if any(abs(n - m) > 0.25 * m for n, m in zip(piece.shape[2:], made, strict=True)):
         return None
-    if min(piece.shape[-2:]) < 8 * period:
+    if limits.longest(tuple(piece.shape[2:])) < period:
         return None
     # what both make in the piece's middle half must be alike
-    rows, columns = (slice(n // 4, n // 2) for n in piece.shape[-2:])
-    one, other = piece[..., rows, columns], whole[..., rows, columns]
+    middle: Any = (..., *(slice(n // 4, n // 2) for n in piece.shape[2:]))
+    one, other = piece[middle], whole[middle]
     spread = float(whole.std()) + 1e-12
     return cutting if float((one - other).square().mean().sqrt()) < 0.2 * spread else None
 
 
-def shifted(samples: list[Sample], count: int, period: int) -> list[Sample]:
-    """More of the same: mirrored, and shifted against the up-samplers' grid (reflected at the border)."""
+def shifted(samples: list[Sample], count: int, period: int, axes: int) -> list[Sample]:
+    """More of the same: mirrored, and shifted against the up-samplers' grid (reflected at the border).
+
+    None of waveforms: what they are made of has an order in time.
+    """
+    if axes == 1 or image_of(samples[0], axes) is None:
+        return []
     draw = random.Random(2)
     found = []
     for n in range(count):
         sample = samples[n % len(samples)]
-        image = image_of(sample)
-        assert image is not None
-        reach = min(period, image.shape[-2] // 4, image.shape[-1] // 4)
-        y, x, mirrored = draw.randint(0, 2 * reach), draw.randint(0, 2 * reach), n % 2 == 0
+        image = image_of(sample, axes)
+        if image is None:
+            continue
+        size = tuple(image.shape[2:])
+        reach = min(period, *(length // 4 for length in size))
+        at = [draw.randint(0, 2 * reach) for _ in size]
+        window: Any = (..., *(slice(low, low + length) for low, length in zip(at, size, strict=True)))
 
         def vary(
-            t: Tensor, image: Tensor = image, reach: int = reach, y: int = y, x: int = x, m: bool = mirrored
+            t: Tensor, size: Any = size, reach: int = reach, window: Any = window, m: bool = n % 2 == 0
         ) -> Tensor:
-            if t.dim() != image.dim() or t.shape[-2:] != image.shape[-2:] or not t.is_floating_point():
+            if t.dim() != len(size) + 2 or tuple(t.shape[2:]) != size or not t.is_floating_point():
                 return t
-            wide = F.pad(t, (reach,) * 4, "reflect")[..., y : y + t.shape[-2], x : x + t.shape[-1]]
+            wide = F.pad(t, (reach,) * (2 * len(size)), "reflect")[window]
             return wide.flip(-1) if m else wide.contiguous()
 
         found.append(mapped(sample, vary))

@@ -8,12 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pixelize.measure.checkerboard import (
-    GLOBAL,
-    WINDOWED,
-    Frequency,
-    frequencies,
-)
+from pixelize.measure.any_axes import Frequency
+from pixelize.measure.checkerboard import GLOBAL, WINDOWED
 from pixelize.measure.decibels import decibels
 from pixelize.measure.natural import ArtifactLevels
 from pixelize.refit.limits import RepairLimits
@@ -29,7 +25,7 @@ class Judge:
     """
 
     before: ArtifactLevels
-    wanted: frozenset[Constraint]
+    wanted: tuple[Constraint, ...]
     limits: RepairLimits
     windows: Windows
 
@@ -37,7 +33,7 @@ class Judge:
     def of(pictures: list[Tensor], windows: Windows, limits: RepairLimits) -> Judge:
         before = windows.levels(pictures)
         spare = spares(pictures, windows, limits)
-        wanted = frozenset(
+        wanted = tuple(  # in an order that does not change from process to process
             c
             for c, power in before.power.items()
             if (c[0] == GLOBAL or windows.size(c) != windows.whole)  # both are one there
@@ -82,12 +78,15 @@ class Judge:
     def pattern(self) -> float:
         """The mean square of the pattern that is to be taken out.
 
-        A line of amplitude A at f and -f has Hann-windowed power A^2 h w / 2.25 in a window (h, w).
+        A line of amplitude A at f and -f has Hann-windowed power A^2 h w / 2.25 in a window (h, w), a factor
+        n / 1.5 for each axis.
         """
         found: dict[Frequency, float] = {}
         for kind, f in self.wanted:
-            h, w = self.windows.size((kind, f))
-            over = max(0.0, self.before.power[kind, f] - self.before.expected[kind, f]) * 2.25 / (h * w)
+            over = (
+                max(0.0, self.before.power[kind, f] - self.before.expected[kind, f]) * 1.5**self.windows.axes
+            )
+            over /= math.prod(self.windows.size((kind, f)))
             found[f] = max(found.get(f, 0.0), over)
         return sum(p * (1 if all(2 * v % 1 == 0 for v in f) else 2) for f, p in found.items())
 
@@ -95,7 +94,7 @@ class Judge:
 def spares(pictures: list[Tensor], windows: Windows, limits: RepairLimits) -> Mapping[Constraint, float]:
     """Decibels over natural that chance alone may give: the largest of so many frequencies, each with the
     standard error of a mean over so many windows."""
-    every = frequencies(windows.period)
+    every = windows.frequencies
     draws = math.sqrt(2 * math.log(2 * len(every)))
     samples, area = sum(map(len, pictures)), math.prod(windows.picture)
     return {

@@ -33,8 +33,12 @@ class RepairLimits:
     """Samples below which the report warns."""
     side: int = 128
     """Pictures larger than this are repaired on pieces of about this side, where the model allows."""
+    depth: int = 48
+    """As ``side``, of volumes; waveforms are cut to 256 periods."""
     period: int = 16
     """The longest pattern looked for, in pixels; a picture must hold eight periods."""
+    line_period: int = 64
+    """As ``period``, of waveforms, in samples; a waveform must hold 32 periods."""
     steady: tuple[float, ...] = (1.0, 10.0, 100.0, 1000.0)
     """Weights tried of what is steady against the change of the picture."""
     layers: int = 8
@@ -82,6 +86,16 @@ class RepairLimits:
 
     change: float = 4e-5
     """Mean square change, as a share of the squared range of the pictures, that is always allowed (44 dB)."""
+
+    def longest(self, size: tuple[int, ...]) -> int:
+        """The longest pattern looked for in pictures, volumes or waveforms of a size."""
+        if len(size) == 1:
+            return min(self.line_period, size[0] // 32)
+        return min(self.period, min(size) // 8)
+
+    def piece(self, axes: int, period: int) -> int:
+        """The side of pieces that are cut of what is larger."""
+        return 256 * period if axes == 1 else max(self.side if axes == 2 else self.depth, 8 * period)
 
     def aim(self, kind: str) -> float:
         """Decibels over the natural level that a refit aims at."""

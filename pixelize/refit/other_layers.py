@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from pixelize.conversion.convert import convert
@@ -31,14 +32,12 @@ def with_other_layers(model: nn.Module, layer: str, inputs: Any) -> tuple[nn.Mod
     return work, names
 
 
-def up_samplers(model: nn.Module) -> dict[str, nn.ConvTranspose2d]:
-    """The strided ``nn.ConvTranspose2d`` of a model by name."""
-    if isinstance(model, nn.ConvTranspose2d):
-        return {"": model} if max(model.stride) > 1 else {}
+def up_samplers(model: nn.Module) -> dict[str, _ConvTransposeNd]:
+    """The strided transposed convolutions of a model by name."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.ConvTranspose2d) and max(module.stride) > 1
+        if isinstance(module, _ConvTransposeNd) and max(module.stride) > 1
     }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pixelize.measure.checkerboard import GLOBAL, WINDOWED
+from pixelize.measure.spectrum import windows_of
 from pixelize.refit.powers import Constraint, Windows
 
 _SHARE = {GLOBAL: 1.0, WINDOWED: 4.0}
@@ -24,11 +26,12 @@ class Price:
     windows: Windows
 
     def of_change(self, difference: Tensor) -> Tensor:
-        """Of a difference of pictures (N, C, H, W): 1 for white noise of power 1."""
-        value = self.value.to(difference)
-        if value.shape != difference.shape[-2:]:
-            value = nn.functional.interpolate(value[None, None], difference.shape[-2:], mode="nearest")[0, 0]
-        return (torch.fft.fft2(difference, norm="ortho").abs().square() * value).mean()
+        """Of a difference of pictures (N, C, *size): 1 for white noise of power 1."""
+        value, size = self.value.to(difference), difference.shape[2:]
+        if value.shape != size:
+            value = nn.functional.interpolate(value[None, None], size, mode="nearest")[0, 0]
+        axes = tuple(range(2, difference.dim()))
+        return (torch.fft.fftn(difference, dim=axes, norm="ortho").abs().square() * value).mean()
 
     def of_spectrum(self, new: Tensor, old: Tensor) -> Tensor:
         """Of another power spectrum away from the artifact's frequencies: v(f) P(f) (P'(f) / P(f) - 1)^2 on
@@ -37,17 +40,17 @@ class Price:
         return (self.far.to(new) * self.value.to(new) * old * (ratio - 1).square()).mean()
 
     def spectrum(self, y: Tensor) -> Tensor:
-        """P(f): the mean power of Hann-windowed pictures (N, C, H, W)."""
-        height, width = self.windows.whole
-        hann = torch.hann_window(height)[:, None] * torch.hann_window(width)
+        """P(f): the mean power of Hann-windowed pictures (N, C, *size)."""
+        window, axes = self.windows.whole, tuple(range(2, y.dim()))
+        hann = torch.ones(())
+        for size in window:
+            hann = hann[..., None] * torch.hann_window(size)
         hann = (hann / hann.square().mean().sqrt()).to(y)
-        cut = (y - y.mean((-2, -1), keepdim=True))[..., :height, :width]
-        return torch.fft.fft2(cut * hann, norm="ortho").abs().square().mean((0, 1))
+        cut = windows_of(y - y.mean(axes, keepdim=True), window)
+        return torch.fft.fftn(cut * hann, dim=[n - 1 for n in axes], norm="ortho").abs().square().mean(0)
 
     def of_power(self, constraint: Constraint) -> float:
         """v(f), for the share that one frequency has of a window's."""
         kind, f = constraint
-        height, width = self.windows.whole
-        h, w = self.windows.size(constraint)
-        value = self.value[round(f[0] * height), round(f[1] * width)].item()
-        return value / (h * w) * _SHARE[kind]
+        at = tuple(round(v * n) for v, n in zip(f, self.windows.whole, strict=True))
+        return self.value[at].item() / math.prod(self.windows.size(constraint)) * _SHARE[kind]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from pixelize.measure.checkerboard import frequency_name
 from pixelize.measure.content import content_change
 from pixelize.measure.decibels import decibels, psnr
 from pixelize.measure.natural import ArtifactLevels
-from pixelize.measure.spectrum import mean_power
+from pixelize.measure.spectrum import grid, mean_power_nd
 from pixelize.refit.calls import calls_of, named_parameters, replaced
 from pixelize.refit.candidates import candidates_of
 from pixelize.refit.choice import chosen_of
@@ -47,27 +48,32 @@ def refit(model: nn.Module, taken: list[Sample], limits: RepairLimits, bar: Any)
         if parameter.is_floating_point() and parameter.is_leaf:
             parameter.requires_grad_(True)
     runner = Runner(model, taken[0])
-    sizes = {tuple(runner([s]).shape[-2:]) for s in one_of_each_shape(taken)}
-    size = (min(s[0] for s in sizes), min(s[1] for s in sizes))
+    size = _least(runner, taken)
     calls = calls_of(model, lambda: runner([taken[0]]))
     whole = runner([taken[0]])
-    found = candidates_of(calls, named_parameters(model), (whole.shape[-2], whole.shape[-1]), limits)
+    found = candidates_of(calls, named_parameters(model), tuple(whole.shape[2:]), limits)
     sites = [RepairedSite(name, "skipped", reason) for name, reason in found.passed.items()]
     if found.period == 1 or not found.candidates:
-        notes = ["no up-sampling was seen whose pattern could be measured in pictures of "
-                 f"{whole.shape[-2]}x{whole.shape[-1]} pixels"]  # fmt: skip
+        measured = "x".join(map(str, whole.shape[2:]))
+        what = {1: "waveforms of {} samples", 2: "pictures of {} pixels", 3: "volumes of {}"}[runner.axes]
+        notes = [f"no up-sampling was seen whose pattern could be measured in {what.format(measured)}"]
         return Refit(report=RepairReport(sites, notes=notes))
-    if 8 * found.period > min(size):
+    if found.period > limits.longest(size):
         found = candidates_of(calls, named_parameters(model), size, limits)
     samples = split(runner, taken, limits, found.period)
-    pieces = {tuple(runner([s]).shape[-2:]) for s in one_of_each_shape(samples.fit + samples.held)}
-    runner.size = (min(s[0] for s in pieces), min(s[1] for s in pieces))
+    runner.size = _least(runner, samples.fit + samples.held)
     with torch.no_grad():
         calls = calls_of(model, lambda: runner([samples.fit[0]]))
     windows = Windows(runner.size, found.period)
     setting = Setting(runner, calls, found.candidates, windows, samples, limits)
     result = _refitted(setting, bar)
     return replace(result, report=replace(result.report, sites=[*result.report.sites, *sites]))
+
+
+def _least(runner: Runner, samples: list[Sample]) -> tuple[int, ...]:
+    """The size that the pictures of all samples have at least."""
+    sizes = [runner([s]).shape[2:] for s in one_of_each_shape(samples)]
+    return tuple(min(along) for along in zip(*sizes, strict=True))
 
 
 def _refitted(setting: Setting, bar: Any) -> Refit:
@@ -78,7 +84,8 @@ def _refitted(setting: Setting, bar: Any) -> Refit:
     if not all(good):
         held = batches_of([s for s, g in zip(samples.held, good, strict=True) if g], limits.batch)
         pictures = pictures_with(runner, held)
-    if all(float(p.std((-2, -1)).max()) <= 1e-6 * float(p.abs().max()) for p in pictures):
+    across = tuple(range(2, pictures[0].dim()))
+    if all(float(p.std(across).max()) <= 1e-6 * float(p.abs().max()) for p in pictures):
         sites = [RepairedSite(c.name, "left", "the pictures are plain") for c in setting.candidates]
         return Refit(report=RepairReport(sites, notes=["each of the pictures has one value all over it"]))
     judge = Judge.of(pictures, setting.windows, limits)
@@ -117,16 +124,15 @@ def _refitted(setting: Setting, bar: Any) -> Refit:
 
 def price_of(pictures: list[Tensor], judge: Judge, limits: RepairLimits) -> Price:
     """v(f) from the spectrum of the pictures, and the bins away from what is to fall."""
-    height, width = judge.windows.whole
-    spectrum = mean_power(p[..., :height, :width] for p in pictures)
+    window = judge.windows.whole
+    spectrum = mean_power_nd(pictures, window)
     value = (spectrum / spectrum.max()).clamp_min(1e-6) ** -limits.whitening
-    far = torch.ones(height, width, dtype=torch.bool)
-    down, across = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (height, width))
+    far = torch.ones(window, dtype=torch.bool)
     for f in {f for _, f in judge.wanted}:
         reach = min(1 / 16, 1 / (4 * judge.windows.own_period(f)))
         for sign in (1, -1):
-            off = [((v - sign * w + 0.5) % 1 - 0.5).abs() for v, w in zip((down, across), f, strict=True)]
-            far &= torch.maximum(off[0][:, None], off[1]) > reach
+            off = [((v - sign * w + 0.5) % 1 - 0.5).abs() for v, w in zip(grid(window), f, strict=True)]
+            far &= reduce(torch.maximum, off) > reach
     return Price((value / value.mean()).float(), far, judge.windows)
 
 
@@ -151,11 +157,13 @@ def _report(
         content,
         samples=sum(map(len, first)),
         notes=notes,
+        made={1: "waveforms", 2: "pictures", 3: "volumes"}[judge.windows.axes],
     )
 
 
 def _named(judge: Judge, levels: ArtifactLevels) -> dict[str, dict[str, float]]:
     named: dict[str, dict[str, float]] = {}
     for (form, f), power in levels.power.items():
-        named.setdefault(form, {})[frequency_name(f)] = decibels(power / judge.before.natural[form, f])
+        level = decibels(power / judge.before.natural[form, f])
+        named.setdefault(judge.windows.name(form), {})[frequency_name(f)] = level
     return named

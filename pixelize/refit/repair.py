@@ -57,18 +57,21 @@ def repair(
 
     Without ``data``, only the last up-sampler can be helped: its phases are made to answer a constant
     alike. That is refused (the model comes back as it was, the report says why) where it would change the
-    layer much.
+    layer much, and for waveforms.
 
     Args:
         model: any model whose output holds a picture: a tensor (N, C, H, W) or (N, H, W), bare or in a
-            tuple, list, mapping or dataclass. A model that a library's adapter runs in a way of its own (a
-            diffusers autoencoder by its decoder) is run in that way.
+            tuple, list, mapping or dataclass; frames of a film, (N, C, T, H, W) or (N, T, C, H, W), are
+            pictures. So are waveforms (N, C, L) or (N, L), where the last convolution has one axis, and
+            volumes (N, C, D, H, W), where the last has three and the first of these is enlarged too: they
+            are measured as by :func:`pixelize.checkerboard_nd`. A model that a library's adapter runs in a
+            way of its own (a diffusers autoencoder by its decoder) is run in that way.
         data: inputs: an iterable of batches (a tensor, a tuple of positional or a mapping of keyword
             arguments each; of (picture, label) the picture is taken), or one tensor of inputs. It is read
             once, as far as is needed; pictures may differ in size, and large ones are cut into pieces.
         layer: "dcl" refits the model's own weights; "3x3" and "5x5" widen the window of each phase of its
-            ``nn.ConvTranspose2d`` layers first; "ipixeldcl" converts these first and fits dependency
-            kernels as well.
+            transposed convolutions first, to 3 or 5 taps along each axis; "ipixeldcl" converts these first
+            and fits dependency kernels as well.
         example_inputs: one batch; without ``data`` it tells the last up-sampler by its call.
         inplace: change ``model`` itself and not a copy. If anything is raised, Ctrl-C included, it is as it
             was.

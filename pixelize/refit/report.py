@@ -45,6 +45,8 @@ class RepairReport:
     seconds: float = 0.0
     samples: int = 0
     notes: list[str] = field(default_factory=list)
+    made: str = "pictures"
+    """What the model makes: "pictures", "waveforms" or "volumes"."""
 
     @property
     def repaired(self) -> list[RepairedSite]:
@@ -69,7 +71,7 @@ class RepairReport:
         names = ", ".join(site.name or "(the model)" for site in self.repaired)
         return (
             f"Repaired {names}: the worst level fell from {before:.1f} to {after:.1f} dB over natural; "
-            f"the pictures are {self.psnr:.1f} dB (PSNR) from those before."
+            f"the {self.made} are {self.psnr:.1f} dB (PSNR) from those before."
         )
 
     def table(self) -> Table:
@@ -98,12 +100,14 @@ class RepairReport:
         ]
         if self.content is not None:
             lines.append(
-                f"away from these frequencies the pictures are {self.content.psnr:.1f} dB (PSNR) from those "
-                f"before; their mean power there changed by {self.content.spectrum:+.2f} dB at most"
+                f"away from these frequencies the {self.made} are {self.content.psnr:.1f} dB (PSNR) from "
+                f"those before; their mean power there changed by {self.content.spectrum:+.2f} dB at most"
             )
         if self.before:
             lines.append(f"measured on {self.samples} samples that were held back; {self.seconds:.0f} s")
-            lines.append("not measured: pictures unlike those, and what the model's own task gains or loses")
+            lines.append(
+                f"not measured: {self.made} unlike those, and what the model's own task gains or loses"
+            )
         return lines + self.notes
 
     def text(self, width: int | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,10 +17,11 @@ def shape_of(sample: Sample) -> tuple[Any, ...]:
     return tuple(tuple(t.shape) for t in tensors_in(sample))
 
 
-def image_of(sample: Sample) -> Tensor | None:
-    """The largest picture (1, C, h, w) among a sample's tensors, if there is one that can be cut."""
-    found = [t for t in tensors_in(sample) if t.dim() == 4 and min(t.shape[-2:]) >= 16]
-    return max(found, key=lambda t: t.shape[-2] * t.shape[-1], default=None)
+def image_of(sample: Sample, axes: int) -> Tensor | None:
+    """The largest picture (1, C, *size) of so many axes among a sample's tensors, if there is one that can be
+    cut."""
+    found = [t for t in tensors_in(sample) if t.dim() == axes + 2 and min(t.shape[2:]) >= 16]
+    return max(found, key=lambda t: math.prod(t.shape[2:]), default=None)
 
 
 def tensors_in(sample: Sample) -> Iterator[Tensor]:

@@ -13,12 +13,11 @@ from pixelize.errors import ArgumentError
 from pixelize.refit.calls import named_parameters
 from pixelize.refit.cutting import cutting_of, shifted
 from pixelize.refit.limits import RepairLimits
-from pixelize.refit.runner import NoPictureError, frames_of
-from pixelize.refit.sample import Sample, image_of, tensors_in
+from pixelize.refit.runner import NoPictureError, Runner, look
+from pixelize.refit.sample import Sample, tensors_in
 from pixelize.rewrites.state.change import change
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.running.batches import samples_of, selected
-from pixelize.running.pictures import run
 
 
 @dataclass
@@ -62,9 +61,7 @@ def take(
     return taken, notes
 
 
-def split(
-    runner: Callable[[list[Sample]], Tensor], taken: list[Sample], limits: RepairLimits, period: int
-) -> Samples:
+def split(runner: Runner, taken: list[Sample], limits: RepairLimits, period: int) -> Samples:
     """Pieces of the samples, some held back: whole samples where there are several, else a region of one."""
     cut = cutting_of(runner, taken[0], limits, period)
     few = len(taken) < 4
@@ -91,8 +88,7 @@ def split(
     random.Random(0).shuffle(fit)
     random.Random(1).shuffle(held)
     fit, held = fit[: limits.samples], held[: limits.held]
-    if image_of(fit[0]) is not None:
-        fit = fit + shifted(fit, max(0, limits.portion // 2 - len(fit)), period)
+    fit = fit + shifted(fit, max(0, limits.portion // 2 - len(fit)), period, runner.axes)
     return Samples(fit, held, len(taken), notes, len(taken) < limits.few)
 
 
@@ -124,7 +120,7 @@ def _feeding(model: nn.Module, batch: Any) -> Callable[[Any], Any]:
         for way in ways:
             try:
                 fed = way(batch)
-                found = frames_of(run(model, selected(fed, slice(0, 1), samples_of(fed))))
+                found = look(model, selected(fed, slice(0, 1), samples_of(fed))).picture
             except Exception as error:
                 trouble = trouble or error
             else:

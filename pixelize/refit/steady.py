@@ -124,10 +124,11 @@ def _at(grouped: Tensor, tap: Tap) -> Tensor:
 
 
 def _local_means(x: Tensor) -> Tensor:
-    """(rows, channels): means over areas of an input (N, C, h, w)."""
+    """(rows, channels): means over areas of an input (N, C, ...)."""
     area = [min(_AREA, n) for n in x.shape[2:]]
     hop = [max(1, n // 2) for n in area]
-    return F.avg_pool2d(x.detach().float(), area, hop).movedim(1, -1).flatten(0, -2)
+    pool = getattr(F, f"avg_pool{len(area)}d")
+    return pool(x.detach().float(), area, hop).movedim(1, -1).flatten(0, -2)
 
 
 def _regular(moment: Tensor, share: float) -> Tensor:

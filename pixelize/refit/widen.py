@@ -6,16 +6,18 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from pixelize.layers.pixel_dcl import PixelDCL, iPixelDCL
+from pixelize.rewrites.site import CONV_TRANSPOSE
 
 
-def refittable(layer: nn.ConvTranspose2d) -> str:
+def refittable(layer: _ConvTransposeNd) -> str:
     """Why a module can neither be widened nor be helped without data, or an empty string."""
     if isinstance(layer, iPixelDCL | PixelDCL):
         return "its phases depend on each other: that needs data, and its own taps"
-    if type(layer).forward is not nn.ConvTranspose2d.forward:
+    if type(layer).forward is not CONV_TRANSPOSE[len(layer.kernel_size)].forward:
         return "its forward is its own"
     if not parametrize.is_parametrized(layer, "weight") and "weight" not in layer._parameters:
         return "its weight is computed by a hook"
@@ -24,27 +26,26 @@ def refittable(layer: nn.ConvTranspose2d) -> str:
     return ""
 
 
-def widened(layer: nn.ConvTranspose2d, window: int) -> nn.ConvTranspose2d:
-    """The same layer with ``window`` x ``window`` taps for each phase, the new ones zero; as it is where it
-    has wider ones already, dilation, or an output other than stride times its input.
+def widened(layer: _ConvTransposeNd, window: int) -> _ConvTransposeNd:
+    """The same layer with ``window`` taps along each axis for each phase, the new ones zero; as it is where
+    it has wider ones already, dilation, or an output other than stride times its input.
     """
-    stride, radius = layer.stride, window // 2
-    padding = tuple(s * radius for s in stride)
+    stride, axes = layer.stride, range(len(layer.stride))
+    padding = tuple(s * (window // 2) for s in stride)
     kernel = tuple(s * window for s in stride)
-    before = [padding[n] - int(layer.padding[n]) for n in (0, 1)]
-    after = [kernel[n] - layer.kernel_size[n] - before[n] for n in (0, 1)]
+    before = [padding[n] - int(layer.padding[n]) for n in axes]
+    after = [kernel[n] - layer.kernel_size[n] - before[n] for n in axes]
     whole = all(
-        layer.kernel_size[n] + layer.output_padding[n] - 2 * int(layer.padding[n]) == stride[n]
-        for n in (0, 1)
+        layer.kernel_size[n] + layer.output_padding[n] - 2 * int(layer.padding[n]) == stride[n] for n in axes
     )
-    if not whole or min(*before, *after) < 0 or layer.dilation != (1, 1):
+    if not whole or min(*before, *after) < 0 or max(layer.dilation) > 1:
         return layer
-    wide = nn.ConvTranspose2d(
+    wide: _ConvTransposeNd = CONV_TRANSPOSE[len(axes)](
         layer.in_channels,
         layer.out_channels,
-        (kernel[0], kernel[1]),
-        (stride[0], stride[1]),
-        (padding[0], padding[1]),
+        kernel,
+        stride,
+        padding,
         groups=layer.groups,
         bias=layer.bias is not None,
         device=layer.weight.device,
@@ -52,13 +53,14 @@ def widened(layer: nn.ConvTranspose2d, window: int) -> nn.ConvTranspose2d:
     )
     wide.train(layer.training)
     with torch.no_grad():
-        wide.weight.copy_(nn.functional.pad(layer.weight, (before[1], after[1], before[0], after[0])))
+        pad = [n for axis in reversed(axes) for n in (before[axis], after[axis])]
+        wide.weight.copy_(nn.functional.pad(layer.weight, pad))
         if layer.bias is not None and wide.bias is not None:
             wide.bias.copy_(layer.bias)
     return wide
 
 
-def with_weight(layer: nn.ConvTranspose2d, weight: Tensor) -> nn.ConvTranspose2d:
+def with_weight(layer: _ConvTransposeNd, weight: Tensor) -> _ConvTransposeNd:
     """A copy of the layer with this weight; a parametrization (spectral norm and the like) gives way to
     it."""
     new = copy.deepcopy(layer)

@@ -17,6 +17,8 @@ from pixelize.rewrites.idioms.registry import matched
 from pixelize.rewrites.site import CONV_TRANSPOSE, Site, Skipped, geometry_of
 from pixelize.rewrites.watching.watched import Settings, has_one_graph, refusal, settings_of
 
+_FIXED = "its weight is a buffer, a fixed filter and nothing learned"
+
 
 def scan_functional(model: nn.Module, flow: Flow) -> tuple[list[Site], list[Skipped]]:
     """Every transposed convolution of a graph that no module runs, and every convolution of a resized
@@ -46,12 +48,9 @@ def scan_functional(model: nn.Module, flow: Flow) -> tuple[list[Site], list[Skip
 def _site(model: nn.Module, owner: str, module: nn.Module, node: fx.Node, op: Op, flow: Flow) -> Site | str:
     path = _state(op.args["weight"])
     if path is None:
-        return (
-            "its weight is computed at run time (modulated or demodulated for each sample): there is no one "
-            "kernel to inherit"
-        )
+        return _computed(model, op.args["weight"])
     if not isinstance(attribute_of(model, path), nn.Parameter):
-        return "its weight is a buffer, a fixed filter and nothing learned"
+        return _FIXED
     prefix = f"{owner}." if owner else ""
     bias = op.args.get("bias")
     bias_path = _state(bias)
@@ -92,6 +91,28 @@ def _site(model: nn.Module, owner: str, module: nn.Module, node: fx.Node, op: Op
     if isinstance(watched, str):
         return watched
     return replace(found, type=f"conv{n}d", options={**found.options, **where, **watched})
+
+
+def _computed(model: nn.Module, weight: Any) -> str:
+    """Why a weight that is no attribute of the model's is none to inherit: what it is computed from."""
+    states, waiting, seen = [], [weight], set()
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, fx.Node) or node in seen:
+            continue
+        seen.add(node)
+        if (path := _state(node)) is not None:
+            states.append(path)
+        elif node.op == "placeholder":
+            break
+        waiting += node.all_input_nodes
+    else:
+        if states and not any(isinstance(attribute_of(model, path), nn.Parameter) for path in states):
+            return _FIXED
+    return (
+        "its weight is computed at run time (modulated or demodulated for each sample): there is no one "
+        "kernel to inherit"
+    )
 
 
 def as_options(settings: Settings) -> dict[str, Any]:
