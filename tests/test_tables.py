@@ -117,9 +117,32 @@ def test_a_repairs_report_has_a_verdict_and_every_level() -> None:
         text = report.text(width)
         assert max(map(len, text.splitlines())) <= width
         assert {"+13.8", "+1.2", "-1.5", "-1.4"} <= set(text.split())
-    assert "from 13.8 to 1.2 dB" in " ".join(str(report).split())
+    told = " ".join(str(report).split())
+    assert "Repaired up: 2 frequencies stood out by 3 dB or more, none now." in told
+    assert "(1/2,1/2), the worst, went from +13.8 to +1.2 dB. " in told
     assert "&lt;no&gt;" in report._repr_html_() and "<table" in report._repr_html_()
     assert len(repr(report)) < 200
+    little = {"global": {"(0,1/2)": -9.0, "(1/2,1/2)": 13.5}, "windowed": {"(0,1/2)": -9.0, "(1/2,1/2)": 8.2}}
+    told = RepairReport(sites, before, little, samples=64).verdict()
+    assert "1 now" in told and "(0,1/2) fell most, from +3.0 to -9.0 dB" in told
+    assert "(1/2,1/2), the worst, went from +13.8 to +13.5 dB." in told
+    other = {"global": {"(0,1/2)": 1.0, "(1/2,1/2)": -2.0}}
+    assert RepairReport(sites, before, other).verdict().endswith(", and now (0,1/2) is, with +1.0 dB.")
     unchanged = RepairReport([RepairedSite("up", "left", "clean")], before, before, samples=64)
-    assert "Nothing was changed" in str(unchanged) and "clean" in str(unchanged)
-    assert str(RepairReport(notes=["no picture"])).startswith("Nothing was measured")
+    assert (
+        unchanged.verdict() == "Could not be repaired although a pattern stands out by +13.8 dB: up: clean."
+    )
+    assert str(RepairReport(notes=["no picture"])) == "Nothing to repair: no picture."
+    blind = RepairReport([RepairedSite("up", "repaired")])
+    assert "from the weights alone" in str(blind)
+
+
+def test_a_reason_that_layers_share_is_told_once_and_long_tables_are_cut() -> None:
+    many = {f"({n}/64,1/2)": float(n) for n in range(64)}
+    same = [RepairedSite(f"up{n}", "left", "it makes little") for n in range(9)]
+    report = RepairReport([RepairedSite("last", "repaired"), *same], {"global": many}, {"global": many})
+    for told in (str(report), report._repr_html_()):
+        assert "up0, up1, up2 and 6 more: it makes little" in told and told.count("makes little") == 1
+        assert "48 frequencies more: +47.0 dB at most" in told
+        assert "(63/64,1/2)" in told and "(48/64,1/2)" in told and "(47/64,1/2)" not in told
+    assert len(report.table().rows) == 64

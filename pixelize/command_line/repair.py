@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,17 +38,12 @@ from pixelize.running.batches import samples_of, selected
 from pixelize.sources.models import portable_source
 from pixelize.sources.opened import OpenedModel
 from pixelize.sources.written import Written, check_out, onnx_difference, write_repaired
-from pixelize.tables import Table
 
 NOTHING, COULD_NOT = 3, 4
 SHOWN = 16
 """Samples on the page."""
-ROWS = 16
-"""Frequencies in the table at most: of those of longer periods the worst."""
 LONGEST = 8
 """Period that the page is measured at, at most."""
-NAMED = 3
-"""Layers named with a reason that they share, before they are counted."""
 IMPORTED = 1e-3
 """Relative error between a graph in onnxruntime and as it was read, at most; 30 times it in float16."""
 
@@ -175,36 +169,10 @@ def _check_import(opened: OpenedModel, example: Any) -> None:
 
 
 def _verdict(found: RepairReport) -> tuple[str, int]:
-    """In a sentence, and as an exit code."""
-    worst = {
-        when: max((v for kind in levels.values() for v in kind.values()), default=None)
-        for when, levels in (("before", found.before), ("after", found.after))
-    }
-    before, after = worst["before"], worst["after"]
-    names = ", ".join(site.name or "the model itself" for site in found.repaired)
-    if found.repaired:
-        if before is None or after is None:
-            return f"Repaired: {names}.", 0
-        return f"Repaired: {names}. At the worst frequency {before:+.1f} dB became {after:+.1f} dB.", 0
-    why = "; ".join(dict.fromkeys([*_reasons(found), *found.notes])) or "no up-sampler was found"
-    if before is not None and before < NOTICEABLE:
-        return f"Nothing to repair: no frequency stands out by more than {before:+.1f} dB ({why}).", NOTHING
-    if before is None and not found.sites:
-        return f"Nothing to repair: {why}.", NOTHING
-    place = "" if before is None else f" although a pattern stands out by {before:+.1f} dB"
-    return f"Could not be repaired{place}: {why}. What may help: {_help(found)}.", COULD_NOT
-
-
-def _reasons(found: RepairReport) -> list[str]:
-    """Each reason once, after the names of the layers that it holds for."""
-    names: dict[str, list[str]] = {}
-    for site in found.sites:
-        if site.reason:
-            names.setdefault(site.reason, []).append(site.name or "the model itself")
-    return [
-        f"{', '.join(those[:NAMED])}{f' and {len(those) - NAMED} more' if len(those) > NAMED else ''}: {why}"
-        for why, those in names.items()
-    ]
+    """In a sentence or two, and as an exit code."""
+    if found.repaired or found.clean:
+        return found.verdict(), 0 if found.repaired else NOTHING
+    return f"{found.verdict()} What may help: {_help(found)}.", COULD_NOT
 
 
 def _help(found: RepairReport) -> str:
@@ -270,27 +238,10 @@ def _page_period(found: RepairReport) -> int | None:
     return period if 1 < period <= LONGEST else None
 
 
-def _worst_rows(table: Table) -> list[Table | str]:
-    """A long table cut to its highest rows, and a sentence on the rest."""
-    if len(table.rows) <= ROWS:
-        return [table]
-
-    def highest(row: Sequence[str]) -> float:
-        return max((float(cell) for cell in row[1:] if cell), default=-math.inf)
-
-    ordered = sorted(table.rows, key=highest, reverse=True)
-    kept = [row for row in table.rows if any(row is one for one in ordered[:ROWS])]
-    rest = ordered[ROWS:]
-    told = f"{len(rest)} other frequencies: {highest(rest[0]):+.1f} dB at most (--json lists them)"
-    return [Table(table.heads, kept), told]
-
-
 def _print(found: RepairReport, verdict: str, written: Written) -> None:
-    if found.before:
-        print_text(*_worst_rows(found.table()))
-    print_text(verdict)
+    print_text(*found.levels(), verdict)
     if found.repaired:
-        print_text(f"the pictures are {found.psnr:.1f} dB (PSNR) from those before", *found.remarks())
+        print_text(*found.remarks())
     if written.total:
         print_text(f"{len(written.tensors)} of {written.total} tensors differ: {', '.join(written.tensors)}")
     for check in written.checks:

@@ -11,7 +11,7 @@ from pixelize.tables import Table, html_lines, wrapped
 SourceKind = Literal["up-sampler", "swapped phases", "inputs", "tiles", "elsewhere"]
 
 _ADVICE = {
-    "up-sampler": "pixelize.repair(model, data) takes it out",
+    "up-sampler": "pixelize.repair(model, data) may take it out",
     "swapped phases": "a mistake in porting its sub-kernels: nothing is to be trained",
     "inputs": "the model passes it on: clean the inputs (they may be decoded or enlarged pictures)",
     "tiles": "let the tiles overlap and blend them, or run the model on the whole picture",
@@ -36,7 +36,8 @@ class PatternSource:
 
     def sentence(self) -> str:
         """What it is, what it makes, what to do."""
-        which = " and ".join(name or "(the model)" for name in self.names)
+        names = [name or "(the model)" for name in self.names]
+        which = " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
         told = {
             "up-sampler": f"{which} {'makes' if len(self.names) == 1 else 'make'} it",
             "swapped phases": f"the phases of {which} are in the wrong order (right: {self.detail})",
@@ -48,7 +49,10 @@ class PatternSource:
             shown = ", ".join(self.frequencies[:4]) + (" ..." if len(self.frequencies) > 4 else "")
             told += f", at {shown}"
         if self.share is not None:
-            told += f": without it {self.share:.0%} of the excess is gone"
+            pattern = "without its pattern" if len(names) == 1 else "without their patterns"
+            told += (
+                f": {'with clean inputs' if self.kind == 'inputs' else pattern} {self.share:.0%} of it goes"
+            )
         return f"{told}; {_ADVICE[self.kind]}."
 
 

@@ -11,7 +11,13 @@ from torch import nn
 from pixelize.errors import ArgumentError
 from pixelize.inheritance.record import kept_repair
 from pixelize.measure.content import ContentChange
+from pixelize.measure.natural import NOTICEABLE
 from pixelize.tables import Table, html_lines, wrapped
+
+ROWS = 16
+"""Frequencies in a table of text at most: the worst."""
+NAMED = 3
+"""Layers named with a reason that they share, before they are counted."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +68,37 @@ class RepairReport:
         return max((v for by_frequency in levels.values() for v in by_frequency.values()), default=0.0)
 
     def verdict(self) -> str:
-        """What came of it, in one sentence."""
-        if not self.before:
-            return "Nothing was measured" + (": repaired from the weights alone." if self.repaired else ".")
-        before, after = self.worst(self.before), self.worst(self.after or self.before)
+        """What came of it: how many frequencies stood out and still do, the worst, and what fell most."""
         if not self.repaired:
-            return f"Nothing was changed: the worst level is {before:.1f} dB over natural."
-        names = ", ".join(site.name or "(the model)" for site in self.repaired)
-        return (
-            f"Repaired {names}: the worst level fell from {before:.1f} to {after:.1f} dB over natural; "
-            f"the {self.made} are {self.psnr:.1f} dB (PSNR) from those before."
-        )
+            return self._left()
+        names = ", ".join(site.name or "the model itself" for site in self.repaired)
+        if not self.before or not self.after:
+            return f"Repaired {names}, from the weights alone: nothing was measured."
+        before, after = _highest(self.before), _highest(self.after)
+        worst, left = max(before, key=lambda f: before[f]), max(after, key=lambda f: after[f])
+        fell = max(before, key=lambda f: before[f] - after[f])
+        stood, stand = (sum(v >= NOTICEABLE for v in levels.values()) for levels in (before, after))
+        told = f"{_count(stood)} stood out by {NOTICEABLE:g} dB or more, {stand or 'none'} now. "
+        if fell != worst:
+            told += f"{fell} fell most, from {before[fell]:+.1f} to {after[fell]:+.1f} dB; "
+        told += f"{worst}, the worst, went from {before[worst]:+.1f} to {after[worst]:+.1f} dB"
+        told += f", and now {left} is, with {after[left]:+.1f} dB" if left != worst else ""
+        return f"Repaired {names}: {told}."
+
+    def _left(self) -> str:
+        """Why nothing was repaired."""
+        why = "; ".join(dict.fromkeys([*self.reasons(), *self.notes])) or "no up-sampler was found"
+        levels = f" by {self.worst(self.before):+.1f} dB" if self.before else ""
+        if self.clean:
+            most = f"no frequency stands out by more than{levels[3:]} ({why})" if levels else why
+            return f"Nothing to repair: {most}."
+        place = f" although a pattern stands out{levels}" if levels else ""
+        return f"Could not be repaired{place}: {why}."
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was repaired because there was nothing to repair."""
+        return not self.repaired and (self.worst(self.before) < NOTICEABLE if self.before else not self.sites)
 
     def table(self) -> Table:
         """The levels before and after, by frequency."""
@@ -86,18 +112,36 @@ class RepairReport:
                     for levels in (self.before, self.after or self.before)
                 ),
             )
-            for f in dict.fromkeys(f for form in forms for f in self.before[form])
+            for f in _highest(self.before)
         ]
         heads = [f"{form}, {when}" for form in forms for when in ("before", "after")]
         return Table(("dB over natural at", *heads), rows)
 
+    def levels(self) -> list[Table | str]:
+        """The table; of a long one the worst rows, and a sentence on the rest."""
+        if not self.before:
+            return []
+        table, high = self.table(), _highest(self.before, self.after)
+        if len(high) <= ROWS:
+            return [table]
+        kept = set(sorted(high, key=lambda f: high[f], reverse=True)[:ROWS])
+        rest = max(v for f, v in high.items() if f not in kept)
+        rows = [row for row in table.rows if row[0] in kept]
+        told = f"{_count(len(high) - ROWS)} more: {rest:+.1f} dB at most (to_dict() or --json has them all)"
+        return [Table(table.heads, rows), told]
+
+    def reasons(self) -> list[str]:
+        """Why layers were not repaired: each reason once, after the names that it holds for."""
+        names: dict[str, list[str]] = {}
+        for site in self.sites:
+            if site.reason:
+                names.setdefault(site.reason, []).append(site.name or "the model itself")
+        more = {why: f" and {len(those) - NAMED} more" for why, those in names.items() if len(those) > NAMED}
+        return [f"{', '.join(those[:NAMED])}{more.get(why, '')}: {why}" for why, those in names.items()]
+
     def remarks(self) -> list[str]:
         """What a table has no room for, a sentence each."""
-        lines = [
-            f"{site.name or '(the model)'}: {site.status}" + (f" ({site.reason})" if site.reason else "")
-            for site in self.sites
-            if site.reason or site.status != "repaired"
-        ]
+        lines = [f"the {self.made} are {self.psnr:.1f} dB (PSNR) from those before"] if self.repaired else []
         if self.content is not None:
             lines.append(
                 f"away from these frequencies the {self.made} are {self.content.psnr:.1f} dB (PSNR) from "
@@ -108,11 +152,12 @@ class RepairReport:
             lines.append(
                 f"not measured: {self.made} unlike those, and what the model's own task gains or loses"
             )
-        return lines + self.notes
+        return lines + (self.reasons() + self.notes if self.repaired else [])
 
     def text(self, width: int | None = None) -> str:
         """The verdict, the table and the remarks in lines of ``width``, the terminal's by default."""
-        table = ["", self.table().text(width), ""] if self.before else []
+        shown = [p.text(width) if isinstance(p, Table) else wrapped([p], width) for p in self.levels()]
+        table = ["", *shown, ""] if shown else []
         return "\n".join([wrapped([self.verdict()], width), *table, wrapped(self.remarks(), width)]).rstrip()
 
     def __str__(self) -> str:
@@ -122,8 +167,22 @@ class RepairReport:
         return f"<RepairReport: {self.verdict()}>"
 
     def _repr_html_(self) -> str:
-        table = self.table().html() if self.before else ""
-        return html_lines([self.verdict()]) + table + html_lines(self.remarks())
+        shown = [p.html() if isinstance(p, Table) else html_lines([p]) for p in self.levels()]
+        return html_lines([self.verdict()]) + "".join(shown) + html_lines(self.remarks())
+
+
+def _highest(*several: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Of each frequency the highest level, of the forms of the measure and of ``several`` such levels."""
+    found: dict[str, float] = {}
+    for levels in several:
+        for by_frequency in levels.values():
+            for f, level in by_frequency.items():
+                found[f] = max(level, found.get(f, -math.inf))
+    return found
+
+
+def _count(frequencies: int) -> str:
+    return f"{frequencies} frequenc{'y' if frequencies == 1 else 'ies'}"
 
 
 def repair_report(model: nn.Module) -> RepairReport:
