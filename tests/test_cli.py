@@ -86,6 +86,22 @@ def test_as_a_module():
     assert told.returncode == 0 and told.stdout.startswith("pixelize ")
 
 
+def test_an_autoencoder_is_looked_at_whole(run, tmp_path):
+    """Its data are latents, which its decoder alone takes."""
+    diffusers = pytest.importorskip("diffusers")
+    diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=2, layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    ).save_pretrained(tmp_path / "vae")  # fmt: skip
+    vae = str(tmp_path / "vae")
+    code, out, err = run("inspect", vae)
+    assert (code, err) == (0, "") and "decoder.up_blocks.0.upsamplers.0.conv" in out
+    assert "1 convertible" in out and "multiply-adds of these sites" in out
+    latents = ("--data", "2x4x16x16")
+    assert run("convert", vae, *latents, "--out", str(tmp_path / "out"))[0] == 0
+    assert run("report", vae, "converted", *latents, "-o", str(tmp_path / "r.html"))[0] == 0
+
+
 def test_inspect_as_json(run):
     code, out, _ = run("inspect", "nets.py:Net", "--input", "1x3x16x16", "--json")
     told = json.loads(out)

@@ -19,6 +19,7 @@ from torch.nn.utils import prune
 
 import pixelize
 from pixelize.errors import NothingToConvertError
+from pixelize.pages.measuring import measure
 from pixelize.running.outputs import relative_error
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -419,6 +420,18 @@ def test_inputs_are_written_to_by_nobody():
     x = X.clone()
     pixelize.convert(Model(lambda m, x: m.up(x.mul_(255)), up=up()), example_inputs=x)
     assert torch.equal(x, X)
+
+
+def test_data_is_written_to_by_nobody():
+    data = [torch.rand(2, 4, 16, 16) for _ in range(3)]
+    kept = [batch.clone() for batch in data]
+    model = Model(lambda m, x: m.up(m.first(x.mul_(2))), first=conv(), up=up()).eval()
+    pixelize.convert(model, "pixeldcl", init="calibrate", data=data, example_inputs=data[0])
+    pixelize.convert(model, "auto", data=data, example_inputs=data[0])
+    pixelize.diagnose(model, data)
+    found = measure({"one": model, "the same": model}, data, title="", told="")
+    assert found.variants[1].error == 0
+    assert all(torch.equal(a, b) for a, b in zip(data, kept, strict=True))
 
 
 class Unguessable(nn.Module):

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelize.adapters import call
 from pixelize.errors import PixelizeWarning
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.rewrites.state.precision import float64
 from pixelize.running.outputs import tensors
+from pixelize.running.pictures import run
 
 DAMPING = 0.1
 """Added to the diagonal, as a share of its mean: channels that hardly matter to first order still count."""
@@ -79,7 +79,7 @@ def _gradients(
         stack.enter_context(evaluation(model, seed))
         stack.enter_context(torch.enable_grad())
         projected = torch.zeros((), device="cpu")
-        for output in tensors(call(model, batch)):
+        for output in tensors(run(model, batch)):
             if output.requires_grad:
                 size = output.detach().float().square().mean().sqrt().clamp_min(1e-12)
                 projected = projected + ((output * torch.randn_like(output)).sum() / size).cpu()

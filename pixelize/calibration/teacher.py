@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from pixelize.adapters import call
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.inheritance.build import build_layer
 from pixelize.inheritance.record import (
@@ -28,6 +27,7 @@ from pixelize.layers.pixel_dcl import PixelDeconvolution
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.rewrites.state.splice import State
+from pixelize.running.pictures import run
 
 CACHE_BYTES = 2**28
 """What one layer's pairs may take up in memory so that they are kept from pass to pass."""
@@ -166,7 +166,7 @@ class TeacherStudent:
 
     def _call(self, batch: Any) -> None:
         try:
-            call(self.model, batch)
+            run(self.model, batch)
         except (_Enough, KeyboardInterrupt):
             raise
         except Exception as error:

@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from pixelize.adapters import call
 from pixelize.algebra.least_squares import inverse_root
 from pixelize.algebra.polyphase import Size
 from pixelize.calibration.layer_fit import phase_maps
@@ -33,6 +32,7 @@ from pixelize.errors import ArgumentError
 from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernels_of
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.rewrites.state.precision import float64
+from pixelize.running.pictures import run
 
 RIDGE = 1e-3
 """Added to second moments before they are factored, as a share of their mean diagonal."""
@@ -219,7 +219,7 @@ def _look(model: nn.Module, data: list[Any]) -> dict[Tensor, _Features]:
     try:
         with evaluation(model):
             for batch in data:
-                call(model, batch)
+                run(model, batch)
     finally:
         for handle in handles:
             handle.remove()

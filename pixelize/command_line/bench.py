@@ -26,7 +26,7 @@ from pixelize.command_line.options import (
 from pixelize.conversion.convert import convert
 from pixelize.errors import ArgumentError, NothingToConvertError
 from pixelize.inheritance.record import converted_modules
-from pixelize.running.inputs import one_sample, shape_of
+from pixelize.running.inputs import one_sample, shape_of, whole_inputs
 from pixelize.tables import Table
 
 LAYERS = ("ipixeldcl", "pixeldcl", "dcl")
@@ -36,7 +36,7 @@ LAYERS = ("ipixeldcl", "pixeldcl", "dcl")
 def bench_command(
     options: ModelOptions,
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A model to convert and time; none: the layers.")
+        str | None, typer.Argument(metavar="MODEL", help="A model to convert and time; none: the layers.")
     ] = None,
     layer: Annotated[
         list[str] | None, typer.Option(help="For a model: what to convert it into; may be repeated.")
@@ -81,7 +81,7 @@ def bench_command(
         with progress("building the model") as tell:
             opened = options.open()
             built = opened.model
-            example = runnable(built, options.read(opened, batch)[0][:1])[0]
+            example = whole_inputs(built, runnable(built, options.read(opened, batch)[0][:1])[0])
             tell("converting")
             design: dict[str, Any] = dict(
                 dependency_groups=dependency_groups, dependency_kernel_size=dependency_kernel_size,

@@ -25,7 +25,7 @@ from pixelize.conversion.report import report
 from pixelize.conversion.saved import save
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.inheritance.record import converted_modules, kept_report
-from pixelize.running.inputs import one_sample
+from pixelize.running.inputs import one_sample, whole_inputs
 from pixelize.sources.models import portable_source
 
 
@@ -49,7 +49,7 @@ def inspect_command(
         tell("looking for up-samplers")
         example = None
         try:
-            example = one_sample(options.read(opened, 1)[0][0])
+            example = one_sample(whole_inputs(built, options.read(opened, 1)[0][0]))
         except ArgumentError:
             if options.data:
                 raise
@@ -117,7 +117,8 @@ def convert_command(
             print_error("note: no --data: fitted on what was drawn; real inputs are better")
         tell("converting")
         converted = convert(
-            built, layer, init=init, data=samples if fitted else None, example_inputs=one_sample(samples[0]),
+            built, layer, init=init, data=samples if fitted else None,
+            example_inputs=one_sample(whole_inputs(built, samples[0])),
             include=include or "*", exclude=exclude or (), sites=tuple(sites.split(",")), inplace=True,
             tolerance=tolerance,
             dependency_groups=dependency_groups, dependency_kernel_size=dependency_kernel_size,

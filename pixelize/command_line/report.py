@@ -34,7 +34,7 @@ from pixelize.pages.measuring import measure
 from pixelize.pages.page import write_findings
 from pixelize.refit.repair import repair
 from pixelize.refit.report import repair_report
-from pixelize.running.inputs import one_sample
+from pixelize.running.inputs import one_sample, whole_inputs
 from pixelize.sources.inputs import read_inputs
 from pixelize.sources.opened import OpenedModel, open_model
 from pixelize.tables import Table
@@ -48,7 +48,7 @@ def report_command(
     others: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[AFTER]...",
+            metavar="AFTER",
             help="What to compare it with: 'repaired', 'converted', or the name of another model or folder. "
             "By default 'repaired'; 'none' for the model alone.",
         ),
@@ -101,7 +101,7 @@ def report_command(
         for other in _others(others):
             tell(f"making {other}")
             if other == "converted":
-                made = _converted(built, one_sample(samples[0]), named, required=bool(others))
+                made = _converted(built, whole_inputs(built, samples[0]), named, required=bool(others))
             elif other == "repaired":
                 try:
                     named[other], fitted = _repaired(options, opened, samples)
@@ -176,7 +176,7 @@ def _others(others: list[str] | None) -> list[str]:
 
 def _converted(built: nn.Module, example: Any, named: dict[str, nn.Module], required: bool) -> Report | None:
     try:
-        named["converted"] = convert(built, example_inputs=example)
+        named["converted"] = convert(built, example_inputs=one_sample(example))
     except NothingToConvertError:
         if required:
             raise
@@ -202,8 +202,8 @@ def _repair_notes(repaired: nn.Module | None) -> list[str]:
     if repaired is None:
         return []
     done = repair_report(repaired)
-    told = [f"repair, {s.name}: {s.status}{f' ({s.reason})' if s.reason else ''}" for s in done.sites]
-    return told + [f"repair: {note}" for note in done.notes]
+    more = [*done.reasons(), *done.notes] if done.repaired else []
+    return [f"repair: {told}" for told in [done.verdict(), *more]]
 
 
 def _source_of(other: str, source: str) -> str:

@@ -11,11 +11,11 @@ from pixelize.tables import Table, html_lines, wrapped
 SourceKind = Literal["up-sampler", "swapped phases", "inputs", "tiles", "elsewhere"]
 
 _ADVICE = {
-    "up-sampler": "pixelize.repair(model, data) may take it out",
-    "swapped phases": "a mistake in porting its sub-kernels: nothing is to be trained",
-    "inputs": "the model passes it on: clean the inputs (they may be decoded or enlarged pictures)",
+    "up-sampler": "pixelize.repair(model, data) may take out what up-samplers make",
+    "swapped phases": "put the sub-kernels in their order (a mistake in porting); nothing is to be trained",
+    "inputs": "clean the inputs, whose pattern is passed on (they may be decoded or enlarged pictures)",
     "tiles": "let the tiles overlap and blend them, or run the model on the whole picture",
-    "elsewhere": "no up-sampler makes it: look at what else the model adds, or at what is done to its output",
+    "elsewhere": "look at what else the model adds, or at what is done to its output",
 }
 
 
@@ -35,7 +35,7 @@ class PatternSource:
     detail: str = ""
 
     def sentence(self) -> str:
-        """What it is, what it makes, what to do."""
+        """What it is and what it makes."""
         names = [name or "(the model)" for name in self.names]
         which = " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
         told = {
@@ -53,7 +53,7 @@ class PatternSource:
             told += (
                 f": {'with clean inputs' if self.kind == 'inputs' else pattern} {self.share:.0%} of it goes"
             )
-        return f"{told}; {_ADVICE[self.kind]}."
+        return f"{told}."
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,14 @@ class Diagnosis:
         return not self.sources
 
     def sentences(self) -> list[str]:
-        """The verdict: what the pictures show, a sentence for each source, what else is to be known."""
-        told = [f"{self.levels.pictures} pictures: {self.levels.sentence()}."]
-        return told + [source.sentence() for source in self.sources] + list(self.notes)
+        """The verdict: what the pictures show, where it comes from, what to do, what else is to be known."""
+        return [f"{self.levels.pictures} pictures: {self.levels.sentence()}.", *self.explained(), *self.notes]
+
+    def explained(self) -> list[str]:
+        """A sentence for each source, and what to do."""
+        told = [source.sentence() for source in self.sources]
+        advice = [f"What to do: {_ADVICE[kind]}." for kind in dict.fromkeys(s.kind for s in self.sources)]
+        return told + advice
 
     def table(self) -> Table:
         """The up-samplers."""

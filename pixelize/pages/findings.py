@@ -82,7 +82,7 @@ class Findings:
             else:
                 told.append(f"No checkerboard that keeps its place: at most {place}.")
         if self.diagnosis is not None:
-            told += [source.sentence() for source in self.diagnosis.sources]
+            told += self.diagnosis.explained()
         for after in self.variants[1:]:
             if after.error is not None and after.error < 1e-5:
                 told.append(

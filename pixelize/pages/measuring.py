@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelize.adapters import call
 from pixelize.conversion.inspect import inspect
 from pixelize.conversion.report import Report
 from pixelize.diagnosis.diagnose import diagnose
@@ -20,9 +19,9 @@ from pixelize.measure.probes import LayerProbes
 from pixelize.pages.findings import Findings, Layer, Variant
 from pixelize.rewrites import survey
 from pixelize.rewrites.state.evaluation import evaluation
-from pixelize.running.inputs import one_sample, shape_of
+from pixelize.running.inputs import one_sample, shape_of, whole_inputs
 from pixelize.running.outputs import relative_error, tensors
-from pixelize.running.pictures import pictures_of
+from pixelize.running.pictures import pictures_of, run
 
 
 def measure(
@@ -57,6 +56,7 @@ def measure(
     example = one_sample(inputs[0])
     with evaluation(first):
         _output(first, example, next(iter(models)))
+        example = one_sample(whole_inputs(first, example))
     report = report or inspect(first, example)
     sites = survey(first, example).sites
     outputs: dict[str, list[Tensor]] = {}
@@ -115,7 +115,7 @@ def _diagnosis(model: nn.Module, inputs: Sequence[Any], notes: list[str]) -> Dia
 
 def _output(model: nn.Module, inputs: Any, name: str) -> Any:
     try:
-        output = call(model, inputs)
+        output = run(model, inputs)
     except Exception as error:
         text = " ".join(str(error).split())
         raise ArgumentError(

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelize.adapters import find
+from pixelize.adapters import call, find
 from pixelize.errors import ArgumentError
+from pixelize.rewrites.seeing.apart import copied_inputs
+from pixelize.rewrites.state.evaluation import evaluation
 
 BATCH = 8
 
@@ -25,7 +27,7 @@ def default_inputs(model: nn.Module, count: int = 64, seed: int = 0) -> tuple[li
         example = adapter.example_inputs(model) if adapter else None
     except ValueError as error:
         raise ArgumentError(
-            f"{error}; on the command line, --input with a shape such as 1x3x64x64, a picture, a folder or "
+            f"{error}; on the command line, --data with a shape such as 1x3x64x64, a picture, a folder or "
             "an .npy file"
         ) from None
     if not isinstance(example, Tensor) or example.device.type == "meta":
@@ -45,6 +47,21 @@ def picture_channels(model: nn.Module) -> int | None:
 def one_sample(inputs: Any) -> Any:
     """The first sample of a batch that is one tensor, other inputs as they are."""
     return inputs[:1] if isinstance(inputs, Tensor) and inputs.dim() > 1 else inputs
+
+
+def whole_inputs(model: nn.Module, batch: Any) -> Any:
+    """``batch``, for what looks at the whole model. Where it runs a part alone (latents an autoencoder's
+    decoder), what the library's adapter knows to run all of it.
+    """
+    adapter = find(model)
+    if adapter is None or adapter.run is call:
+        return batch
+    with evaluation(model):
+        try:
+            call(model, copied_inputs(batch))
+        except Exception:  # a stranger's forward may raise anything
+            return adapter.example_inputs(model)
+    return batch
 
 
 def shape_of(inputs: Any) -> str:
