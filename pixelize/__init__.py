@@ -71,6 +71,7 @@ from pixelize.layers.pixel_dcl import (
 )
 from pixelize.measure.any_axes import checkerboard_nd
 from pixelize.measure.checkerboard import checkerboard
+from pixelize.measure.notch import notch
 from pixelize.pages.page import write_report
 from pixelize.refit.repair import repair
 from pixelize.refit.report import RepairReport, repair_report
@@ -119,6 +120,7 @@ __all__ = [
     "ipixel_dcl3d",
     "load",
     "load_adapter",
+    "notch",
     "param_groups",
     "pixel_conv1d",
     "pixel_conv2d",

@@ -45,7 +45,7 @@ def test_notch_removes_the_pattern_and_nothing_else():
     with pytest.raises(pixelize.ArgumentError, match="between 0 and 1"):
         notch(picture, depth={(0.5, 0.5): 2.0})
     with pytest.raises(pixelize.ArgumentError, match="needs"):
-        notch(picture[0], depth={})
+        notch(picture[0], depth={(0.5, 0.5): 0.5})
 
 
 def test_notch_of_a_period_with_complex_frequencies():

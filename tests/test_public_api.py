@@ -62,6 +62,7 @@ PUBLIC = {
     "ipixel_dcl3d",
     "load",
     "load_adapter",
+    "notch",
     "param_groups",
     "pixel_conv1d",
     "pixel_conv2d",
