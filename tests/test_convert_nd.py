@@ -10,6 +10,7 @@ from torch import nn
 
 import pixelize
 from pixelize import ArgumentError
+from pixelize.calibration.layer_fit import fit_layer
 from pixelize.inheritance.inherit import Design, inherit
 
 LAYERS = {
@@ -107,8 +108,6 @@ def test_a_closed_gate_is_hardened(n, schedule):
 @schedules
 def test_least_squares_recovers_a_pixel_deconvolution(n, schedule):
     """Fitted on its own inputs and outputs, with another start, a PixelDCL is found again."""
-    from pixelize.calibration.layer_fit import fit_layer
-
     torch.manual_seed(3)
     layers = [
         getattr(pixelize, f"PixelDCL{n}d")(*LAYERS[n][1], schedule=schedule, dtype=torch.float64)
@@ -237,3 +236,62 @@ def test_convolutions_on_request(n, tmp_path):
     torch.testing.assert_close(hard(x), new(x), rtol=0, atol=1e-12)
     loaded = pixelize.load(pixelize.save(hard, tmp_path / "hard"), into=Convolutions(n).double())
     assert torch.equal(loaded(x), hard(x))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("schedule", ["paired", "near"])
+def test_a_pixel_convolution_is_fitted(n, schedule, tmp_path):
+    """Nearer to the original than a PixelConv without dependencies; saved, loaded and undone."""
+    torch.manual_seed(0)
+    conv = getattr(nn, f"Conv{n}d")
+    model = nn.Sequential(conv(2, 4, 3, padding=1), nn.Tanh(), conv(4, 4, 3, padding=1, groups=2)).eval()
+    size = {1: (61,), 2: (13, 12), 3: (7, 8, 6)}[n]
+    data = [torch.randn(8, 2, *size).cumsum(-1) / 4 for _ in range(6)]
+    fresh = torch.randn(8, 2, *size).cumsum(-1) / 4
+    with pytest.raises(pixelize.ArgumentError, match="has to be fitted"):
+        pixelize.convert(model, "pixeldcl", sites=("conv",))
+    fitted = pixelize.convert(
+        model, "pixeldcl", sites=("conv",), init="calibrate", data=data, schedule=schedule
+    )
+    assert {type(m).__name__ for m in (fitted[0], fitted[2])} == {f"PixelConv{n}d"}
+    wanted = model(fresh)
+    untouched = pixelize.convert(model, sites=("conv",), schedule=schedule)
+    pixelize.set_input_gate(untouched, 0.0)  # a PixelConv whose kernels are zero
+    error = (fitted(fresh) - wanted).norm()
+    assert error < 0.9 * (untouched(fresh) - wanted).norm()
+    row = next(s for s in pixelize.report(fitted).sites if s.name == "2")
+    assert 0 < row.error < 1
+    # each stage is a least-squares optimum on the data: no other kernel of its last stage does better there
+    layer = fitted[2]
+    x = torch.cat([fitted[1](fitted[0](d)) for d in data]).detach()
+    y = torch.cat([model(d) for d in data]).detach()
+    best = (layer(x) - y).square().sum()
+    with torch.no_grad():
+        for way in (1.02, 0.98):
+            kept = layer.dependency_kernels[-1].clone()
+            layer.dependency_kernels[-1].mul_(way)
+            assert (layer(x) - y).square().sum() > 0.999 * best
+            layer.dependency_kernels[-1].copy_(kept)
+    pixelize.save(fitted, tmp_path)
+    loaded = pixelize.load(tmp_path, into=copy.deepcopy(model))
+    assert torch.equal(loaded(fresh), fitted(fresh))
+    assert torch.equal(pixelize.revert(fitted)(fresh), wanted)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_least_squares_recovers_a_pixel_convolution(n):
+    """What a PixelConv itself made is fitted exactly, in float64, at odd sizes, in every padding mode."""
+    for mode, padding in (("zeros", 1), ("reflect", 1), ("zeros", "same")):
+        torch.manual_seed(1)
+        kind = getattr(pixelize, f"PixelConv{n}d")
+        teacher = kind(2, 8, 3, padding=padding, padding_mode=mode, schedule="near").double()
+        student = copy.deepcopy(teacher)
+        for kernel in student.dependency_kernels:
+            nn.init.zeros_(kernel)
+        size = {1: (41,), 2: (11, 9), 3: (7, 5, 6)}[n]
+        x = torch.randn(64, 2, *size, dtype=torch.float64)
+        with torch.no_grad():
+            y = teacher(x)
+        error = fit_layer(student, lambda x=x, y=y: [(x, y)])
+        assert error < 1e-4
+        torch.testing.assert_close(student(x), y, rtol=0, atol=1e-3)

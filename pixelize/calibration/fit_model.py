@@ -38,7 +38,7 @@ def fit_model(
     models = TeacherStudent(model)
     students = models.students()
     if not students:
-        raise PixelizeError(f"this {type(model).__name__} has no PixelDCL or iPixelDCL to calibrate")
+        raise PixelizeError(f"this {type(model).__name__} has no layer with dependencies to calibrate")
     calls = models.calls(probe)
     errors: dict[str, float] = {}
     with progress_bar(progress) as bar:

@@ -1,5 +1,5 @@
-"""Fitting one pixel deconvolution to given inputs and outputs: linear least squares, stage by stage, on
-streamed normal equations.
+"""Fitting one layer, on a transposed convolution or a convolution, to given inputs and outputs: linear least
+squares, stage by stage, on streamed normal equations.
 
 Every phase is ``F_t[j] = own_t[j] + sum of taps K F_s[j + q]``, where ``own_t`` is what it sees of the
 input (nothing in a PixelDCL's later phases). So, the earlier phases being fitted already, the kernels of a
@@ -33,10 +33,14 @@ from pixelize.algebra.polyphase import (
 from pixelize.algebra.schedule import Stage
 from pixelize.inheritance.inherit import effective_weight
 from pixelize.layers.dependencies import dependency
+from pixelize.layers.dependency_kernels import InputGated
 from pixelize.layers.functional import first_phase, gate_mask
+from pixelize.layers.functional_conv import input_phases
+from pixelize.layers.pixel_conv import PixelConvolution
 from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernels_of, iPixelDCL
 from pixelize.rewrites.state.precision import float64, zeros64
 
+Layer = PixelDeconvolution | PixelConvolution
 Read = tuple[int, Size]
 """One thing that a regression reads: which map, and at which low-resolution offset."""
 Pairs = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -52,9 +56,7 @@ CHUNK = 2**25
 """Numbers in one block of rows."""
 
 
-def fit_layer(
-    layer: PixelDeconvolution, pairs: Pairs, *, first: bool = True, allowed_cost: float = ALLOWED_COST
-) -> float:
+def fit_layer(layer: Layer, pairs: Pairs, *, first: bool = True, allowed_cost: float = ALLOWED_COST) -> float:
     """Fits ``layer`` to ``pairs``, in place, and returns its relative error on the held-back samples (on
     all if there is but one).
 
@@ -101,7 +103,7 @@ def _fit_input(layer: PixelDCL, phase: Phase, pairs: Pairs) -> Tensor | None:
 
 
 def fit_stage(
-    layer: PixelDeconvolution,
+    layer: Layer,
     number: int,
     stage: Stage,
     pairs: Pairs,
@@ -134,12 +136,14 @@ def fit_stage(
                 equations.add(block.features, right, held=block.held)
     if equations is None:
         return
-    sees_input = isinstance(layer, iPixelDCL) or any(t in input_kernels_of(layer) for t in targets)  # type: ignore[arg-type]
+    sees_input = isinstance(layer, InputGated)
+    if isinstance(layer, PixelDCL):
+        sees_input = any(t in input_kernels_of(layer) for t in targets)
     if layer.out_channels > PICTURE_CHANNELS or sees_input or stage.shared:
         solved = equations.solve()
     else:
         channels = torch.eye(layer.out_channels // groups, device="cpu").to(equations.cross)
-        rows, wanted_rows = interpolation(stage, layer.stride, channels)
+        rows, wanted_rows = interpolation(stage, layer.period(), channels)
         solved = equations.solve_favouring(rows, wanted_rows, allowed_cost=allowed_cost)
     solved = solved.unflatten(1, (len(reads[targets[0]]), -1))
     parts = [solved] * len(targets) if stage.shared else solved.chunk(len(targets), -1)
@@ -172,7 +176,7 @@ def layer_errors(layers: Sequence[nn.Module], pairs: Pairs, weighing: nn.Module 
     for x, y, held in numbered(pairs):
         with torch.no_grad():
             power_of = power(y if bias is None else y - bias.reshape(-1, *(1,) * (y.dim() - 2)))
-            missed_by = torch.stack([power(layer(x, list(y.shape[2:])) - y) for layer in layers], 1)
+            missed_by = torch.stack([power(_output(layer, x, y) - y) for layer in layers], 1)
         for side in (0, 1):
             wanted[side] += power_of[held.cpu() == bool(side)].sum()
             missed[side] += missed_by[held.cpu() == bool(side)].sum(0)
@@ -180,7 +184,11 @@ def layer_errors(layers: Sequence[nn.Module], pairs: Pairs, weighing: nn.Module 
     return (missed[side] / wanted[side]).sqrt().tolist() if wanted[side] > 0 else [0.0] * len(layers)
 
 
-def phase_maps(layer: PixelDeconvolution, x: Tensor, size: list[int], stages: int) -> dict[Phase, Tensor]:
+def _output(layer: nn.Module, x: Tensor, like: Tensor) -> Tensor:
+    return layer(x) if isinstance(layer, PixelConvolution) else layer(x, list(like.shape[2:]))
+
+
+def phase_maps(layer: Layer, x: Tensor, size: list[int], stages: int) -> dict[Phase, Tensor]:
     """The layer's phases without bias after its first ``stages`` stages; of the later ones what they see of
     the input, if anything.
     """
@@ -194,10 +202,16 @@ def phase_maps(layer: PixelDeconvolution, x: Tensor, size: list[int], stages: in
         return phases
 
 
-def own_phases(layer: PixelDeconvolution, x: Tensor, size: list[int]) -> dict[Phase, Tensor]:
+def own_phases(layer: Layer, x: Tensor, size: list[int]) -> dict[Phase, Tensor]:
     """What each phase sees of the input ``x`` (N, C_in, *input), for those that see it: (N, C_out,
-    *ceil(size / stride)).
+    *ceil(size / period)).
     """
+    if isinstance(layer, PixelConvolution):
+        return input_phases(
+            x, effective_weight(layer), layer.stride, layer.padding, layer.dilation, layer.groups,
+            layer.padding_mode, layer.period(), getattr(layer, "input_gate", None),
+            not isinstance(layer, InputGated),
+        )  # fmt: skip
     geometry = layer.kernel_size, layer.stride, layer.padding, layer.dilation
     grids = zip(size, layer.stride, x.shape[2:], strict=True)
     growth = tuple(-(-m // s) - before for m, s, before in grids)
@@ -283,9 +297,9 @@ def numbered(pairs: Pairs) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         seen += len(x)
 
 
-def _phase(layer: PixelDeconvolution, y: Tensor, phase: Phase) -> Tensor:
+def _phase(layer: Layer, y: Tensor, phase: Phase) -> Tensor:
     """One phase of an output, without the bias."""
-    part = y[last_axes(slice(a, None, s) for a, s in zip(phase, layer.stride, strict=True))]
+    part = y[last_axes(slice(a, None, s) for a, s in zip(phase, layer.period(), strict=True))]
     return part if layer.bias is None else part - layer.bias.detach()[last_axes((None,) * len(phase))]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from pixelize.calibration.layer_fit import Layer
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.inheritance.build import build_layer
 from pixelize.inheritance.record import (
@@ -23,6 +24,7 @@ from pixelize.inheritance.record import (
     original,
     record_of,
 )
+from pixelize.layers.pixel_conv import PixelConvolution
 from pixelize.layers.pixel_dcl import PixelDeconvolution
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.state.evaluation import evaluation
@@ -89,10 +91,14 @@ class TeacherStudent:
         """The layer of a converted module as it is now: itself or the one inside it."""
         return inner_layer(self.modules[name])
 
-    def students(self) -> dict[str, PixelDeconvolution]:
-        """The pixel deconvolutions by the name of the module that a conversion put there."""
+    def students(self) -> dict[str, Layer]:
+        """The layers with dependencies by the name of the module that a conversion put there."""
         layers = {name: self.layer(name) for name in self.modules}
-        return {name: layer for name, layer in layers.items() if isinstance(layer, PixelDeconvolution)}
+        return {
+            name: layer
+            for name, layer in layers.items()
+            if isinstance(layer, PixelDeconvolution | PixelConvolution)
+        }
 
     def calls(self, batch: Any) -> dict[str, int]:
         """How often each converted module is called on ``batch``, in the order of the first calls."""

@@ -28,7 +28,7 @@ def apply_plan(plan: Plan, model: nn.Module) -> dict[str, SiteReport]:
     for planned in plan.planned:
         module = model.get_submodule(planned.site.name)
         prior = None
-        if planned.layer == "pixeldcl":
+        if planned.layer == "pixeldcl" and planned.site.kind != "conv":
             prior = prior_before(existing, places[id(module)], planned.site.geometry.in_channels)
         new, error, note = _built(planned, module, prior)
         row = site_row(planned.site, model)

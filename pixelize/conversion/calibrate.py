@@ -11,7 +11,7 @@ from torch import nn
 from pixelize.calibration.fit_model import fit_model
 from pixelize.conversion.report import Report
 from pixelize.inheritance.record import keep_report, kept_report
-from pixelize.layers.pixel_dcl import PixelDeconvolution
+from pixelize.layers.dependency_kernels import PixelDependencies
 from pixelize.rewrites.state.change import change
 from pixelize.rewrites.state.precision import full_precision
 from pixelize.running.models import check_model, uncompiled
@@ -20,8 +20,8 @@ from pixelize.running.models import check_model, uncompiled
 def calibrate(
     model: nn.Module, data: Iterable[Any], *, joint_steps: int = 0, progress: bool = True
 ) -> nn.Module:
-    """Refits a converted model's pixel deconvolutions, in place, to what the original model computes on
-    ``data``; returns ``model``.
+    """Refits the dependency kernels of a converted model's layers, in place, to what the original model
+    computes on ``data``; returns ``model``.
 
     Layer by layer in the order of execution: the layer's own input in the converted model, with the layers
     before it fitted already, against the original layer's output in the original model. Least squares on
@@ -48,7 +48,7 @@ def calibrate(
     """
     check_model(model)
     inner = uncompiled(model)
-    kernels = [p for m in inner.modules() if isinstance(m, PixelDeconvolution) for p in m.parameters()]
+    kernels = [p for m in inner.modules() if isinstance(m, PixelDependencies) for p in m.parameters()]
     with change(inner, written=kernels), full_precision():
         errors = fit_model(inner, data, joint_steps=joint_steps, progress=progress)
         found: Report | None = kept_report(inner)

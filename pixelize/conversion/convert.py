@@ -66,7 +66,8 @@ def convert(
             :class:`pixelize.rewrites.Site`.
         exclude: the sites to leave, likewise.
         sites: the kinds of sites to convert; ``"resize"`` (a bare resize), ``"conv"`` (a convolution of
-            more than one tap, which becomes an iPixelConv) and ``"conv_after_upsampling"`` (of those the ones
+            more than one tap, which becomes an iPixelConv, or, by ``layer="pixeldcl"`` and
+            ``init="calibrate"``, a PixelConv) and ``"conv_after_upsampling"`` (of those the ones
             that read what an up-sampler made, with nothing between that mixes pixels) only on request.
         inplace: convert ``model`` itself instead of a copy.
         dependency_kernel_size: the window of the new layers' dependency kernels

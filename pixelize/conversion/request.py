@@ -69,12 +69,12 @@ def check_request(request: Request, data: Any) -> None:
     unknown = [s for s in sites if s not in names]
     if unknown:
         raise ArgumentError(f"sites has {unknown[0]!r}; choose from {', '.join(map(repr, names))}")
-    if "conv" in request.kinds and (layer != "ipixeldcl" or init != "inherit"):
+    if "conv" in request.kinds and (layer, init) not in (("ipixeldcl", "inherit"), ("pixeldcl", "calibrate")):
         asked = sites[request.kinds.index("conv")]
         raise ArgumentError(
-            f"sites has {asked!r}: an iPixelConv takes a convolution's place as it is; that is "
-            f"layer='ipixeldcl' and init='inherit', not {layer!r} and {init!r}. Convert the other sites by a "
-            "call of their own"
+            f"sites has {asked!r}: an iPixelConv takes a convolution's place as it is, by layer='ipixeldcl' "
+            "and init='inherit'; a PixelConv has to be fitted, by layer='pixeldcl', init='calibrate' and "
+            f"data. Not {layer!r} and {init!r}: convert the other sites by a call of their own"
         )
     if init == "calibrate" and data is None:
         raise ArgumentError(

@@ -28,7 +28,10 @@ def build_layer(
     design = replace(design, groups=groups)
     if site.kind == "conv":
         assert isinstance(module, _ConvNd)
-        return inherit_convolution(module, layer, design, site.options["period"]), 0.0, None
+        if layer == "dcl":
+            return module, 0.0, None
+        exact = 0.0 if layer == "ipixeldcl" else None
+        return inherit_convolution(module, layer, design, site.options["period"]), exact, None
     if site.kind == "conv_transpose":
         assert isinstance(module, _ConvTransposeNd)
         source = module

@@ -178,7 +178,8 @@ def inner_layer(module: nn.Module) -> _ConvNd:
     """The layer of a converted module that does its work: itself, or the one that it holds."""
     if isinstance(module, PixelDependencies):
         return module  # type: ignore[return-value]
-    return next(m for m in module.modules() if isinstance(m, _ConvTransposeNd))
+    inner = (m for m in module.modules() if isinstance(m, _ConvTransposeNd))
+    return next(inner, module)  # type: ignore[return-value]
 
 
 def refresh(module: nn.Module) -> None:

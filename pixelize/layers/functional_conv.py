@@ -66,14 +66,7 @@ def ipixel_conv(
         (N, C_out, *size), with the sizes of a convolution.
     """
     at = _geometry(input, weight, stride, padding, dilation, padding_mode, period)
-    # zeros after the input, so that the output is a whole number of periods
-    missing = [c * (-m % s) for c, m, s in zip(at.stride, at.size, at.period, strict=True)]
-    x = padded(at.input, (0,) * len(missing), missing)
-    base = CONVOLUTIONS[len(missing)](x, weight, None, at.stride, at.padding, at.dilation, groups)
-    maps = {phase: [f] for phase, f in split_phases(base, at.period).items()}
-    if input_gate is not None:
-        gate = input_gate.to(base.dtype)
-        maps = {phase: fs if phase == at.first else [fs[0] * gate] for phase, fs in maps.items()}
+    maps, base = _input_phases(at, weight, groups, input_gate)
     design = DependencyDesign(dependency_groups, dependency_kernel_size, schedule)
     return completed(maps, base, dependency_kernels, bias, at.period, at.size, at.first, design)
 
@@ -100,10 +93,50 @@ def pixel_conv(
     Arguments and shapes are those of :func:`ipixel_conv`, and it is that function with its gate at 0.
     """
     at = _geometry(input, weight, stride, padding, dilation, padding_mode, period)
+    maps, base = _first_phase(at, weight, groups)
+    design = DependencyDesign(dependency_groups, dependency_kernel_size, schedule)
+    return completed(maps, base, dependency_kernels, bias, at.period, at.size, at.first, design)
+
+
+def input_phases(
+    input: Tensor,
+    weight: Tensor,
+    stride: Size,
+    padding: Padding,
+    dilation: Size,
+    groups: int,
+    padding_mode: str,
+    period: Size,
+    input_gate: Tensor | None,
+    only_first: bool,
+) -> dict[Phase, Tensor]:
+    """What each phase of a pixel convolution sees of the input, (N, C_out, *grid), before any dependency;
+    ``only_first``: as in a PixelConv."""
+    at = _geometry(input, weight, stride, padding, dilation, padding_mode, period)
+    maps, _ = (
+        _first_phase(at, weight, groups) if only_first else _input_phases(at, weight, groups, input_gate)
+    )
+    return {phase: parts[0] for phase, parts in maps.items()}
+
+
+def _input_phases(
+    at: _Geometry, weight: Tensor, groups: int, input_gate: Tensor | None
+) -> tuple[dict[Phase, list[Tensor]], Tensor]:
+    # zeros after the input, so that the output is a whole number of periods
+    missing = [c * (-m % s) for c, m, s in zip(at.stride, at.size, at.period, strict=True)]
+    x = padded(at.input, (0,) * len(missing), missing)
+    base = CONVOLUTIONS[len(missing)](x, weight, None, at.stride, at.padding, at.dilation, groups)
+    maps = {phase: [f] for phase, f in split_phases(base, at.period).items()}
+    if input_gate is not None:
+        gate = input_gate.to(base.dtype)
+        maps = {phase: fs if phase == at.first else [fs[0] * gate] for phase, fs in maps.items()}
+    return maps, base
+
+
+def _first_phase(at: _Geometry, weight: Tensor, groups: int) -> tuple[dict[Phase, list[Tensor]], Tensor]:
     steps = tuple(c * s for c, s in zip(at.stride, at.period, strict=True))
     base = CONVOLUTIONS[len(steps)](at.input, weight, None, steps, at.padding, at.dilation, groups)
-    maps, design = {at.first: [base]}, DependencyDesign(dependency_groups, dependency_kernel_size, schedule)
-    return completed(maps, base, dependency_kernels, bias, at.period, at.size, at.first, design)
+    return {at.first: [base]}, base
 
 
 # the weight tells the number of axes
