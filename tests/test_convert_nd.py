@@ -12,6 +12,7 @@ import pixelize
 from pixelize import ArgumentError
 from pixelize.calibration.layer_fit import fit_layer
 from pixelize.inheritance.inherit import Design, inherit
+from pixelize.refit.limits import RepairLimits
 
 LAYERS = {
     1: [(4, 4, 16, 8, 4), (4, 3, 3, 2, 1, 1)],
@@ -295,3 +296,58 @@ def test_least_squares_recovers_a_pixel_convolution(n):
         error = fit_layer(student, lambda x=x, y=y: [(x, y)])
         assert error < 1e-4
         torch.testing.assert_close(student(x), y, rtol=0, atol=1e-3)
+
+
+DESIGNS = {
+    "iPixelDCL": {"layer": "ipixeldcl"},
+    "PixelDCL": {"layer": "pixeldcl", "init": "calibrate"},
+    "iPixelConv": {"layer": "ipixeldcl", "sites": ("conv",)},
+    "PixelConv": {"layer": "pixeldcl", "sites": ("conv",), "init": "calibrate"},
+}
+
+
+@axes
+@pytest.mark.parametrize("name", DESIGNS)
+def test_from_finding_to_taking_it_back(n, name, tmp_path):
+    """inspect, convert, report, cost, parameter groups, save, load, export, measure, repair, fold, revert."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        kind("Conv", n)(2, 4, 3, padding=1), nn.Tanh(), kind("ConvTranspose", n)(4, 2, 3, 2, 1, 1)
+    ).eval()
+    size, design = {1: (70,), 3: (8, 9, 10)}[n], dict(DESIGNS[name])
+    x, conv = torch.randn(12, 2, *size), name.endswith("Conv")
+    if "init" in design:
+        design["data"] = x.split(4)
+    wanted, own = model(x), model[0 if conv else 2]
+    assert any(s.name == "2" for s in pixelize.inspect(model, x).sites)
+    converted = pixelize.convert(model, example_inputs=x, schedule="near", **design)
+    layer = converted[0 if conv else 2]
+    assert type(layer).__name__ == f"{name}{n}d"
+    report = pixelize.report(converted)
+    (row,) = report.converted
+    assert row.layer == f"{name}{n}d" and row.layer in str(report) and row.layer in report._repr_html_()
+    counts = [sum(p.numel() for p in m.parameters()) for m in (own, layer)]
+    assert [row.parameters_before, row.parameters_after] == counts
+    assert row.multiply_adds_before > 0 and row.multiply_adds_after > 0
+    made = converted(x)
+    assert torch.allclose(made, wanted, atol=1e-5) == name.startswith("i")
+    groups = pixelize.param_groups(converted, lr=1.0, dependency_lr=0.1)
+    assert {g["lr"] for g in groups} == {1.0, 0.1}
+    pixelize.save(converted, tmp_path)
+    loaded = pixelize.load(tmp_path, into=copy.deepcopy(model))
+    assert torch.equal(loaded(x), made)
+    exported = torch.export.export(converted, (x,)).module()
+    torch.testing.assert_close(exported(x), made)
+    before = pixelize.checkerboard_nd(made)["worst"]
+    repaired = pixelize.repair(converted, x, progress=False, limits=RepairLimits(rounds=2, portion=6))
+    assert type(repaired[0 if conv else 2]) is type(layer)
+    assert pixelize.checkerboard_nd(repaired(x))["worst"] <= before - (3 if name.startswith("i") else 0)
+    if name == "PixelConv":
+        with pytest.raises(pixelize.PixelizeError):
+            pixelize.fold(converted)
+    else:
+        folded = pixelize.fold(converted)
+        assert type(folded[0 if conv else 2]) is type(own)
+        middle = (..., *(slice(s // 2 - 2, s // 2 + 2) for s in made.shape[2:]))
+        assert (folded(x)[middle] - made[middle]).abs().max() < 1e-4
+    assert torch.equal(pixelize.revert(converted)(x), wanted)

@@ -245,3 +245,48 @@ def test_content_change_sees_what_is_no_artifact(n: int) -> None:
     at, near = (content_change([y], [y + 0.1 * x], 1.0, size, 2) for x in (sign, torch.randn_like(y)))
     assert at.psnr > 60 and abs(at.spectrum) < 0.1
     assert near.psnr == pytest.approx(20, abs=1.5)
+
+
+class Patches(nn.Module):
+    """A linear map to the places of each token, folded by reshapes: what a transformer's head does.
+
+    ``bias``: added to one place of every patch, so that the bias alone makes a pattern.
+    """
+
+    def __init__(self, n: int, row: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.n, self.row = n, row
+        self.stem, self.pixels = CONV[n](2, 6, 3, padding=1), nn.Linear(6, 2**n * 2)
+        with torch.no_grad():
+            self.pixels.bias[:2] += 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.stem(x)).movedim(1, -1)
+        grid = x.shape[1:-1]
+        if self.row:
+            x = x.flatten(1, -2)
+        x = self.pixels(x)
+        if self.row:
+            x = x.unflatten(1, grid)
+        x = x.unflatten(-1, (*(2,) * self.n, 2))
+        order = [v for axis in range(self.n) for v in (1 + axis, 1 + self.n + axis)]
+        x = x.permute(0, 2 * self.n + 1, *order)
+        for axis in range(self.n):
+            x = x.flatten(2 + axis, 3 + axis)
+        return x
+
+
+@pytest.mark.parametrize(("n", "row"), [(1, True), (2, False), (2, True), (3, True)])
+def test_a_linear_map_to_pixels_is_repaired_in_place(n: int, row: bool) -> None:
+    model, fresh = Patches(n, row).eval(), drawn(24, n, 2)
+    repaired = pixelize.repair(model, drawn(32, n, 1), progress=False, limits=QUICK)
+    report = pixelize.repair_report(repaired)
+    assert [site.name for site in report.repaired] == ["pixels"]
+    before, after = worst(model, fresh), worst(repaired, fresh)
+    assert before > 15 and after < before - 12, report
+    kept, fitted = model.pixels, repaired.pixels
+    assert type(fitted) is nn.Linear and fitted.weight.shape == kept.weight.shape
+    assert not torch.equal(fitted.weight, kept.weight) and not torch.equal(fitted.bias, kept.bias)
+    places = [bias.unflatten(0, (2**n, 2)).std(0) for bias in (kept.bias, fitted.bias)]
+    assert (places[1] < places[0]).all(), "the bias is more nearly the same in every place"

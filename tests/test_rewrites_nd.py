@@ -268,3 +268,34 @@ def test_what_a_named_wrapper_holds_is_the_site():
 
     found = survey(nn.Sequential(MyConvTranspose1d()), torch.randn(1, 2, 7))
     assert [s.name for s in found.sites] == ["0.conv"] and not found.skipped
+
+
+class Filtered(nn.Module):
+    """Enlarged by a fixed filter, for as many channels as there are; or by one that the input makes."""
+
+    def __init__(self, n, kind):
+        super().__init__()
+        self.n, self.kind = n, kind
+        self.register_buffer("filter", torch.rand(1, 1, *(4,) * n))
+        self.scale = nn.Parameter(torch.ones(1))
+        self.after = getattr(nn, f"ConvTranspose{n}d")(2, 2, 2, 2)
+
+    def forward(self, x):
+        weight = (self.filter / self.filter.sum()).expand(2, -1, *(-1,) * self.n)
+        if self.kind == "input":
+            weight = weight * x.mean()
+        elif self.kind == "parameter":
+            weight = weight * self.scale
+        up = getattr(torch.nn.functional, f"conv_transpose{self.n}d")
+        return self.after(up(x, weight, stride=2, padding=1, groups=2))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("fixed", "a fixed filter"), ("parameter", "at run time"), ("input", "at run time")]
+)
+def test_a_computed_filter_is_listed_with_what_it_is_computed_from(n, kind, reason):
+    model, x = Filtered(n, kind), torch.randn(1, 2, *(5,) * n)
+    report = pixelize.inspect(model, x)
+    (left,) = report.skipped
+    assert reason in left.reason and [site.name for site in report.found] == ["after"]

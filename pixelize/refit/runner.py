@@ -94,11 +94,11 @@ def look(model: nn.Module, inputs: Any) -> Look:
         output = run(model, inputs)
     if axes == 1 and not any(t.dim() > 3 and min(t.shape[-2:]) > 1 for t in tensors(output)):
         return Look(1, picture_along(output, 1))
-    rises = any(made > 1.5 * read for read, made in depths)
-    rises |= any(then[0] > 1.5 * now[1] for now, then in pairwise(depths))
-    volume = picture_along(output, 3) if axes == 3 and rises else None
+    volume = picture_along(output, 3) if axes == 3 else None
     if volume is not None and min(volume.shape[2:]) >= 16:
-        return Look(3, volume)
+        along = [depth for passed in depths for depth in passed] + [volume.shape[2]]
+        if any(after > 1.5 * before for before, after in pairwise(along)):
+            return Look(3, volume)
     return Look(2, picture_along(output, 2))
 
 
