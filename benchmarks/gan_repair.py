@@ -34,8 +34,11 @@ AT_LEAST = {"low-passed PSNR": 35.0}
 NEAR_REAL = {f"windowed {f}": 1.0 for f in ("(0,1/2)", "(1/2,0)", "(1/2,1/2)")}
 """The aims, in dB; the last ones are distances from the real pictures' figures."""
 
-FROZEN = "main.0.*,main.1.*,main.3.*,main.4.*,main.6.*,main.7.*"
-CONVERTED = "main.[91]*"
+FROZEN = {
+    "gan-face-generate": "main.0.*,main.1.*,main.3.*,main.4.*,main.6.*,main.7.*",
+    "demo": "project.*,norm0.*,up1.*,norm1.*,up2.*,norm2.*",
+}
+CONVERTED = {"gan-face-generate": "main.[91]*", "demo": "up[34]"}
 """All but the last two up-samplers (and the norm between them) stay as they are, in every arm."""
 
 BETTER = "off natural dB"
@@ -76,13 +79,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--fidelity", type=float, default=300)
-    parser.add_argument("--freeze", default=FROZEN, help="patterns of parameters that no arm trains")
-    parser.add_argument("--include", default=CONVERTED, help="pattern of the up-samplers that are converted")
+    parser.add_argument("--freeze", help="patterns of parameters that no arm trains; FROZEN by default")
+    parser.add_argument("--include", help="pattern of the up-samplers that are converted; as in CONVERTED")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", default="", help="folder of the runs; runs/<name> if not given")
     parser.add_argument("--name", default="gan_repair", help="of the results")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
+    args.freeze = FROZEN.get(args.model, "") if args.freeze is None else args.freeze
+    args.include = CONVERTED.get(args.model, "*") if args.include is None else args.include
 
     settings = RepairSettings(
         model=args.model,

@@ -268,3 +268,75 @@ def test_a_model_that_takes_one_picture_at_a_time(run, tmp_path, command_line):
     assert command_line("diagnose", "w.pth", *arch, "--data", "photos", "--crop", "32")[0] == 0
     code, _, err = run("w.pth", *arch, "--data", "4x5x24x24", "--out", "r.pth")
     assert code == 1 and "4x5x24x24" in err and len(err.splitlines()) == 1
+
+
+def super_resolution(path: Path, up: str, opset: int, external: bool) -> None:
+    """A graph that doubles pictures, by a transposed convolution or by DepthToSpace, one phase brighter."""
+    onnx = pytest.importorskip("onnx")
+    h, g = onnx.helper, torch.Generator().manual_seed(0)
+    weight = torch.randn(12, 8, 3, 3, generator=g) / 9
+    weight[slice(3, None, 4) if up == "CRD" else slice(9, 12)] *= 1.5
+    tensors = {
+        "body.0.weight": torch.randn(8, 3, 3, 3, generator=g) / 5, "body.0.bias": torch.rand(8, generator=g),
+        "up.weight": torch.randn(8, 3, 4, 4, generator=g) / 9 if up == "ConvTranspose" else weight,
+        "up.bias": torch.rand(3 if up == "ConvTranspose" else 12, generator=g),
+    }  # fmt: skip
+    nodes = [
+        h.make_node("Conv", ["input", "body.0.weight", "body.0.bias"], ["a"], "first", pads=[1] * 4),
+        h.make_node("LeakyRelu", ["a"], ["b"], "second", alpha=0.2),
+    ]
+    if up == "ConvTranspose":
+        inputs = ["b", "up.weight", "up.bias"]
+        nodes.append(h.make_node(up, inputs, ["output"], "up", strides=[2, 2], pads=[1] * 4))
+    else:
+        nodes.append(h.make_node("Conv", ["b", "up.weight", "up.bias"], ["c"], "up", pads=[1] * 4))
+        mode = {"mode": up} if up else {}  # DCR, before there was a choice
+        nodes.append(h.make_node("DepthToSpace", ["c"], ["output"], "shuffle", blocksize=2, **mode))
+    protos = [onnx.numpy_helper.from_array(v.numpy(), k) for k, v in tensors.items()]
+    ends = [h.make_tensor_value_info(n, 1, ["n", 3, f"{n} h", f"{n} w"]) for n in ("input", "output")]
+    made = h.make_model(
+        h.make_graph(nodes, "net", ends[:1], ends[1:], protos, doc_string="doubles pictures"),
+        opset_imports=[h.make_opsetid("", opset)], producer_name="somebody", producer_version="2",
+    )  # fmt: skip
+    made.ir_version = 7
+    h.set_model_props(made, {"scale": "2", "author": "somebody"})
+    more = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 100}
+    onnx.save(made, path, **(more if external else {}))
+
+
+@pytest.mark.parametrize(
+    ("up", "opset", "external"),
+    [("ConvTranspose", 13, False), ("CRD", 17, True), ("DCR", 11, False), ("", 9, True)],
+)
+def test_a_graph_that_enlarges_pictures(up, opset, external, run, repaired, tmp_path, command_line):
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx2torch")
+    super_resolution(path := tmp_path / "sr.onnx", up, opset, external)
+    kept = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    code, told, err = run("sr.onnx", *OPTIONS, "--out", "new/sr.onnx")
+    assert (code, err) == (0, ""), told + err
+    assert {p: p.read_bytes() for p in kept} == kept
+    out = tmp_path / "new" / "sr.onnx"
+    pictures = torch.rand(2, 3, 19, 26)  # of another size than it was fitted on
+    (found,) = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"]).run(
+        None, {"input": pictures.numpy()}
+    )
+    with torch.no_grad():
+        expected = model_run(repaired[0].eval(), pictures)
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=1e-4)
+    before, after = (onnx.load(p) for p in (path, out))
+    tensors = [{t.name: onnx.numpy_helper.to_array(t) for t in m.graph.initializer} for m in (before, after)]
+    assert list(tensors[0]) == list(tensors[1])
+    differ = [k for k, v in tensors[0].items() if v.tobytes() != tensors[1][k].tobytes()]
+    assert "up.weight" in differ and set(differ) <= {"up.weight", "up.bias", "body.0.weight"}
+    before, after = (onnx.load(p, load_external_data=False) for p in (path, out))
+    assert external == any(t.external_data for t in after.graph.initializer)
+    for model in (before, after):  # all but the numbers: nodes, names, opset, metadata, types, shapes
+        for tensor in model.graph.initializer:
+            for part in ("raw_data", "float_data", "external_data"):
+                tensor.ClearField(part)
+    assert before == after
+    assert command_line("apply", "new/sr.patch.safetensors", "sr.onnx", "--out", "again/sr.onnx")[0] == 0
+    for file in out.parent.iterdir():
+        if file.suffix in (".onnx", ".bin", ".data"):
+            assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()

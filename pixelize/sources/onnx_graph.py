@@ -85,11 +85,41 @@ def _converted(onnx: Any, onnx2torch: Any, graph: Any, path: Path) -> tuple[nn.M
         for opset in (None, *OPSETS):
             try:
                 used = graph if opset is None else onnx.version_converter.convert_version(graph, opset)
-                return onnx2torch.convert(used), used
+                return onnx2torch.convert(_depth_first(onnx, used)), used
             except Exception as error:  # NotImplementedError of an operator, KeyError of an odd graph, ...
                 failure = failure or error
     text = " ".join(str(failure).split())[:160]
     raise LoadError(f"{path}: cannot be read as a PyTorch model ({type(failure).__name__}: {text})")
+
+
+def _depth_first(onnx: Any, graph: Any) -> Any:
+    """``graph`` with every DepthToSpace of mode DCR (channel (i b + j) C + c is phase (i, j) of c) as a
+    Gather into the order of mode CRD (c b^2 + i b + j) and one of that, which is all that onnx2torch knows.
+    """
+    shuffles = [n for n in graph.graph.node if n.op_type == "DepthToSpace" and "CRD" not in str(n.attribute)]
+    if not shuffles or all(o.version < 11 for o in graph.opset_import if o.domain in ("", "ai.onnx")):
+        return graph
+    known = onnx.shape_inference.infer_shapes(graph).graph
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in (*known.value_info, *known.input)}
+    made = onnx.ModelProto()
+    made.CopyFrom(graph)
+    del made.graph.node[:]
+    for node in graph.graph.node:
+        dims = shapes.get(node.input[0]) if node in shuffles else None
+        if not dims or len(dims) != 4 or not dims[1].dim_value:
+            made.graph.node.append(node)
+            continue
+        size = next(a.i for a in node.attribute if a.name == "blocksize")
+        order = torch.arange(dims[1].dim_value).view(size**2, -1).T.reshape(-1)
+        name, ordered = f"{node.output[0]}_order", f"{node.output[0]}_ordered"
+        made.graph.initializer.append(onnx.numpy_helper.from_array(order.numpy(), name))
+        made.graph.node.append(onnx.helper.make_node("Gather", [node.input[0], name], [ordered], axis=1))
+        made.graph.node.append(
+            onnx.helper.make_node(
+                "DepthToSpace", [ordered], node.output, node.name, blocksize=size, mode="CRD"
+            )
+        )
+    return made
 
 
 def _names(model: nn.Module, graph: Any) -> dict[str, str]:
