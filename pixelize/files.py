@@ -19,8 +19,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-    os.close(handle)
     try:
+        os.close(handle)
         yield Path(name)
         make_public(Path(name))
         os.replace(name, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +15,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from test_interrupts import AtLine
 from test_repair_command import CODE
 from test_repair_files import SPANDREL, real_esrgan
 from torch import Tensor, nn
 
+from pixelize.checkpoints.patch import read_patch
 from pixelize.command_line import repair as command
 from pixelize.refit.limits import RepairLimits
 from pixelize.refit.repair import repair
@@ -340,3 +343,66 @@ def test_a_graph_that_enlarges_pictures(up, opset, external, run, repaired, tmp_
     for file in out.parent.iterdir():
         if file.suffix in (".onnx", ".bin", ".data"):
             assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.fixture
+def written(run, repaired, monkeypatch, tmp_path):
+    """A folder with what a repair of ``w.pth`` writes, and the same command again, with the model that was
+    repaired: what is left of it is reading and writing."""
+    torch.save({"params_ema": open_model("grid.py:Net").model.state_dict(), "iter": 7}, "w.pth")
+    arguments = ("w.pth", "--arch", "grid.py:Net", *OPTIONS, "--out")
+    assert run(*arguments, "whole/r.pth")[0] == 0
+    monkeypatch.setattr(command, "repair", lambda *_, **__: repaired[0])
+    (tmp_path / "out").mkdir()
+    return functools.partial(run, *arguments, "out/r.pth")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of every file; of a patch what it says, for safetensors writes metadata in any order."""
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    patches = {name: read_patch(folder / name) for name in found if name.endswith(".patch.safetensors")}
+    return found | {
+        name: repr((told, {k: v.tolist() for k, v in tensors.items()})).encode()
+        for name, (told, tensors) in patches.items()
+    }
+
+
+def test_interrupted_at_any_moment_the_old_file_stays_or_the_new_one_is_whole(written, tmp_path):
+    whole, out = contents(tmp_path / "whole"), tmp_path / "out"
+    assert set(whole) == {"r.pth", "r.patch.safetensors"}
+    with AtLine(-1, KeyboardInterrupt) as counted:
+        assert written()[0] == 0
+    assert contents(out) == whole
+    moments = [int(counted.count * share) for share in torch.rand(24).tolist()]
+    moments += [counted.count - n for n in (5, 20, 40, 80, 120, 160, 200, 300)]  # while it writes
+    seen = set()
+    for n in moments:
+        for path in out.iterdir():
+            path.unlink()
+        (out / "r.pth").write_bytes(b"old")
+        with AtLine(n, KeyboardInterrupt):
+            code = written()[0]
+        left = contents(out)
+        assert code != 0 or left == whole, n
+        assert left["r.pth"] in (b"old", whole["r.pth"]) and left.keys() <= whole.keys(), (n, left.keys())
+        assert left.get("r.patch.safetensors", whole["r.patch.safetensors"]) == whole["r.patch.safetensors"]
+        seen.add(left["r.pth"])
+    assert len(seen) == 2  # before and after the moment at which the file takes its place
+
+
+@pytest.mark.parametrize("size", [0, 100, 700])
+def test_on_a_full_disk_the_old_file_stays(size, written, tmp_path, full_disk):
+    (tmp_path / "out" / "r.pth").write_bytes(b"old")
+    with full_disk(size):
+        code, _, err = written()
+    assert code == 1 and len(err.splitlines()) == 1 and err.startswith("error: "), err
+    assert contents(tmp_path / "out") == {"r.pth": b"old"}
+
+
+def test_where_nothing_can_be_written_it_is_said_at_once(run, tmp_path):
+    torch.save(open_model("grid.py:Net").model.state_dict(), "w.pth")
+    (tmp_path / "kept").mkdir(mode=0o555)
+    places = ["grid.py/r.pth", "/proc/r.pth"] + ([] if os.geteuid() == 0 else ["kept/r.pth"])
+    for place in places:
+        code, told, err = run("w.pth", "--arch", "grid.py:Net", *OPTIONS, "--out", place)
+        assert code == 1 and told == "" and "nothing can be written there" in err
