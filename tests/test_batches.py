@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import pixelize
 from pixelize.errors import ArgumentError, PixelizeWarning
+from pixelize.refit.limits import RepairLimits
+from pixelize.refit.samples import take
 from pixelize.running.batches import rereadable
 
 ITEMS = list(torch.arange(12.0).reshape(6, 2, 1))
@@ -155,3 +157,20 @@ def test_every_layer_is_fitted_on_data_that_can_be_read_but_once() -> None:
         chosen = pixelize.convert(network(), "auto", data=Once(items))
         assert pixelize.report(chosen).converted
     assert all(torch.equal(models[0][k], m[k]) for m in models[1:] for k in m)
+
+
+def test_repair_takes_arrays_and_says_what_else_it_would_need():
+    model = torch.nn.ConvTranspose2d(3, 3, 4, 2, 1)
+    pictures = torch.rand(4, 3, 16, 16)
+    for data in (pictures.numpy(), [pictures.numpy()], [(pictures.numpy(), 3)], list(pictures.numpy())):
+        taken, _ = take(model, data, RepairLimits())
+        assert len(taken) == 4 and torch.equal(taken[0], pictures[:1])
+    for data, told in (
+        ("photos/", "data is a str"),
+        ({"a": pictures}, "data is a dict"),
+        (["photos/1.png"], r"holds no tensor \(str\)"),
+        ([(pictures * 255).byte()], r"uint8.*x / 255"),
+        (torch.rand(2, 5, 16, 16), "does not run"),
+    ):
+        with pytest.raises(ArgumentError, match=told):
+            take(model, data, RepairLimits())

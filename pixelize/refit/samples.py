@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pixelize.errors import ArgumentError
 from pixelize.refit.calls import named_parameters
@@ -17,7 +20,7 @@ from pixelize.refit.runner import NoPictureError, Runner, look
 from pixelize.refit.sample import Sample, tensors_in
 from pixelize.rewrites.state.change import change
 from pixelize.rewrites.state.evaluation import evaluation
-from pixelize.running.batches import samples_of, selected
+from pixelize.running.batches import batches, samples_of, selected
 
 
 @dataclass
@@ -41,8 +44,8 @@ def take(
     taken: list[Sample] = []
     size, notes = 0, []
     feed: Callable[[Any], Any] | None = None
-    iterator = iter([data] if isinstance(data, Tensor) else data)
-    for batch in iterator:
+    for batch in batches(data):
+        batch = tree_map(lambda v: torch.as_tensor(v) if isinstance(v, np.ndarray) else v, batch)
         if feed is None:
             feed = _feeding(model, batch)
         batch = feed(batch)
@@ -129,10 +132,26 @@ def _feeding(model: nn.Module, batch: Any) -> Callable[[Any], Any]:
                     return way
         transaction.undo()
     if trouble is not None:
+        text = " ".join(str(trouble).split())[:300]
         raise ArgumentError(
-            f"the model does not run on the data's first element ({type(trouble).__name__}: {trouble})"
+            f"the model does not run on the data's first element ({type(trouble).__name__}: {text})"
+            f"{_hint(batch)}"
         ) from trouble
     raise NoPictureError("the model's output holds no picture")
+
+
+def _hint(batch: Any) -> str:
+    """What may be wrong with an element of the data that a model does not run on."""
+    leaves = tree_leaves(batch)
+    if not any(isinstance(v, Tensor) for v in leaves):
+        kinds = ", ".join(dict.fromkeys(type(v).__name__ for v in leaves))
+        return (
+            f": it holds no tensor ({kinds}); make tensors of pictures, with values as the model takes them, "
+            "or leave reading files to the command line: pixelize repair MODEL --data PICTURES"
+        )
+    if any(isinstance(v, Tensor) and v.dtype == torch.uint8 for v in leaves):
+        return ": its numbers are whole (uint8); models take floating-point ones, x / 255 for many"
+    return ""
 
 
 def _image_like(model: nn.Module, given: Tensor) -> bool:

@@ -33,6 +33,15 @@ def rereadable(
 
     Raises ArgumentError for what is no data.
     """
+    data = batches(data)
+    indexed = hasattr(data, "__getitem__") and _has_length(data)
+    if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
+        indexed = _has_length(data)  # an endless sampler has none
+    return data if indexed or isinstance(data, _Indexed) else _Stream(data, most_samples, most_bytes)
+
+
+def batches(data: Iterable[Any] | Tensor) -> Iterable[Any]:
+    """``data`` as an iterable of batches; a tensor or array is one. Raises ArgumentError for what is none."""
     if isinstance(data, Tensor | np.ndarray):
         return [torch.as_tensor(data)]
     indexed = hasattr(data, "__getitem__") and _has_length(data)
@@ -41,11 +50,7 @@ def rereadable(
             f"data is a {type(data).__name__}; pass a list, a DataLoader or another iterable of inputs "
             "(a tensor, tuple or dict each). One input alone goes into a list: [inputs]"
         )
-    if indexed and not isinstance(data, Iterable):
-        return _Indexed(data)
-    if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
-        indexed = _has_length(data)  # an endless sampler has none
-    return data if indexed else _Stream(data, most_samples, most_bytes)
+    return data if isinstance(data, Iterable) else _Indexed(data)
 
 
 class _Indexed:
