@@ -117,3 +117,10 @@ def test_the_report_is_text_data_and_html() -> None:
 def test_what_cannot_be_diagnosed_is_refused(model, data, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         pixelize.diagnose(model, data)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_what_makes_no_picture_is_sent_to_the_measure_for_it(n):
+    model = getattr(nn, f"ConvTranspose{n}d")(2, 2, 4, 2, 1)
+    with pytest.raises(pixelize.ArgumentError, match="checkerboard_nd"):
+        pixelize.diagnose(model, torch.randn(2, 2, *(20,) * n))

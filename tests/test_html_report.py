@@ -236,3 +236,12 @@ def test_figures_of_pictures_that_do_not_fit(tmp_path):
             comparison_figure(columns, reference, tmp_path / "c.png")
     assert list(tmp_path.iterdir()) == []
     assert comparison_figure({"flat": 0 * a}, "flat", tmp_path / "c.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_model_of_waveforms_or_volumes_has_a_page_of_its_layers(n, tmp_path):
+    model = getattr(nn, f"ConvTranspose{n}d")(2, 2, 4, 2, 1)
+    findings = write_report(model, tmp_path / "page.html", inputs=torch.randn(2, 2, *(20,) * n))
+    row = f'<td data-label="kernel">{"x".join("4" * n)}</td>'
+    assert row in (tmp_path / "page.html").read_text()
+    assert any("no pictures" in note for note in findings.notes)

@@ -52,7 +52,10 @@ def pictures_of_model(model: nn.Module, inputs: list[Any], see: Change | None) -
             output = run(model, x)
         picture = pictures_of(output)
         if picture is None:
-            raise ArgumentError(f"the output of this {type(model).__name__} holds no picture")
+            raise ArgumentError(
+                f"the output of this {type(model).__name__} holds no picture (of waveforms and volumes "
+                "pixelize.checkerboard_nd tells the pattern)"
+            )
         found.append(picture.float().cpu())
     return found
 

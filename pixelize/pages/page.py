@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -257,8 +257,8 @@ def _layers(found: Findings) -> dict[str, Any]:
     return {"heads": [heads[k] for k in told], "rows": rows}
 
 
-def _times(pair: Sequence[int] | None) -> str:
-    return "" if pair is None else f"{pair[0]}x{pair[1]}"
+def _times(numbers: tuple[int, ...] | None) -> str:
+    return "" if numbers is None else "x".join(map(str, numbers))
 
 
 def _picture(picture: np.ndarray) -> str:

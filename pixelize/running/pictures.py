@@ -15,10 +15,11 @@ def pictures_of(output: Any) -> Tensor | None:
     """The picture in a model's output: its largest floating-point tensor (N, C, H, W), or (N, H, W) as one
     channel.
 
-    None when there is no such tensor: logits of a classifier, a feature vector.
+    None when there is no such tensor: logits of a classifier, a feature vector, waveforms of less than four
+    channels.
     """
     found = [t[:, None] if t.dim() == 3 else t for t in tensors(output) if t.dim() in (3, 4)]
-    found = [t for t in found if min(t.shape[-2:]) > 1]
+    found = [t for t in found if min(t.shape[-2:]) > 3]
     return max(found, key=lambda t: t.shape[-2] * t.shape[-1], default=None)
 
 
