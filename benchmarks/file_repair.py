@@ -30,11 +30,14 @@ RESULTS = Path(__file__).parent / "results"
 SCRIPT = "from pixelize.command_line import main; main()"
 
 
-def photographs() -> str:
-    """The folder of scikit-image's pictures."""
+def photographs() -> list[str]:
+    """scikit-image's pictures, as options."""
     import skimage.data
 
-    return str(Path(skimage.data.__file__).parent)
+    folder = Path(skimage.data.__file__).parent
+    return [
+        word for path in sorted([*folder.glob("*.png"), *folder.glob("*.jpg")]) for word in ("-d", str(path))
+    ]
 
 
 def text_detector() -> str:
@@ -50,7 +53,7 @@ def cases() -> dict[str, list[str]]:
     return {
         "demo": ["demo", "--count", "64"],
         "text detector": [
-            text_detector(), "--data", photographs(), "--scale", "imagenet", "--count", "48",
+            text_detector(), *photographs(), "--scale", "imagenet", "--count", "48",
         ],
     }  # fmt: skip
 

@@ -269,5 +269,5 @@ def test_default_inputs_suit_the_model():
         def forward(self, words):
             raise RuntimeError
 
-    with pytest.raises(ArgumentError, match="--input"):
+    with pytest.raises(ArgumentError, match="--data with a shape"):
         default_inputs(Strange())

@@ -10,7 +10,7 @@ import torch
 from pixelize.errors import ArgumentError
 from pixelize.measure.checkerboard import GLOBAL, checkerboard, frequencies
 from pixelize.measure.decibels import LIMIT, decibels, psnr
-from pixelize.measure.natural import artifact_levels, prominence
+from pixelize.measure.natural import artifact_levels
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -38,10 +38,6 @@ def test_levels_are_those_of_the_public_measure(period: int) -> None:
     levels, measured = artifact_levels(pictures, period), checkerboard(pictures, period)
     for f in frequencies(period):
         assert levels.excess[GLOBAL, f] == pytest.approx(measured[GLOBAL][f], abs=1e-6)
-    one = prominence(pictures[0], period)
-    for picture, row in zip(pictures[0], one, strict=True):
-        expected = checkerboard(picture, period)[GLOBAL]
-        assert [decibels(float(v)) for v in row] == pytest.approx(list(expected.values()), abs=1e-4)
 
 
 def test_pictures_without_detail_are_natural_and_broken_ones_refused() -> None:

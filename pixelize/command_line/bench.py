@@ -96,11 +96,11 @@ def bench_command(
             for m in models.values():
                 m.to(dtype=kind, memory_format=form).train(train)  # type: ignore[call-overload]
             with libraries_silent():
-                found = compare_modules(
+                timings = compare_modules(
                     models, placed, train=train, compiled=compiled, seconds=seconds,
                     ceilings=measure_ceilings(options.device, kind),
                 )  # fmt: skip
-            rows = [asdict(row) for row in found]
+            rows = [asdict(row) for row in timings]
         told = f"{model} on {shape_of(example)}"
         result = {"machine": machine, "model": model, "input": shape_of(example), "rows": rows}
     if options.as_json:

@@ -53,17 +53,17 @@ def inspect_command(
         except ArgumentError:
             if options.data:
                 raise
-        found = report(built) if converted_modules(built) else inspect(built, example)
+        seen = report(built) if converted_modules(built) else inspect(built, example)
         if not converted_modules(built) and (loaded := kept_report(built)) is not None:
-            found.notes.extend(loaded.notes)  # a saved folder of a model that was repaired alone
+            seen.notes.extend(loaded.notes)  # a saved folder of a model that was repaired alone
     if options.as_json:
-        print_json({"model": options.model, **found.to_dict()})
+        print_json({"model": options.model, **seen.to_dict()})
         return
-    typer.echo(str(found))
-    if found.found:
+    typer.echo(str(seen))
+    if seen.found:
         again = options.again()
         print_text(f"next: pixelize convert {again} --out FOLDER, or pixelize report {again}")
-    elif not found.converted:
+    elif not seen.converted:
         print_text("nothing here can be converted")
         if not opened.trained:
             print_text(
@@ -125,11 +125,11 @@ def convert_command(
             schedule=schedule,
         )  # fmt: skip
         save(converted, out, source=_noted(options.source or options.arch or options.model))
-    found = report(converted)
+    result = report(converted)
     if options.as_json:
-        print_json({"model": options.model, "folder": str(out), **found.to_dict()})
+        print_json({"model": options.model, "folder": str(out), **result.to_dict()})
         return
-    typer.echo(str(found))
+    typer.echo(str(result))
     print_error(f"wrote {out}")
 
 

@@ -41,12 +41,12 @@ def diagnose_command(
         samples, told = options.read(opened, count, crop)
         samples = runnable(opened.model, samples)
         tell("running it without one up-sampler at a time")
-        found = diagnose(opened.model, samples)
+        diagnosis = diagnose(opened.model, samples)
     if not opened.trained:
         print_error("warning: the model's weights are random: --weights fills it with a checkpoint")
     if options.as_json:
-        print_json({"model": options.model, "what": opened.told, "data": told, **found.to_dict()})
+        print_json({"model": options.model, "what": opened.told, "data": told, **diagnosis.to_dict()})
     else:
-        typer.echo(f"{options.model}: {opened.told}\ndata: {told}\n{found}")
-    if found.clean:
+        typer.echo(f"{options.model}: {opened.told}\ndata: {told}\n{diagnosis}")
+    if diagnosis.clean:
         raise typer.Exit(3)

@@ -146,7 +146,7 @@ def _differences(model: nn.Module, other: nn.Module, samples: list[Any]) -> dict
     with evaluation(model), evaluation(other):
         pairs = [(run(model, x), run(other, x)) for x in samples]
     pictures = [(pictures_of(a), pictures_of(b)) for a, b in pairs]
-    found = [psnr([a], [b]) for a, b in pictures if a is not None and b is not None]
+    likenesses = [psnr([a], [b]) for a, b in pictures if a is not None and b is not None]
     with libraries_silent():
         rows = compare_modules(
             {"model": model, "other": other}, samples[0], train=False, compiled=False, seconds=1.0,
@@ -158,7 +158,7 @@ def _differences(model: nn.Module, other: nn.Module, samples: list[Any]) -> dict
         "layers": len(before),
         "kernel_sizes": kernels,
         "error": max(relative_error(a, b) for a, b in pairs),
-        "psnr": min(found, default=None),
+        "psnr": min(likenesses, default=None),
         "times_slower": rows[1].median / rows[0].median,
         "multiply_adds": [row.multiply_adds for row in rows],
     }
@@ -210,8 +210,8 @@ def _graph_error(model: nn.Module, example: Any, file: Path) -> float | None:
     if not isinstance(example, Tensor):
         print_error("note: not compared in onnxruntime: the model takes more than one tensor")
         return None
-    found = run_onnx(file, example)
-    if found is None:
+    outputs = run_onnx(file, example)
+    if outputs is None:
         return None
     with evaluation(model):
-        return relative_error(run(model, example), found[0] if len(found) == 1 else found)
+        return relative_error(run(model, example), outputs[0] if len(outputs) == 1 else outputs)

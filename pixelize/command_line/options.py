@@ -118,15 +118,15 @@ class ModelOptions:
         """Inputs for the model, and what they are in words. Raises ArgumentError."""
         preparation = preparation_for(opened, self.scale)
         if self.data:
-            found = read_inputs(
+            inputs = read_inputs(
                 self.data, preparation=preparation, size=parse_size(self.size) if self.size else None,
                 count=count, seed=self.seed, crop=crop,
             )  # fmt: skip
-            told = source_words(self.data, found)
+            told = source_words(self.data, inputs)
         else:
-            found, told = drawn_inputs(opened.model, preparation, count, self.seed)
+            inputs, told = drawn_inputs(opened.model, preparation, count, self.seed)
         kind = next((p.dtype for p in opened.model.parameters() if p.is_floating_point()), torch.float32)
-        return [_moved(x, self.device, kind) for x in found], told
+        return [_moved(x, self.device, kind) for x in inputs], told
 
 
 def takes_model(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -205,11 +205,11 @@ def _trouble(model: nn.Module, example: Any) -> str:
     """What is wrong when the model runs on ``example``; empty if nothing is."""
     with evaluation(model):
         try:
-            found = tensors(run(model, example))
+            outputs = tensors(run(model, example))
         except Exception as error:  # a stranger's forward may raise anything
             text = " ".join(str(error).split())[:300]
             return f"could not be run ({type(error).__name__}: {text}) on"
-    return "" if all(torch.isfinite(value).all() for value in found) else "gives NaN or inf for"
+    return "" if all(torch.isfinite(value).all() for value in outputs) else "gives NaN or inf for"
 
 
 def print_json(data: Any) -> None:

@@ -48,18 +48,18 @@ def measure_command(
                 yield frame
 
     with progress(f"measuring {_number(len(files), 'file')}"):
-        found = measure_pictures(read(), period or PERIODS)
-    stands_out = found.noticeable
+        measured = measure_pictures(read(), period or PERIODS)
+    stands_out = measured.noticeable
     cells = where(first[0], stands_out[0].period) if stands_out else []
-    worst = max(level for p in found.patterns for level in p.levels.values())
+    worst = max(level for p in measured.patterns for level in p.levels.values())
     if as_json:
-        print_json({**found.to_dict(), "worst": worst, "where": cells})
+        print_json({**measured.to_dict(), "worst": worst, "where": cells})
     else:
         print_text(
-            f"{_number(found.pictures, 'picture')} of {_number(len(files), 'file')}: {found.sentence()}"
+            f"{_number(measured.pictures, 'picture')} of {_number(len(files), 'file')}: {measured.sentence()}"
         )
-        print_text(found.table())
-        for left_out in found.left_out:
+        print_text(measured.table())
+        for left_out in measured.left_out:
             print_text(f"period {left_out} was not looked for: the pictures are too small")
         if cells:
             print_text("where in the first picture, from 0 to 9:", *_map(cells))

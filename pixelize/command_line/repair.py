@@ -100,23 +100,23 @@ def repair_command(
     if not options.data and "pictures" in told:
         print_error("note: no --data: drawn pictures are no real ones; the fit is only as good as they are")
     repaired = repair(opened.model, samples, progress=sys.stderr.isatty())
-    found = repair_report(repaired)
-    verdict, code = _verdict(found)
+    done = repair_report(repaired)
+    verdict, code = _verdict(done)
     result: dict[str, Any] = {
         "model": options.model,
         "what": opened.told,
         "data": told,
         "verdict": verdict,
         "exit_code": code,
-        "repair": found.to_dict(),
+        "repair": done.to_dict(),
     }
     written = Written([], [], 0, 0.0)
     if code == 0:
         with progress("writing") as tell:
-            written = _write(opened, repaired, out, samples[0], patch, found, options.source)
+            written = _write(opened, repaired, out, samples[0], patch, done, options.source)
             if page:
                 tell("drawing")
-                real, period = options.data is not None, _page_period(found)
+                real, period = options.data is not None, _page_period(done)
                 written.files.extend(_page(opened, repaired, samples, out, told, real, period))
         result["files"] = [str(path) for path in written.files]
         result["tensors"] = written.tensors
@@ -124,7 +124,7 @@ def repair_command(
     if options.as_json:
         print_json(result)
     else:
-        _print(found, verdict, written)
+        _print(done, verdict, written)
     if code:
         raise typer.Exit(code)
 
@@ -168,15 +168,15 @@ def _check_import(opened: OpenedModel, example: Any) -> None:
         )
 
 
-def _verdict(found: RepairReport) -> tuple[str, int]:
+def _verdict(done: RepairReport) -> tuple[str, int]:
     """In a sentence or two, and as an exit code."""
-    if found.repaired or found.clean:
-        return found.verdict(), 0 if found.repaired else NOTHING
-    return f"{found.verdict()} What may help: {_help(found)}.", COULD_NOT
+    if done.repaired or done.clean:
+        return done.verdict(), 0 if done.repaired else NOTHING
+    return f"{done.verdict()} What may help: {_help(done)}.", COULD_NOT
 
 
-def _help(found: RepairReport) -> str:
-    few = found.samples and found.samples < 64
+def _help(done: RepairReport) -> str:
+    few = done.samples and done.samples < 64
     more = "more pictures (--count, --data)" if few else "other pictures, larger ones (--crop)"
     return (
         f"{more}; pixelize diagnose MODEL, which tells what makes the pattern; or training: "
@@ -190,7 +190,7 @@ def _write(
     out: Path,
     example: Any,
     patch: bool,
-    found: RepairReport,
+    done: RepairReport,
     source: str,
 ) -> Written:
     if opened.checkpoint is None and (not out.suffix or converted_modules(repaired)):
@@ -198,9 +198,9 @@ def _write(
         if Path(opened.name).is_dir():
             name = source or read_plan(Path(opened.name)).source
         written = save(repaired, out, source=portable_source(name) if name else None)
-        return Written([written], [s.name for s in found.repaired], 0, 0.0)
+        return Written([written], [s.name for s in done.repaired], 0, 0.0)
     beside = out.with_name(f"{out.stem}.patch.safetensors") if patch else None
-    about = {"model": opened.told, "before": found.before, "after": found.after}
+    about = {"model": opened.told, "before": done.before, "after": done.after}
     return write_repaired(opened, repaired, out, example, beside, about)
 
 
@@ -221,27 +221,28 @@ def _page(
     shapes = {tuple(b.shape[1:]) for b in chosen if isinstance(b, Tensor)}
     if len(shapes) > 1:
         chosen = [b for b in chosen if isinstance(b, Tensor) and tuple(b.shape[1:]) == min(shapes)]
-    found = measure(
+    findings = measure(
         {"before": opened.model, "repaired": repaired}, chosen, title=out.name, told=f"{told}; shown: "
         f"{sum(map(samples_of, chosen))}", period=period,
     )  # fmt: skip
     if not real:
-        found.notes.append("These inputs were drawn; the repair was fitted on such inputs too.")
-    return write_findings(found, out.with_suffix(".html") if out.suffix else Path(f"{out}.html"), pngs=False)
+        findings.notes.append("These inputs were drawn; the repair was fitted on such inputs too.")
+    page = out.with_suffix(".html") if out.suffix else Path(f"{out}.html")
+    return write_findings(findings, page, pngs=False)
 
 
-def _page_period(found: RepairReport) -> int | None:
+def _page_period(done: RepairReport) -> int | None:
     """The period that all noticeable frequencies belong to; None for the page's own choice."""
-    noticed = [f for levels in found.before.values() for f, level in levels.items() if level >= NOTICEABLE]
+    noticed = [f for levels in done.before.values() for f, level in levels.items() if level >= NOTICEABLE]
     parts = [Fraction(part).denominator for f in noticed for part in f.strip("()").split(",")]
     period = math.lcm(*parts)
     return period if 1 < period <= LONGEST else None
 
 
-def _print(found: RepairReport, verdict: str, written: Written) -> None:
-    print_text(*found.levels(), verdict)
-    if found.repaired:
-        print_text(*found.remarks())
+def _print(done: RepairReport, verdict: str, written: Written) -> None:
+    print_text(*done.levels(), verdict)
+    if done.repaired:
+        print_text(*done.remarks())
     if written.total:
         print_text(f"{len(written.tensors)} of {written.total} tensors differ: {', '.join(written.tensors)}")
     for check in written.checks:

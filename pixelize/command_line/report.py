@@ -114,23 +114,25 @@ def report_command(
                 named[_name_of(other, named)] = moved(
                     open_model(other, source=_source_of(other, options.source)).model, options.device
                 )
-        found = measure(
+        findings = measure(
             named, samples, title=title or options.model, told=told, period=period or None, report=made,
             natural=real, progress=tell,
         )  # fmt: skip
         if not opened.trained:
-            found.notes.append("The model's weights are random, and so is what it shows; --weights fills it.")
-        found.notes.extend(notes)
-        found.notes.extend(_repair_notes(named.get("repaired")))
+            findings.notes.append(
+                "The model's weights are random, and so is what it shows; --weights fills it."
+            )
+        findings.notes.extend(notes)
+        findings.notes.extend(_repair_notes(named.get("repaired")))
         tell("drawing")
-        files = [str(path) for path in write_findings(found, out, training=curves, pngs=pngs)]
+        files = [str(path) for path in write_findings(findings, out, training=curves, pngs=pngs)]
     if options.as_json:
-        print_json({**found.to_dict(), "files": files})
+        print_json({**findings.to_dict(), "files": files})
     else:
-        _print(found, files)
+        _print(findings, files)
         if not others and "repaired" in named and repair_report(named["repaired"]).repaired:
             print_text(f"next: pixelize repair {options.again()} --out FILE")
-    worst = found.variants[-1].worst
+    worst = findings.variants[-1].worst
     if fail_above is not None:
         if worst is None:
             raise ArgumentError(
@@ -216,23 +218,23 @@ def _name_of(other: str, named: dict[str, nn.Module]) -> str:
     return name if name not in named else f"{name} ({len(named) + 1})"
 
 
-def _print(found: Findings, files: list[str]) -> None:
-    for sentence in found.sentences():
+def _print(findings: Findings, files: list[str]) -> None:
+    for sentence in findings.sentences():
         print_text(sentence)
-    measured = [v for v in found.variants if v.levels is not None]
+    measured = [v for v in findings.variants if v.levels is not None]
     if measured:
-        print_text(_levels(found))
-    typer.echo(str(found.report))
-    for note in found.notes:
+        print_text(_levels(findings))
+    typer.echo(str(findings.report))
+    for note in findings.notes:
         print_text(f"note: {note}")
-    print_text(f"inputs: {found.inputs}")
+    print_text(f"inputs: {findings.inputs}")
     print_text(f"wrote {', '.join(files)}")
 
 
-def _levels(found: Findings) -> Table:
-    rows = [(v.name, v.levels) for v in found.variants if v.levels is not None]
-    if found.natural is not None:
-        rows.append(("natural pictures", found.natural))
+def _levels(findings: Findings) -> Table:
+    rows = [(v.name, v.levels) for v in findings.variants if v.levels is not None]
+    if findings.natural is not None:
+        rows.append(("natural pictures", findings.natural))
     shown = sorted(rows[0][1]["global"], key=rows[0][1]["global"].get, reverse=True)[:4]
     forms = ("global", "windowed")
     return Table(

@@ -6,21 +6,18 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pixelize.measure.checkerboard import (
     GLOBAL,
     WINDOWED,
     Frequency,
-    artifact_power,
     as_periods,
     frequencies,
     peak_and_around,
     total_power,
 )
 from pixelize.measure.decibels import decibels
-from pixelize.rewrites.state.precision import float64
 
 Level = tuple[str, tuple[float, ...]]
 """Form of the measure and frequency."""
@@ -118,18 +115,3 @@ def natural_excess(form: str, f: Frequency, period: int | tuple[int, int]) -> fl
         return 0.0
     longest = max(p for p, v in zip(as_periods(period), f, strict=True) if v)
     return (DIAGONAL if all(f) else ON_AXIS) * (2 / longest) ** 2
-
-
-def prominence(pictures: Tensor, period: int) -> Tensor:
-    """``(N, frequencies)``: each picture's own power at a frequency over that around it (global form).
-
-    A generator now and then fails altogether: such a picture can have more of a pattern than all others
-    together.
-    """
-    periods = (period, period)
-    found = []
-    for picture in pictures:
-        table = artifact_power(float64(picture), periods).whole
-        pairs = [peak_and_around(table, f, periods, GLOBAL) for f in frequencies(period)]
-        found.append(torch.stack([peak / (around + 1e-30) for peak, around in pairs]))
-    return torch.stack(found).float()

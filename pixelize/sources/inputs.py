@@ -55,16 +55,16 @@ def read_inputs(
     """
     preparation = preparation or Preparation()
     generator = torch.Generator().manual_seed(seed)
-    found: list[Any] = []
+    inputs: list[Any] = []
     files: list[tuple[str, str | None]] = []
     for name in names:
         path = Path(name).expanduser()
         if path.suffix.lower() in (".npy", ".npz") and path.exists():
-            found.append(_array(path))
+            inputs.append(_array(path))
         elif path.exists():
             files += listed(name)
         elif _SHAPE.fullmatch(name):
-            found.append(_random(name, generator))
+            inputs.append(_random(name, generator))
         else:
             raise ArgumentError(
                 f"no input is named {name!r}: there is no such file, and it is no shape such as 1x3x64x64"
@@ -77,7 +77,7 @@ def read_inputs(
     else:
         pictures = [next(frames(file, grey=grey, size=size)) for file in files[:count]]
     prepared = (preparation(padded(picture, preparation)) for picture in pictures)
-    return found + _batches(prepared, 1 if preparation.single else BATCH)
+    return inputs + _batches(prepared, 1 if preparation.single else BATCH)
 
 
 def _crops(
@@ -107,7 +107,7 @@ def _crops(
     if all(s == wanted for s in sides):
         count = min(count, len(files))
     generator = torch.Generator().manual_seed(seed)
-    found: dict[int, Tensor] = {}
+    crops: dict[int, Tensor] = {}
     places = [
         [
             int(torch.randint(have - want + 1, (1,), generator=generator))
@@ -122,8 +122,8 @@ def _crops(
             picture = picture.clamp(0, 1)
         for number in range(first, count, len(files)):
             top, left = places[number]
-            found[number] = picture[:, top : top + wanted[0], left : left + wanted[1]].clone()
-    return [found[number] for number in range(count)]
+            crops[number] = picture[:, top : top + wanted[0], left : left + wanted[1]].clone()
+    return [crops[number] for number in range(count)]
 
 
 def _at_least(sides: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
@@ -160,12 +160,12 @@ def drawn_inputs(model: nn.Module, preparation: Preparation, count: int, seed: i
             torch.randn((count, channels, 16, 16), generator=torch.Generator().manual_seed(seed)) / scale
         )
         return list(latents.split(BATCH)), f"{count} random latents of {channels}x16x16 (seed {seed})"
-    found, told = default_inputs(model, count, seed)
-    first = found[0]
+    inputs, told = default_inputs(model, count, seed)
+    first = inputs[0]
     if not isinstance(first, Tensor) or first.dim() != 4 or first.shape[1] not in (1, 3, 4):
-        return found, told
+        return inputs, told
     if min(first.shape[-2:]) < 16:
-        return found, told
+        return inputs, told
     side = preparation.size[0] if preparation.size else max(64, first.shape[-1])
     pictures = (preparation(padded(p, preparation)) for p in drawn(count, side, first.shape[1], seed))
     return _batches(pictures, 1 if preparation.single else BATCH), (
@@ -224,13 +224,13 @@ def _tensor(array: np.ndarray, told: str) -> Tensor:
 
 def _batches(pictures: Iterable[Tensor], size: int = BATCH) -> list[Tensor]:
     """Neighbours of one size stacked, at most ``size`` together."""
-    found: list[list[Tensor]] = []
+    batches: list[list[Tensor]] = []
     for picture in pictures:
-        if found and len(found[-1]) < size and found[-1][0].shape == picture.shape:
-            found[-1].append(picture)
+        if batches and len(batches[-1]) < size and batches[-1][0].shape == picture.shape:
+            batches[-1].append(picture)
         else:
-            found.append([picture])
-    return [torch.stack(batch) for batch in found]
+            batches.append([picture])
+    return [torch.stack(batch) for batch in batches]
 
 
 def parse_size(text: str) -> tuple[int, int]:

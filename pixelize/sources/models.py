@@ -183,17 +183,17 @@ def _checked(folder: Path, source: str) -> str:
 
 
 def _from_code(name: str, place: str, attribute: str, options: dict[str, Any]) -> nn.Module:
-    found: Any = _module(name, place)
+    maker: Any = _module(name, place)
     for part in attribute.split("."):
         try:
-            found = getattr(found, part)
+            maker = getattr(maker, part)
         except AttributeError:
-            raise ArgumentError(f"{name}: {place} has no {attribute!r}{suggest(part, dir(found))}") from None
-    if isinstance(found, nn.Module):
-        return found
-    if not callable(found):
-        raise ArgumentError(f"{name}: a {type(found).__name__}, neither a model nor something that makes one")
-    return make(name, found, options)
+            raise ArgumentError(f"{name}: {place} has no {attribute!r}{suggest(part, dir(maker))}") from None
+    if isinstance(maker, nn.Module):
+        return maker
+    if not callable(maker):
+        raise ArgumentError(f"{name}: a {type(maker).__name__}, neither a model nor something that makes one")
+    return make(name, maker, options)
 
 
 def _module(name: str, place: str) -> ModuleType:

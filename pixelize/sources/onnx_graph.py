@@ -55,11 +55,11 @@ def run_onnx(path: Path, inputs: Tensor) -> list[Tensor] | None:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         first = session.get_inputs()[0]
         kind = _TYPES.get(first.type, torch.float32)
-        found = session.run(None, {first.name: inputs.to(kind).numpy()})
+        outputs = session.run(None, {first.name: inputs.to(kind).numpy()})
     except Exception as error:  # onnxruntime's own errors
         text = " ".join(str(error).split())[:160]
         raise LoadError(f"{path}: onnxruntime cannot run it ({text})") from error
-    return [torch.from_numpy(value) for value in found]
+    return [torch.from_numpy(value) for value in outputs]
 
 
 def _lift_constants(onnx: Any, graph: Any) -> None:

@@ -71,9 +71,9 @@ def open_model(name: str, *, arch: str = "", weights: str = "", source: str = ""
         base = _of_file(source, "")
         model = load(name, into=base.model).eval()
         return OpenedModel(name, model, base.told, preparation=base.preparation)
-    found = library_folder(name)
-    if found is not None:
-        return _of_folder(*found)
+    of_library = library_folder(name)
+    if of_library is not None:
+        return _of_folder(*of_library)
     model = build_model(name, source=source or None)
     return OpenedModel(
         name, model, type(model).__name__, preparation=_prepared(name, model), trained=has_weights(name)
@@ -148,5 +148,5 @@ def _of_folder(name: str, scheme: str, folder: Path, options: Mapping[str, Any])
 
 
 def _prepared(name: str, model: nn.Module, folder: Path | None = None) -> Preparation:
-    found = preparation_of(name.partition(":")[0], model, folder)
-    return replace(found, channels=found.channels or picture_channels(model))
+    known = preparation_of(name.partition(":")[0], model, folder)
+    return replace(known, channels=known.channels or picture_channels(model))

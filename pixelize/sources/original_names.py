@@ -26,7 +26,7 @@ def fill_renamed(model: nn.Module, checkpoint: Checkpoint) -> bool:
     with tempfile.TemporaryDirectory() as folder:  # its configuration, so that none is fetched
         save_config(folder)
         try:
-            found: nn.Module = read(
+            loaded: nn.Module = read(
                 dict(_state(checkpoint.tree)), config=folder, torch_dtype=kind, local_files_only=True
             )
         except Exception as error:  # whatever renaming makes of names that it does not know
@@ -35,13 +35,13 @@ def fill_renamed(model: nn.Module, checkpoint: Checkpoint) -> bool:
                 f"{checkpoint.path}: its weights do not fit this {type(model).__name__}, nor do they as "
                 f"diffusers renames them ({type(error).__name__}: {text})"
             ) from error
-    left = [name for name, value in found.state_dict().items() if value.is_meta]
+    left = [name for name, value in loaded.state_dict().items() if value.is_meta]
     if left:
         raise LoadError(
             f"{checkpoint.path}: its weights do not fit this {type(model).__name__}: {len(left)} missing, "
             f"such as {left[0]}"
         )
-    model.load_state_dict(found.state_dict())
+    model.load_state_dict(loaded.state_dict())
     return True
 
 

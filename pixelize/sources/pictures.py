@@ -37,7 +37,7 @@ def listed(name: str) -> list[tuple[str, str | None]]:
     if path.is_dir():
         there = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not _hidden(p, path))
         inside = sorted(p for p in there if p.is_file())  # no pipe, which would be waited for
-        found: list[tuple[str, str | None]] = [(str(p), None) for p in inside]
+        files: list[tuple[str, str | None]] = [(str(p), None) for p in inside]
     elif path.suffix.lower() == ".zip":
         try:
             with zipfile.ZipFile(path) as archive:
@@ -47,17 +47,17 @@ def listed(name: str) -> list[tuple[str, str | None]]:
         kept = [
             n for n in names if n.lower().endswith(SUFFIXES) and not n.split("/")[0].startswith("__MACOSX")
         ]
-        found = [(str(path), n) for n in kept]
+        files = [(str(path), n) for n in kept]
     elif path.suffix.lower() in VIDEOS:
         raise ArgumentError(
             f"{name}: a video; write its frames as pictures first: ffmpeg -i {path.name} frames/%05d.png"
         )
     else:
         return [(str(path), None)]
-    if not found:
+    if not files:
         kind = "folder" if path.is_dir() else "zip archive"
         raise ArgumentError(f"{name}: a {kind} without pictures ({', '.join(SUFFIXES[:4])}, ...)")
-    return found
+    return files
 
 
 def frames(
@@ -81,10 +81,10 @@ def frames(
                 frame = frame.resize((size[1], size[0]), Image.Resampling.BICUBIC)
             array = np.array(frame, dtype=np.float32)
             array /= largest
-            found = torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+            picture = torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
             if largest != 255:
-                found = found.clamp(0, 1).expand(1 if grey else 3, -1, -1)
-            yield found.contiguous()
+                picture = picture.clamp(0, 1).expand(1 if grey else 3, -1, -1)
+            yield picture.contiguous()
 
 
 def sides_of(place: tuple[str, str | None]) -> tuple[int, int]:

@@ -44,7 +44,7 @@ def spandrel_model(checkpoint: Checkpoint) -> tuple[nn.Module, str, Preparation,
         ) from None
     state = canonicalize_state_dict(_mapping(checkpoint))
     try:
-        found: Any = spandrel.MAIN_REGISTRY.load(dict(state))
+        descriptor: Any = spandrel.MAIN_REGISTRY.load(dict(state))
     except spandrel.UnsupportedModelError as error:
         raise LoadError(
             f"{checkpoint.path}: spandrel knows no architecture with these {len(state)} keys "
@@ -56,19 +56,22 @@ def spandrel_model(checkpoint: Checkpoint) -> tuple[nn.Module, str, Preparation,
         raise LoadError(
             f"{checkpoint.path}: spandrel cannot load it ({type(error).__name__}: {text})"
         ) from error
-    if not isinstance(found, spandrel.ImageModelDescriptor):
+    if not isinstance(descriptor, spandrel.ImageModelDescriptor):
         raise LoadError(
-            f"{checkpoint.path}: {found.architecture.name} fills masked parts of pictures; pictures alone do "
-            "not run it: give --arch, and --data with an .npz file of its arguments"
+            f"{checkpoint.path}: {descriptor.architecture.name} fills masked parts of pictures; pictures "
+            "alone do not run it: give --arch, and --data with an .npz file of its arguments"
         )
-    told = f"{found.architecture.name} ({found.purpose}, {found.scale}x), as spandrel reads it"
-    needs = found.size_requirements
+    told = f"{descriptor.architecture.name} ({descriptor.purpose}, {descriptor.scale}x), as spandrel reads it"
+    needs = descriptor.size_requirements
     preparation = Preparation(
-        channels=found.input_channels, multiple=needs.multiple_of, minimum=needs.minimum, square=needs.square
+        channels=descriptor.input_channels,
+        multiple=needs.multiple_of,
+        minimum=needs.minimum,
+        square=needs.square,
     )
-    model = found.model.eval()
-    if "ImageModelDescriptor" not in found._call_fn.__qualname__:  # not its own "model(image)"
-        model = AsSpandrelRuns(model, found._call_fn).eval()
+    model = descriptor.model.eval()
+    if "ImageModelDescriptor" not in descriptor._call_fn.__qualname__:  # not its own "model(image)"
+        model = AsSpandrelRuns(model, descriptor._call_fn).eval()
     return model, told, preparation, {id(value) for value in state.values()}
 
 

@@ -30,8 +30,8 @@ def fill(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     Raises LoadError if the file holds no weights, or none that fit; the model is then as it was.
     """
     expected = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    found = _candidates(checkpoint.tree, expected)
-    if not found:
+    candidates = _candidates(checkpoint.tree, expected)
+    if not candidates:
         raise LoadError(f"{checkpoint.path}: holds no state dict (names with tensors)")
 
     def fitness(names: Mapping[str, str]) -> tuple[int, int, bool]:
@@ -40,7 +40,7 @@ def fill(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
         ]
         return len(fitting), -len(names), any("ema" in n.split("/")[0] for n in names.values())
 
-    names = max(found, key=fitness)
+    names = max(candidates, key=fitness)
     names = dict(names)
     for key, tied in _tied(expected).items():  # safetensors keeps one of the names of a shared tensor
         if key not in names and (known := next((other for other in tied if other in names), None)):
@@ -82,15 +82,15 @@ def _candidates(value: Any, expected: Mapping[str, Tensor], place: str = "") -> 
         value = {str(number): part for number, part in enumerate(value) if not isinstance(part, Tensor)}
     if not isinstance(value, Mapping):
         return []
-    found = []
+    candidates = []
     tensors = {k: f"{place}{k}" for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if tensors:
-        found.append(tensors)
+        candidates.append(tensors)
         ends = dict.fromkeys([*list(expected)[:1], *list(expected)[-1:]])
         starts = {k.removesuffix(end) for end in ends for k in tensors if k.endswith(f".{end}")}
         for start in sorted(starts, key=len):
             cut = {k.removeprefix(start): name for k, name in tensors.items() if k.startswith(start)}
-            found.append(cut)
+            candidates.append(cut)
     for key, part in value.items():
-        found += _candidates(part, expected, f"{place}{key}/")
-    return found
+        candidates += _candidates(part, expected, f"{place}{key}/")
+    return candidates

@@ -93,10 +93,10 @@ def write_repaired(
             told = "equal to" if error == 0 else f"within {error:.1g} of"
             checks.append(f"read back, its outputs are {told} the repaired model's")
         if out.suffix.lower() == ".onnx":
-            found = onnx_difference(trial, repaired, example)
-            if found is not None:
-                error = max(error, found)
-                checks.append(f"in onnxruntime, within {found:.1g} of the repaired model's")
+            difference = onnx_difference(trial, repaired, example)
+            if difference is not None:
+                error = max(error, difference)
+                checks.append(f"in onnxruntime, within {difference:.1g} of the repaired model's")
         lowest = min((checkpoint.tensors[n].element_size() for n in values), default=4)
         if not error <= (CLOSE if lowest >= 4 else 0.1):
             raise PixelizeError(
@@ -129,15 +129,15 @@ def onnx_difference(path: Path, model: nn.Module, example: Any) -> float | None:
     """Relative error of the graph in onnxruntime against ``model``, None where that is not installed."""
     if not isinstance(example, Tensor):
         return None
-    found = run_onnx(path, example.detach().cpu())
-    if found is None:
+    outputs = run_onnx(path, example.detach().cpu())
+    if outputs is None:
         return None
     with evaluation(model):
-        return relative_error(run(model, example), _as_output([f.to(example.device) for f in found]))
+        return relative_error(run(model, example), _as_output([f.to(example.device) for f in outputs]))
 
 
-def _as_output(found: list[Tensor]) -> Any:
-    return found[0] if len(found) == 1 else found
+def _as_output(outputs: list[Tensor]) -> Any:
+    return outputs[0] if len(outputs) == 1 else outputs
 
 
 def _difference(model: nn.Module, other: nn.Module, example: Any) -> float:
@@ -153,12 +153,12 @@ def _check_tensors(
     checkpoint: Checkpoint,
 ) -> None:
     """Every parameter that the repair left alone is, read back, what it was."""
-    before, after, found = (m.state_dict() for m in (opened.model, repaired, again))
+    before, after, read = (m.state_dict() for m in (opened.model, repaired, again))
     for key, value in before.items():
         if not isinstance(value, Tensor):
             continue
-        if key not in found or (
-            key in after and same_bits(after[key], value) and not same_bits(found[key], value)
+        if key not in read or (
+            key in after and same_bits(after[key], value) and not same_bits(read[key], value)
         ):
             raise PixelizeError(
                 f"{checkpoint.path}: {key} would not stay what it is, for the file's {', '.join(values)} are "
