@@ -53,7 +53,7 @@ def cases() -> dict[str, list[str]]:
     return {
         "demo": ["demo", "--count", "64"],
         "text detector": [
-            text_detector(), *photographs(), "--scale", "imagenet", "--count", "48",
+            text_detector(), *photographs(), "--scale", "imagenet", "--crop", "96", "--count", "48",
         ],
     }  # fmt: skip
 

@@ -197,7 +197,10 @@ def runnable(model: nn.Module, batches: list[Any]) -> list[Any]:
     if trouble and count > 1 and not _trouble(model, selected(batches[0], slice(0, 1), count)):
         return [selected(b, slice(n, n + 1), m) for b in batches for m in [samples_of(b)] for n in range(m)]
     if trouble:
-        raise ArgumentError(f"the model {trouble} an input of shape {shape_of(batches[0])}")
+        first = batches[0]
+        odd = isinstance(first, Tensor) and first.dim() == 4 and any(n % 32 for n in first.shape[2:])
+        hint = ": some models need sides that are multiples of 32 (--crop 96, --size 256)" if odd else ""
+        raise ArgumentError(f"the model {trouble} an input of shape {shape_of(first)}{hint}")
     return batches
 
 
