@@ -204,3 +204,32 @@ def test_what_is_folded_can_be_scripted_or_says_what_to_do_instead():
             traced = torch.jit.trace(folded, x)
             for y in (x, torch.randn(2, 4, 7, 3)):
                 torch.testing.assert_close(traced(y), model(y), rtol=1e-4, atol=1e-5)
+
+
+class Scaled(nn.ConvTranspose2d):
+    """A forward that does more than convolve, with a buffer, a child and a plain attribute of its own."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_buffer("scale", torch.rand(()))
+        self.act, self.shift = nn.PReLU(4), 0.5
+
+    def forward(self, x, output_size=None, gain=1.0):
+        return self.act(super().forward(x, output_size) * self.scale) * gain + self.shift
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_layer_of_somebodys_own_class_folds_to_that_class(normed):
+    model, x = (
+        nn.Sequential(nn.Conv2d(2, 4, 1), Scaled(4, 4, 4, 2, 1)).double().eval(),
+        torch.randn(1, 2, 5, 7),
+    )
+    if normed:
+        torch.nn.utils.parametrizations.weight_norm(model[1])
+    folded = pixelize.fold(pixelize.convert(model))
+    assert isinstance(folded[1], Scaled) and not isinstance(folded[1], iPixelDCL2d)
+    assert torch.allclose(folded(x.double()), model(x.double()), rtol=0, atol=1e-14)
+    middle = model[0](x.double())
+    assert torch.allclose(folded[1](middle, gain=3.0), model[1](middle, gain=3.0), rtol=0, atol=1e-14)
+    assert folded.state_dict().keys() >= {"1.scale", "1.act.weight"} and folded[1].shift == 0.5
+    assert not any("dependency" in name for name in [*folded.state_dict(), *vars(folded[1])])

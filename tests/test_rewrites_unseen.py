@@ -230,3 +230,51 @@ def test_inductor_takes_it_whole_and_at_other_sizes(mode):
     with torch.no_grad():
         for inputs in (x, torch.randn(3, 4, 8, 10), x[:1]):
             assert relative_error(model(inputs), compiled(inputs)) < 1e-5
+
+
+def written_in_steps(m: nn.Module, x: Tensor) -> Tensor:
+    u = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
+    u[:, :, ::2, ::2] = x
+    return m.conv(u)
+
+
+def sampled(m: nn.Module, x: Tensor) -> Tensor:
+    grid = F.affine_grid(
+        torch.eye(2, 3)[None].expand(len(x), -1, -1), [len(x), 4, 12, 15], align_corners=False
+    )
+    return m.conv(F.grid_sample(x, grid, align_corners=False))
+
+
+def beside_each_other(m: nn.Module, x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return m.conv(x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 3).reshape(n, c, 2 * h, 3 * w))
+
+
+ENLARGED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "expand and reshape": beside_each_other,
+    "kron": lambda m, x: m.conv(torch.kron(x, torch.ones(1, 1, 2, 2))),
+    "indices": lambda m, x: m.conv(x[:, :, :, torch.arange(3 * x.shape[3]) // 3]),
+    "zeros in between": written_in_steps,
+    "a grid": sampled,
+    "tiles": lambda m, x: m.conv(x.repeat(1, 1, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("how", ENLARGED)
+def test_what_makes_a_picture_larger_by_other_means_is_listed(how):
+    found = pixelize.inspect(Called(ENLARGED[how], conv=conv()).eval(), torch.randn(2, 4, 5, 6))
+    assert not found.found and "a picture made larger by" in found.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        lambda m, x: m.conv(x * x.mean((2, 3), keepdim=True).expand(-1, -1, *x.shape[2:])),
+        lambda m, x: m.conv(F.pad(x, (1, 2, 3, 0))) + m.conv(x.flip(-1)).mean(),
+        lambda m, x: m.conv(x[:, [3, 1, 0, 2]][..., ::2]),
+        lambda m, x: m.conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3)),
+    ],
+)
+def test_what_makes_no_picture_larger_is_not(same):
+    rows = pixelize.inspect(Called(same, conv=conv()).eval(), torch.randn(2, 4, 5, 6)).skipped
+    assert not any("a picture made larger by" in row.reason for row in rows)

@@ -63,6 +63,6 @@ def fit_model(
         warnings.warn(
             f"not called on the data, and so left as they were: {', '.join(sorted(missing))}",
             PixelizeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return errors

@@ -42,7 +42,7 @@ def sensitivities(
                 f"errors of all channels count alike: no gradient of the outputs of this "
                 f"{type(model).__name__} could be computed ({error})",
                 PixelizeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
             return {}
         for layer, gradient in gradients:

@@ -25,9 +25,11 @@ from torch import Tensor, nn
 
 from pixelize.errors import LoadError, PixelizeError
 from pixelize.layers.dependency_kernels import PixelDependencies
-from pixelize.rewrites.state.change import change
+from pixelize.rewrites.state.all_or_nothing import all_or_nothing
+from pixelize.rewrites.state.change import Change
 
 
+@all_or_nothing
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The dependency kernels of all pixel deconvolutions and convolutions in ``model`` by qualified name,
     those of shared layers once: detached and contiguous, otherwise as ``state_dict`` gives them. A compiled
@@ -38,6 +40,7 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().contiguous() for name, p in _kernels(model).items()}
 
 
+@all_or_nothing
 def load_adapter(model: nn.Module, adapter: Mapping[str, Tensor] | str | os.PathLike[str]) -> nn.Module:
     """Gives ``model`` the dependency kernels that :func:`adapter_state_dict` took from one converted alike,
     or those in a safetensors file of them. Everything else in ``model`` stays; nothing can check that it is
@@ -71,7 +74,7 @@ def load_adapter(model: nn.Module, adapter: Mapping[str, Tensor] | str | os.Path
             )
         if has.is_meta or told.is_meta:
             raise LoadError(f"{name}: on the meta device there are no values; give both their weights first")
-    with change(model, kernels.values()), torch.no_grad():
+    with Change(model, kernels.values()), torch.no_grad():
         for name, parameter in kernels.items():
             parameter.copy_(given[name])
     return model

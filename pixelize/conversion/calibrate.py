@@ -12,11 +12,13 @@ from pixelize.calibration.fit_model import fit_model
 from pixelize.conversion.report import Report
 from pixelize.inheritance.record import keep_report, kept_report
 from pixelize.layers.dependency_kernels import PixelDependencies
-from pixelize.rewrites.state.change import change
+from pixelize.rewrites.state.all_or_nothing import all_or_nothing
+from pixelize.rewrites.state.change import Change
 from pixelize.rewrites.state.precision import full_precision
 from pixelize.running.models import check_model, uncompiled
 
 
+@all_or_nothing
 def calibrate(
     model: nn.Module, data: Iterable[Any], *, joint_steps: int = 0, progress: bool = True
 ) -> nn.Module:
@@ -49,7 +51,7 @@ def calibrate(
     check_model(model)
     inner = uncompiled(model)
     kernels = [p for m in inner.modules() if isinstance(m, PixelDependencies) for p in m.parameters()]
-    with change(inner, written=kernels), full_precision():
+    with Change(inner, written=kernels), full_precision():
         errors = fit_model(inner, data, joint_steps=joint_steps, progress=progress)
         found: Report | None = kept_report(inner)
         if found is not None:

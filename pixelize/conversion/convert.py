@@ -21,13 +21,14 @@ from pixelize.errors import ArgumentError, PixelizeWarning
 from pixelize.inheritance.cost import count_parameters
 from pixelize.inheritance.inherit import Design
 from pixelize.inheritance.record import converted_modules, keep_report, kept_report
-from pixelize.rewrites.seeing.apart import looking
-from pixelize.rewrites.state.change import change
+from pixelize.rewrites.state.all_or_nothing import all_or_nothing
+from pixelize.rewrites.state.change import Change
 from pixelize.rewrites.state.precision import full_precision
 from pixelize.running.models import check_model, copy_model, uncompiled
 from pixelize.running.outputs import relative_error
 
 
+@all_or_nothing
 def convert(
     model: nn.Module,
     layer: str = "ipixeldcl",
@@ -94,10 +95,9 @@ def convert(
     check_request(request, data)
     inner = uncompiled(model)
     inputs, notes = known_inputs(inner, example_inputs)
-    with looking(inner):
-        plan = plan_conversion(inner, request, look(inner, inputs, notes, request.convolutions))
+    plan = plan_conversion(inner, request, look(inner, inputs, notes, request.convolutions))
     target = inner if inplace else copy_model(inner)
-    with change(target), full_precision():
+    with Change(target), full_precision():
         if plan.planned:
             _carry_out(plan, request, target, data, inputs, given=example_inputs is not None)
         else:
@@ -105,7 +105,7 @@ def convert(
                 f"this {type(model).__name__} is converted already: nothing was changed; "
                 "pixelize.report(model) tells what it is",
                 PixelizeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         connect_pretrained(target)
         if inner is model:

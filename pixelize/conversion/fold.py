@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from pixelize.algebra.polyphase import (
     Phase,
@@ -28,11 +29,19 @@ from pixelize.layers.pixel_dcl import PixelDCL, PixelDeconvolution, input_kernel
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.idioms.plain_conv import CONVOLUTIONS
 from pixelize.rewrites.site import CONV_TRANSPOSE
-from pixelize.rewrites.state.change import change
+from pixelize.rewrites.state.all_or_nothing import all_or_nothing
+from pixelize.rewrites.state.change import Change
 from pixelize.rewrites.state.precision import float64, full_precision, zeros64
 from pixelize.running.models import copy_model
 
+_OF_LAYERS = {
+    "dependency_kernels", "dependency_kernel_size", "dependency_groups", "schedule", "plan", "anchor",
+    "input_kernels", "input_stages", "input_gate", "output_period",
+}  # fmt: skip
+"""What a pixel deconvolution or convolution has beside what a plain one has."""
 
+
+@all_or_nothing
 def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """Every pixel deconvolution of ``model`` as one plain ``nn.ConvTransposeNd``, for runtimes that know
     nothing of this package.
@@ -52,7 +61,7 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     layers = {name: m for name, m in target.named_modules() if isinstance(m, PixelDependencies)}
     if not layers:
         raise PixelizeError(f"this {type(model).__name__} has no PixelDCL or iPixelDCL to fold")
-    with change(target), full_precision():
+    with Change(target), full_precision():
         folded: list[tuple[Any, nn.Module]] = [
             (m, folded_layer(m) if isinstance(m, PixelDeconvolution) else _plain_convolution(name, m))  # type: ignore[arg-type]
             for name, m in layers.items()
@@ -61,6 +70,7 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         for layer, plain in folded:
             hooks = {key: value for key, value in baked(layer).__dict__.items() if "hooks" in key}
             plain.__dict__.update(hooks)
+            _take_over(plain, layer)
             become(layer, state_of(plain))
         return target
 
@@ -111,6 +121,22 @@ def folded_layer(layer: PixelDeconvolution) -> nn.Module:
     if layer.bias is not None:
         plain.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=layer.bias.requires_grad)
     return plain.train(layer.training)
+
+
+def _take_over(plain: nn.Module, layer: _ConvNd) -> None:
+    """Gives ``plain`` the class that the layer was inherited from, if that is somebody's own, and what it has
+    beside a convolution's: its forward may do more than convolve.
+    """
+    made_of = next((vars(kind)["_combined"] for kind in type(layer).__mro__ if "_combined" in vars(kind)), ())
+    own = [kind for kind in made_of[:2] if not issubclass(kind, PixelDependencies)]
+    if not own:
+        return
+    for registry in ("_parameters", "_buffers", "_modules"):
+        held = vars(baked(layer))[registry].items()
+        vars(plain)[registry].update({k: v for k, v in held if k not in {"weight", "bias", *_OF_LAYERS}})
+    held = vars(layer).items()
+    vars(plain).update({k: v for k, v in held if k not in vars(plain).keys() | _OF_LAYERS})
+    plain.__class__ = own[0]
 
 
 def _plain_convolution(name: str, layer: PixelConvolution) -> nn.Module:

@@ -13,7 +13,8 @@ from pixelize.inheritance.record import record_of, remember
 from pixelize.layers.dependency_kernels import InputGated
 from pixelize.layers.gate import gate_of
 from pixelize.rewrites import become, state_of
-from pixelize.rewrites.state.change import change
+from pixelize.rewrites.state.all_or_nothing import all_or_nothing
+from pixelize.rewrites.state.change import Change
 
 HARDENED: dict[type[nn.Module], type[nn.Module]] = {
     gated: layers["pixeldcl"][n]
@@ -22,6 +23,7 @@ HARDENED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
+@all_or_nothing
 def harden(model: nn.Module) -> nn.Module:
     """Makes every iPixelDCL whose gate is 0 the PixelDCL that it then is, in place: its input kernels are
     dropped. Likewise every iPixelConv a PixelConv, with all its taps.
@@ -38,7 +40,7 @@ def harden(model: nn.Module) -> nn.Module:
                 f"{name}: its input gate is {gate_of(layer):g}; anneal it to 0 first "
                 "(pixelize.set_input_gate(model, 0))"
             )
-    with change(model):
+    with Change(model):
         hardened = [(layer, _hardened(layer)) for layer in layers.values()]
         for layer, new in hardened:
             become(layer, state_of(new))

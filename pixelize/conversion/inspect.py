@@ -9,10 +9,11 @@ from torch import nn
 from pixelize.conversion.plan import known_inputs, look, report_found
 from pixelize.conversion.report import Report
 from pixelize.conversion.verify import observe
-from pixelize.rewrites.seeing.apart import looking
+from pixelize.rewrites.state.all_or_nothing import all_or_nothing
 from pixelize.running.models import check_model, uncompiled
 
 
+@all_or_nothing
 def inspect(model: nn.Module, example_inputs: Any = None) -> Report:
     """Finds every up-sampling site of ``model``: what can be converted, what cannot and why. Changes nothing.
 
@@ -25,11 +26,10 @@ def inspect(model: nn.Module, example_inputs: Any = None) -> Report:
     check_model(model)
     inner = uncompiled(model)
     inputs, notes = known_inputs(inner, example_inputs)
-    with looking(inner):
-        found = look(inner, inputs, notes)
-        report = report_found(inner, found)
-        if example_inputs is not None:
-            counts = observe(inner, example_inputs, found.sites).multiply_adds
-            for row in report.sites:
-                row.multiply_adds_before = counts.get(row.name)
-        return report
+    found = look(inner, inputs, notes)
+    report = report_found(inner, found)
+    if example_inputs is not None:
+        counts = observe(inner, example_inputs, found.sites).multiply_adds
+        for row in report.sites:
+            row.multiply_adds_before = counts.get(row.name)
+    return report

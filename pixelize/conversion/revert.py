@@ -14,11 +14,13 @@ from pixelize.inheritance.record import (
     unchanged_since,
 )
 from pixelize.rewrites import become, inline
-from pixelize.rewrites.state.change import change
+from pixelize.rewrites.state.all_or_nothing import all_or_nothing
+from pixelize.rewrites.state.change import Change
 from pixelize.rewrites.state.splice import State
 from pixelize.running.models import check_model, uncompiled
 
 
+@all_or_nothing
 def revert(model: nn.Module) -> nn.Module:
     """Undoes a conversion that has not been trained, in place: every module is again what it was. Returns
     ``model``.
@@ -35,7 +37,7 @@ def revert(model: nn.Module) -> nn.Module:
             f"this {type(model).__name__} has nothing to revert: it was not converted by this package"
         )
     origins = {name: _origin(name, module) for name, module in converted.items()}
-    with change(inner):
+    with Change(inner):
         for name, module in converted.items():
             become(module, origins[name])  # type: ignore[union-attr]
         inline(inner)

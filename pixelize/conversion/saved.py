@@ -35,7 +35,8 @@ from pixelize.inheritance.record import (
 from pixelize.layers.dependency_kernels import InputGated
 from pixelize.layers.gate import set_gate
 from pixelize.rewrites import Geometry, become, check_site, geometry_of, outline, state_of
-from pixelize.rewrites.state.change import change
+from pixelize.rewrites.state.all_or_nothing import all_or_nothing
+from pixelize.rewrites.state.change import Change
 from pixelize.rewrites.state.modules import modules_of, tensors_of
 from pixelize.running.models import check_model, uncompiled
 
@@ -53,6 +54,7 @@ def connect_pretrained(model: nn.Module | type) -> None:
     connect(model, save, load, converted_modules)
 
 
+@all_or_nothing
 def save(model: nn.Module, folder: str | os.PathLike[str], *, source: str | None = None) -> Path:
     """Writes a converted or repaired model: ``model.safetensors`` (all its weights) and ``pixelize.json``
     (what was converted, and how; what was repaired).
@@ -81,6 +83,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, source: str | None
     return Path(folder)
 
 
+@all_or_nothing
 def load(folder: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     """Makes ``into``, a freshly built model of the saved one's architecture, the converted and trained model,
     in place.
@@ -95,7 +98,7 @@ def load(folder: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     model = uncompiled(into)
     for _ in range(ATTEMPTS):
         try:
-            with change(model) as transaction, SavedFiles(Path(folder)) as files:
+            with Change(model) as transaction, SavedFiles(Path(folder)) as files:
                 _load(model, files, transaction.will_write)
                 connect_pretrained(model)
                 return into

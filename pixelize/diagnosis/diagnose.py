@@ -33,6 +33,7 @@ from pixelize.measure.checkerboard import GLOBAL
 from pixelize.measure.natural import NOTICEABLE
 from pixelize.measure.notch import notch
 from pixelize.measure.pictures import PERIODS, PatternLevel, PictureLevels, measure_pictures
+from pixelize.rewrites.state.all_or_nothing import all_or_nothing
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.running.models import check_model, uncompiled
 
@@ -42,6 +43,7 @@ SOME = 0.15
 """Share from which one of several is named."""
 
 
+@all_or_nothing
 def diagnose(model: nn.Module, data: Iterable[Any] | Tensor) -> Diagnosis:
     """Says where the pattern in a model's pictures comes from: an up-sampler, and which; phases in the wrong
     order; the inputs; tiles that pictures are put together from; or something else.

@@ -13,7 +13,8 @@ from torch import nn
 
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.layers.dependency_kernels import InputGated
-from pixelize.rewrites.state.change import change
+from pixelize.rewrites.state.all_or_nothing import all_or_nothing
+from pixelize.rewrites.state.change import Change
 
 
 def gate_of(layer: InputGated) -> float:
@@ -33,6 +34,7 @@ def set_gate(layer: InputGated, g: float) -> None:
         layer.input_gate.fill_(g)
 
 
+@all_or_nothing
 def set_input_gate(model: nn.Module, g: float) -> nn.Module:
     """Sets the input gate of every iPixelDCL in ``model``, in place: 1 is iPixelDCL (eq. 2), 0 is PixelDCL
     (eq. 3).
@@ -47,7 +49,7 @@ def set_input_gate(model: nn.Module, g: float) -> nn.Module:
         raise PixelizeError(
             f"this {type(model).__name__} has no iPixelDCL; convert it with layer='ipixeldcl' first"
         )
-    with change(nn.ModuleList(layers)):
+    with Change(nn.ModuleList(layers)):
         for layer in layers:
             set_gate(layer, float(g))
         return model

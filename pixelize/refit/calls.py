@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from pixelize.rewrites.state.modes import SafeFunctionMode
 from pixelize.rewrites.state.modules import modules_of
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -80,7 +80,7 @@ Compute = Callable[[Tensor], Tensor]
 """Runs an operator on an input."""
 
 
-class Watch(TorchFunctionMode):
+class Watch(SafeFunctionMode):
     """In this, ``each(number, call, compute)`` stands for every operator with weights that is run.
 
     ``compute(x)`` runs it on an input; what ``each`` returns is what the model goes on with. ``shuffled`` is

@@ -27,7 +27,8 @@ from pixelize.refit.runner import NoPictureError
 from pixelize.refit.sample import floated
 from pixelize.refit.samples import take
 from pixelize.refit.without_data import refit_without_data
-from pixelize.rewrites.state.change import change
+from pixelize.rewrites.state.all_or_nothing import all_or_nothing
+from pixelize.rewrites.state.change import Change
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.running.models import check_model, copy_model
 from pixelize.running.progress import progress_bar
@@ -35,6 +36,7 @@ from pixelize.running.progress import progress_bar
 DEFAULT_LIMITS = RepairLimits()
 
 
+@all_or_nothing
 def repair(
     model: nn.Module,
     data: Iterable[Any] | Tensor | None = None,
@@ -91,7 +93,7 @@ def repair(
     except NoPictureError as error:
         keep_repair(result, RepairReport(notes=[str(error)]))
         return result
-    with change(result) as transaction:
+    with Change(result) as transaction:
         try:
             with (
                 progress_bar(progress) as bar,

@@ -18,7 +18,7 @@ from pixelize.refit.cutting import cutting_of, shifted
 from pixelize.refit.limits import RepairLimits
 from pixelize.refit.runner import NoPictureError, Runner, look
 from pixelize.refit.sample import Sample, tensors_in
-from pixelize.rewrites.state.change import change
+from pixelize.rewrites.state.change import Change
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.running.batches import batches, samples_of, selected
 
@@ -119,7 +119,7 @@ def _feeding(model: nn.Module, batch: Any) -> Callable[[Any], Any]:
     if isinstance(batch, list) and len(batch) == 1:
         ways.append(first)
     trouble: Exception | None = None
-    with change(model) as transaction, evaluation(model):
+    with Change(model) as transaction, evaluation(model):
         for way in ways:
             try:
                 fed = way(batch)

@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from types import CodeType, FunctionType
+from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
-from pixelize.rewrites.graph.flow import Flow
+from pixelize.rewrites.seeing.apart import apart
+from pixelize.rewrites.seeing.capture import recorded
+from pixelize.rewrites.state.modules import modules_of
 
 _MAKING = ("__init__", "init", "reset")
 """In the names of methods that make a model: they have run."""
 
 
-def weight_readers(model: nn.Module, flow: Flow, names: tuple[str, ...]) -> str | None:
+_BY_NAME = frozenset({"getattr", "attrgetter", "vars", "__dict__"})
+_BY_WALKING = frozenset(
+    {"children", "named_children", "modules", "named_modules", "_modules", "get_submodule"}
+)
+_PARAMETERS = frozenset({"parameters", "named_parameters", "_parameters", "state_dict", "get_parameter"})
+
+
+def readers_in_training(model: nn.Module, example_inputs: Any) -> fx.Graph | None:
+    """What ``model`` runs in training mode, recorded of a copy; None where it does not run so."""
+
+    def trained(copy: nn.Module) -> fx.Graph:
+        for module in modules_of(copy):
+            module.training = True
+        return recorded(copy, example_inputs)
+
+    try:
+        return apart(model, trained)
+    except Exception:  # it may want targets then, or more than one sample
+        return None
+
+
+def weight_readers(model: nn.Module, graphs: Iterable[fx.Graph], names: tuple[str, ...]) -> str | None:
     """Why the weight of the convolution that goes by ``names`` must stay as it is, or None if it need not.
 
-    Those who read it in this run are seen; for those who do under another flag or in another mode, such as
-    training, the methods of the modules around it are read.
+    Those who read it in the runs of which ``graphs`` tell are seen; for those who do under another flag, the
+    methods of the modules around it are read.
     """
     for name in names:
         prefix, _, last = name.rpartition(".")
@@ -27,7 +51,7 @@ def weight_readers(model: nn.Module, flow: Flow, names: tuple[str, ...]) -> str 
         if last == "base_layer" and hasattr(parent, "merge"):
             return f"{type(parent).__name__} may merge its adapter into the weight: merge and unload it first"
     states = {f"{name}.weight" if name else "weight" for name in names}
-    for node in flow.ops:
+    for node in (node for graph in graphs for node in graph.nodes):
         if node.meta.get("state") not in states:
             continue
         for user in node.users:
@@ -52,18 +76,48 @@ def _around(model: nn.Module, name: str) -> Iterator[nn.Module]:
 @lru_cache(4096)
 def _reading(kind: type, path: tuple[str, ...]) -> str | None:
     """The name of a method of a class in which ``<anything>.child.weight`` is read, or of a child that is
-    counted ``<anything>.parent[<any>].weight``. ``path``: the child's name, after that of its parent."""
+    counted ``<anything>.parent[<any>].weight``; or of one that a forward may call and that may read it
+    without naming it. ``path``: the child's name, after that of its parent."""
+    methods = list(_methods(kind))
+    for name, codes in methods:
+        if not any(part in name for part in _MAKING) and any(_reads_weight(code, path) for code in codes):
+            return name
+    called, waiting = set[str](), {"forward"}
+    while waiting:
+        called |= waiting
+        mentioned = {n for name, codes in methods if name in waiting for code in codes for n in code.co_names}
+        waiting = ({name for name, _ in methods} & mentioned) - called
+    return next((name for name, codes in methods if name in called and _may_read(codes, path)), None)
+
+
+def _methods(kind: type) -> Iterator[tuple[str, list[CodeType]]]:
+    """The methods that a class has or inherits from somebody's own classes, with all the code in them."""
     for cls in kind.__mro__:
         if cls.__module__.startswith("torch.nn.") or cls is object:
             continue
         for name, method in vars(cls).items():
             function = getattr(method, "__func__", method)
             function = getattr(function, "__wrapped__", function)
-            if not isinstance(function, FunctionType) or any(part in name for part in _MAKING):
-                continue
-            if any(_reads_weight(code, path) for code in _codes(function.__code__)):
-                return name
-    return None
+            if isinstance(function, FunctionType):
+                yield name, list(_codes(function.__code__))
+
+
+def _may_read(codes: list[CodeType], path: tuple[str, ...]) -> bool:
+    """Whether a method gets at a ``weight`` of something that it does not name: by ``getattr``, in a loop
+    over children or over the list in which the child is, or as one of all parameters (the ``next`` of which
+    is asked for its type or device).
+    """
+    named = {name for code in codes for name in code.co_names}
+    texts = {text for code in codes for text in code.co_consts if isinstance(text, str)}
+    weighs = "weight" in named or any(text == "weight" or text.endswith(".weight") for text in texts)
+    in_list = path[-1].isdigit() and len(path) > 1 and path[0] in named
+    if weighs and (named & (_BY_NAME | _BY_WALKING | _PARAMETERS) or (in_list and _loops(codes))):
+        return True
+    return codes[0].co_name == "forward" and bool(named & _PARAMETERS) and "next" not in named
+
+
+def _loops(codes: list[CodeType]) -> bool:
+    return any(at.opname in ("FOR_ITER", "GET_ITER") for code in codes for at in dis.get_instructions(code))
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

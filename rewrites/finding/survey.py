@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from torch import fx, nn
@@ -11,8 +13,9 @@ from pixelize.rewrites.finding.after_upsampling import reads_upsampled, up_sampl
 from pixelize.rewrites.finding.conv import scan_conv
 from pixelize.rewrites.finding.conv_transpose import qualified_names, scan_conv_transpose
 from pixelize.rewrites.finding.enclosing import enclosing
+from pixelize.rewrites.finding.enlarged import enlarged
 from pixelize.rewrites.finding.functional import scan_functional
-from pixelize.rewrites.finding.readers import weight_readers
+from pixelize.rewrites.finding.readers import readers_in_training, weight_readers
 from pixelize.rewrites.graph.flow import Flow, analyse, read_by
 from pixelize.rewrites.idioms import resize
 from pixelize.rewrites.idioms.plain_conv import CONVOLUTIONS
@@ -50,10 +53,11 @@ def survey(
     notes = list(seen.notes)
     flow = analyse(seen.graph, model)
     calls = _calls(flow, model)
-    found, refused, used = _convolutions(flow, model, calls)
+    runs = _also_run(seen.graph, model, example_inputs)
+    found, refused, used = _convolutions(flow, model, calls, runs)
     outlined, opaque = scan_functional(model, flow)
     bare, left = _resizes(flow, model, calls, used | flow.convolved | _read_by_replacements(flow, model))
-    found, varying = _unchanging(model, flow, calls, found, example_inputs, notes)
+    found, varying = _unchanging(model, flow, calls, found, runs, example_inputs, notes)
     if not functional:
         opaque += [Skipped(s.name, s.kind, s.type, FUNCTIONAL) for s in outlined]
         outlined = []
@@ -71,7 +75,8 @@ def survey(
         sites += plain
     order = {path: i for i, path in enumerate(calls)}
     sites.sort(key=lambda site: min((order[n] for n in site.names if n in order), default=len(order)))
-    return Survey(tuple(sites), (*skipped, *refused, *varying, *left, *opaque), seen.name, tuple(notes))
+    skipped += [*refused, *varying, *left, *opaque, *enlarged(model, flow)]
+    return Survey(tuple(sites), tuple(skipped), seen.name, tuple(notes))
 
 
 def _calls(flow: Flow, model: nn.Module) -> Calls:
@@ -87,7 +92,7 @@ def _calls(flow: Flow, model: nn.Module) -> Calls:
 
 
 def _convolutions(
-    flow: Flow, model: nn.Module, calls: Calls
+    flow: Flow, model: nn.Module, calls: Calls, runs: Callable[[], list[fx.Graph]]
 ) -> tuple[list[Site], list[Skipped], set[fx.Node]]:
     """Convolutions that follow a resize or, as linear layers, precede a shuffle, those that cannot be
     converted, and the resizes that any of them reads."""
@@ -104,7 +109,7 @@ def _convolutions(
         if found is None:
             continue
         if isinstance(found, Site):
-            found = _placed(found, flow, model, nodes)
+            found = _placed(found, flow, model, nodes, runs())
         if isinstance(found, str):
             skipped.append(Skipped(path, _kind(flow, nodes), type(module).__name__, found))
         else:
@@ -113,9 +118,22 @@ def _convolutions(
     return sites, skipped, used
 
 
-def _placed(site: Site, flow: Flow, model: nn.Module, nodes: list[fx.Node]) -> Site | str:
+def _also_run(graph: fx.Graph, model: nn.Module, example_inputs: Any) -> Callable[[], list[fx.Graph]]:
+    """Gives ``graph``, and what the model runs in training mode: once asked for, if it is."""
+
+    @cache
+    def runs() -> list[fx.Graph]:
+        trained = None if example_inputs is None else readers_in_training(model, example_inputs)
+        return [graph, trained] if trained is not None else [graph]
+
+    return runs
+
+
+def _placed(
+    site: Site, flow: Flow, model: nn.Module, nodes: list[fx.Node], runs: list[fx.Graph]
+) -> Site | str:
     """The site with what is to be watched around it, or the reason why it cannot be converted where it is."""
-    reason = weight_readers(model, flow, site.names)
+    reason = weight_readers(model, runs, site.names)
     if reason is not None:
         return reason
     if site.kind == "pixel_shuffle":
@@ -166,8 +184,9 @@ def _resizes(
 
 
 def _unchanging(
-    model: nn.Module, flow: Flow, calls: Calls, sites: list[Site], example_inputs: Any, notes: list[str]
-) -> tuple[list[Site], list[Skipped]]:
+    model: nn.Module, flow: Flow, calls: Calls, sites: list[Site], runs: Callable[[], list[fx.Graph]],
+    example_inputs: Any, notes: list[str],
+) -> tuple[list[Site], list[Skipped]]:  # fmt: skip
     """The sites that are the same at another input size, and the others; where the resize's scale is given as
     a number there is no need to look."""
     doubtful = [
@@ -183,6 +202,6 @@ def _unchanging(
         return sites, []
     there = analyse(graph, model)
     called = _calls(there, model)
-    same = _convolutions(there, model, called)[0]
+    same = _convolutions(there, model, called, runs)[0]
     varying = [s for s in doubtful if s.name in called and s not in same]
     return [s for s in sites if s not in varying], [Skipped(s.name, s.kind, s.type, VARYING) for s in varying]

@@ -173,6 +173,8 @@ class ResizeConv(ConvReplacement):
 
     def _padded_around(self, x: Tensor, around: Sequence[int]) -> Tensor:
         mode = "constant" if self.options["around"] == "zeros" else self.options["around"]
+        if mode == "reflect" and not is_linear(self.options):
+            mode = "replicate"  # reflected by one pixel, once or twice, a block of several goes on as it is
         return F.pad(x, around_all(around), mode=mode) if any(around) else x
 
     @property

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch.utils._pytree import tree_map
 from pixelize.rewrites.seeing.shared_weights import Result, Written, copied_model, unwritten
 from pixelize.rewrites.state.change import Change
 from pixelize.rewrites.state.modules import devices_of, is_compiled, modules_of, tensors_of
-from pixelize.rewrites.state.random_state import keep, random_state_kept
+from pixelize.rewrites.state.random_state import random_state_kept
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -47,22 +46,6 @@ def _unshared_if_need_be(model: nn.Module, look: Callable[[nn.Module], Result], 
     return _looked_at(model, look, gradients, shared=False)
 
 
-@contextmanager
-def looking(model: nn.Module) -> Iterator[None]:
-    """For looks at copies of ``model``: an interrupt between them leaves the process as it was.
-
-    The model itself is not asked for anything that another thread may be training: torch lets no gradient be
-    read while it is made.
-    """
-    put_back, gradients = keep(devices_of(model)), torch.is_grad_enabled()
-    try:
-        yield
-    except BaseException:
-        torch.set_grad_enabled(gradients)
-        put_back()
-        raise
-
-
 def _looked_at(
     model: nn.Module, look: Callable[[nn.Module], Result], gradients: bool, shared: bool
 ) -> Result:
@@ -70,12 +53,13 @@ def _looked_at(
         try:
             copied = copied_model(model, shared)
         except Exception:  # a stranger's attributes may not be such as can be copied
-            kept = Change(model, tensors_of(model))
-            try:
-                _quieten(model)
-                return look(model)
-            finally:
-                kept.undo()
+            with Change(model, tensors_of(model)) as kept:
+                try:
+                    _quieten(model)
+                    return look(model)
+                finally:
+                    kept.undo()
+                    kept.forget()
         _quieten(copied)
         return unwritten(copied, partial(look, copied)) if shared else look(copied)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pixelize.rewrites.seeing.calls import Calls
 from pixelize.rewrites.seeing.given import read
+from pixelize.rewrites.state.modes import SafeFunctionMode
 
 _PLAIN = (int, float, bool, str, torch.memory_format, torch.dtype, torch.device, torch.layout)
 # what the dispatcher shows in parts, or in evaluation mode not at all
@@ -113,7 +113,7 @@ class _Recorder(TorchDispatchMode):
         return value if value is None or isinstance(value, _PLAIN) else str(value)
 
 
-class _Functions(TorchFunctionMode):
+class _Functions(SafeFunctionMode):
     # In evaluation mode dropout leaves no trace, but in training its output is another thing than its input.
 
     def __init__(self, recorder: _Recorder) -> None:

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pixelize.rewrites.state.modes import SafeFunctionMode
 from pixelize.rewrites.state.modules import tensors_of
 
 Result = TypeVar("Result")
@@ -93,7 +93,7 @@ class _Guard(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-class _Pointers(TorchFunctionMode):
+class _Pointers(SafeFunctionMode):
     """Gives nobody a pointer to the memory that a guard keeps."""
 
     def __init__(self, guard: _Guard) -> None:
@@ -106,7 +106,7 @@ class _Pointers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Copying(TorchFunctionMode):
+class _Copying(SafeFunctionMode):
     # torch copies leaves only
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__deepcopy__ and not args[0].is_leaf:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,18 +11,27 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pixelize.rewrites.state import random_state
+from pixelize.rewrites.state.all_or_nothing import undone_on_failure
 from pixelize.rewrites.state.modules import devices_of, modules_of, tensors_of
 
 _CONTAINERS = (dict, OrderedDict, list, set)  # what attributes of these types hold is noted, one level deep
 
 
 class Change:
-    """What ``model`` was when this was made, enough to make it that again.
+    """Whatever is raised inside (``KeyboardInterrupt`` too), the model is as it was when it leaves this.
+
+        with Change(model) as transaction:
+            transaction.will_write(model.up.weight)
+            model.up.weight.zero_()
+            return model
+
+    Returning from inside makes the end of the block the last thing that happens. Of public calls, which are
+    :func:`~pixelize.rewrites.state.all_or_nothing.all_or_nothing`.
 
     Of every module its class, its attributes and its registries (parameters, buffers, submodules, hooks), and
     of every parameter whether it is trained and its gradient, are noted as they are: nothing is copied.
-    Copied are the values of buffers, which any forward may write, and of ``written``, the parameters that are
-    to be changed in place. The state of the random number generators is kept too,
+    Copied are the values of buffers, which any forward may write, and of ``written``, the parameters that
+    will be changed in place. The state of the random number generators is kept too,
     and whether gradients are recorded.
     """
 
@@ -64,31 +72,16 @@ class Change:
         for tensor, value in self._values:
             tensor.detach().copy_(value)
         self._random()
-        torch.set_grad_enabled(self._gradients)  # an interrupt may come between a block and its end
+        torch.set_grad_enabled(self._gradients)
 
+    def __enter__(self) -> Change:
+        self.forget = undone_on_failure(self.undo)  # when all is done an interrupt may come yet
+        return self
 
-@contextmanager
-def change(model: nn.Module, written: Iterable[Tensor] = ()) -> Iterator[Change]:
-    """Whatever is raised inside (``KeyboardInterrupt`` too), the model is as it was when it leaves this.
-
-        with change(model) as transaction:
-            transaction.will_write(model.up.weight)
-            model.up.weight.zero_()
-            return model
-
-    ``written``: parameters that will be changed in place. Returning from inside makes the end of the block
-    the last thing that happens.
-    """
-    kept = Change(model, written)
-    try:
-        yield kept
-    except BaseException:
-        try:
-            kept.undo()
-        except BaseException:  # interrupted once more, while undoing
-            kept.undo()
-            raise
-        raise
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.undo()
+            self.forget()
 
 
 def _copied(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pixelize.rewrites.state.all_or_nothing import undone_on_failure
 
 
 def float64(tensor: Tensor) -> Tensor:
@@ -27,41 +28,49 @@ def zeros64(shape: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device="cpu")
 
 
-_lock = threading.Lock()
-_entered = 0
+_lock = threading.RLock()
+_inside: set[int] = set()
 _former: list[tuple[Any, str, Any]] = []
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
+class full_precision:
     """In this float32 is float32: no TF32 (torch's default for convolutions on a GPU), no sums in half
     precision, no autocast. All is put back as it was, by the last thread that leaves it.
 
     These are settings of the process: other threads compute with them too, more exactly and somewhat more
     slowly.
     """
-    global _entered
-    with ExitStack() as stack:
-        with _lock:
-            _entered += 1
-            stack.callback(_leave)
-            if _entered == 1:
-                for owner, name, exact in _settings():
-                    _former.append((owner, name, getattr(owner, name)))
-                    setattr(owner, name, exact)
+
+    def __enter__(self) -> None:
         # torch 2.6 raises if asked for an accelerator that is not there
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        for kind in {"cpu", accelerator.type if accelerator is not None else "cpu"}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
+        kinds = {"cpu", accelerator.type if accelerator is not None else "cpu"}
+        self._autocast = {kind: torch.is_autocast_enabled(kind) for kind in kinds}
+        self._told = undone_on_failure(self._leave)
+        with _lock:
+            if not _inside:
+                _former[:] = [(owner, name, getattr(owner, name)) for owner, name, _ in _settings()]
+            _inside.add(id(self))
+            for owner, name, exact in _settings():
+                setattr(owner, name, exact)
+        for kind in kinds:
+            torch.set_autocast_enabled(kind, False)
 
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+        self._told()
 
-def _leave() -> None:
-    global _entered
-    with _lock:
-        _entered -= 1
-        while _entered == 0 and _former:
-            setattr(*_former.pop())
+    def _leave(self) -> None:
+        for kind, enabled in self._autocast.items():
+            torch.set_autocast_enabled(kind, enabled)
+        with _lock:
+            _inside.discard(id(self))
+            if not _inside:
+                for setting in _former:
+                    setattr(*setting)
+        with suppress(RuntimeError):  # this thread holds it still if it was interrupted as it let go of it
+            while True:
+                _lock.release()
 
 
 def _settings() -> list[tuple[Any, str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -51,19 +50,21 @@ def seed(number: int, devices: Iterable[torch.device]) -> None:
             module.set_rng_state(generator.manual_seed(number).get_state(), *device)
 
 
-@contextmanager
-def random_state_kept(devices: Iterable[torch.device], number: int | None = None) -> Iterator[None]:
+class random_state_kept:
     """In this, random numbers start from ``number`` (or go on as they were); afterwards all generators are
     as before.
     """
-    devices = list(devices)
-    put_back = keep(devices)
-    try:
-        if number is not None:
-            seed(number, devices)
-        yield
-    finally:
-        put_back()
+
+    def __init__(self, devices: Iterable[torch.device], number: int | None = None) -> None:
+        self._devices, self._number = list(devices), number
+
+    def __enter__(self) -> None:
+        self._put_back = keep(self._devices)
+        if self._number is not None:
+            seed(self._number, self._devices)
+
+    def __exit__(self, *_: object) -> None:
+        self._put_back()
 
 
 def _seed_in_module(number: int, device: torch.device, module: Any) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
+from pixelize.rewrites.state.modes import SafeFunctionMode
 from pixelize.rewrites.watching import claims
 from pixelize.rewrites.watching.claims import Claim
 
@@ -139,6 +140,10 @@ class Watch(TorchFunctionMode):
         held = value if captured else weakref.ref(value)
         version = _version(value)
         self.known = [*others, _Known(held, captured, version, claim)] if version >= 0 else others
+
+
+class EagerWatch(Watch, SafeFunctionMode):
+    """The same where nothing is captured; dynamo lets no mode with an ``__exit__`` of its own be entered."""
 
 
 TRANSPOSED = claims.functions([f"conv_transpose{n}d" for n in (1, 2, 3)])

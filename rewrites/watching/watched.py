@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 
 from pixelize.rewrites.state.subclass import combined, own_class
-from pixelize.rewrites.watching.watch import TRANSPOSED, Watch, claim_of
+from pixelize.rewrites.watching.watch import TRANSPOSED, EagerWatch, Watch, claim_of
 
 _CALLS = "_functional_convolutions"
 
@@ -51,7 +51,8 @@ class Watched:
 
         @wraps(super(Watched, cls).forward)  # type: ignore[misc]
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with Watch(_replacements(self)):
+            kind = Watch if torch.compiler.is_compiling() else EagerWatch
+            with kind(_replacements(self)):
                 return super().forward(*args, **kwargs)  # type: ignore[misc]
 
         cls.forward = forward  # type: ignore[attr-defined]
