@@ -33,7 +33,7 @@ from torch.nn import functional as F
 import pixelize
 from pixelize.measure.decibels import psnr
 from pixelize.measure.notch import clean_target
-from pixelize.refit.runner import frames_of
+from pixelize.refit.runner import picture_along
 from pixelize.running.pictures import run
 
 PERIODS = (2, 4, 8, 16)
@@ -64,7 +64,7 @@ def pictures(model: nn.Module, inputs: Any) -> Tensor:
 
 def frames(output: Any) -> Tensor:
     """The picture in a model's output; frames as channels."""
-    found = frames_of(output)
+    found = picture_along(output, 2)
     assert found is not None
     return found
 

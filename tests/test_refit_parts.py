@@ -7,6 +7,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from pattern_zoo import smooth
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
@@ -15,8 +16,11 @@ import pixelize
 from pixelize.measure.checkerboard import artifact_power, frequencies, peak_and_around, window_sizes
 from pixelize.refit.calls import Call, Watch, calls_of, named_parameters, replaced
 from pixelize.refit.coordinates import WhitenedWeights
+from pixelize.refit.last_convolution import LastConvolution
+from pixelize.refit.limits import RepairLimits
 from pixelize.refit.powers import Windows, powers
 from pixelize.refit.prefix_cache import Replay
+from pixelize.refit.price import Price
 from pixelize.refit.steady import Steady
 
 
@@ -170,6 +174,44 @@ def test_a_step_from_which_nothing_finite_comes_is_taken_back() -> None:
     model, broken = Brittle(), []
     first = model.up.weight.detach().clone()
     x = drawn(8, 3, 16, 16, seed=3).cumsum(-1)
-    repaired = pixelize.repair(model, x, progress=False)
+    repaired = pixelize.repair(model, x, progress=False, limits=RepairLimits(steady=()))
     assert any(broken) and repaired(x).isfinite().all()
     assert pixelize.repair_report(repaired).repaired
+
+
+@pytest.mark.parametrize("kernel", [3, 9])
+@pytest.mark.parametrize(("groups", "dilation"), [(1, 1), (2, 2)])
+def test_a_last_convolution_becomes_blind_to_lines_at_the_least_change(
+    kernel: int, groups: int, dilation: int
+) -> None:
+    channels, edge = 24, dilation * (kernel // 2)
+    torch.manual_seed(0)
+    layer = nn.Conv2d(channels, 2 * groups, kernel, padding=edge, dilation=dilation, groups=groups)
+    along = torch.arange(80)
+    line = (-1.0) ** (along[:, None] + along)  # at (1/2,1/2)
+    strength = drawn(6, channels, 1, 1, seed=1) + 1
+    x = smooth(6, channels, 80, 2) + strength * line
+    call = Call("convolution", x, layer.weight, None, (1, 1), (edge,) * 2, (dilation,) * 2, groups)
+    windows = Windows((48, 48), 2)
+    price = Price(torch.ones(48, 48), torch.ones(48, 48, dtype=torch.bool), windows)
+    last = LastConvolution(layer.weight, [call], {(0.5, 0.5): 1.0}, price)
+
+    def outcome(weight: Tensor, x: Tensor = x) -> tuple[float, float]:
+        """The power at the line, and the mean square change."""
+        with torch.no_grad():
+            before = layer(x)
+            now = F.conv2d(x, weight, layer.bias, 1, edge, dilation, groups)
+            found = powers(now[..., 16:64, 16:64], windows, [("global", (0.5, 0.5))])
+        return float(found["global", (0.5, 0.5)]), (now - before).square().mean().item()
+
+    none, some, all_ = (outcome(last.solved(mu)[0]) for mu in (1e-9, 1.0, 1e6))
+    assert none[1] < 1e-9 and all_[0] < 1e-3 * some[0] < 1e-3 * none[0]
+    others = smooth(6, channels, 80, 3) + (drawn(6, channels, 1, 1, seed=4) - 2) * line  # other mixtures
+    assert outcome(last.solved(1e6)[0], others)[0] < 1e-3 * outcome(layer.weight.detach(), others)[0]
+    if kernel > 3:
+        return
+    for seed in range(3):  # no other weight that is as blind changes less
+        change = drawn(groups, kernel**2, channels // groups, 2, seed=seed) * 0.05
+        other = last.within(change).permute(0, 3, 2, 1).reshape(layer.weight.shape)
+        line_power, moved = outcome(last.solved(1e6)[0] + other)
+        assert line_power < 1e-3 * some[0] and moved > all_[1]

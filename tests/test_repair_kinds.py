@@ -208,7 +208,7 @@ class Stops(Functional):
 
 
 def test_an_interrupted_repair_in_place_leaves_the_model_as_it_was() -> None:
-    for runs in (1, 5, 40):
+    for runs in (1, 5, 15):
         model = Stops(runs).train()
         kept = copy.deepcopy(model.state_dict())
         with pytest.raises(KeyboardInterrupt):
@@ -274,7 +274,7 @@ def test_plain_pictures_are_left_and_said_to_be_plain():
     nn.init.constant_(model[0].bias, -100.0)
     report = repair_report(repair(model, torch.rand(24, 3, 16, 16), limits=QUICK, progress=False))
     assert not report.repaired
-    assert "one value" in str(report)
+    assert "one value" in " ".join(str(report).split())
 
 
 class Passing(nn.Module):

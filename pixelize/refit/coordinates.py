@@ -91,6 +91,9 @@ Factor = Callable[[Tensor], Tensor]
 """(groups, taps * ins, outs) of ``u`` to the same of weights, for one phase."""
 
 
+Within = Callable[[Tensor], Tensor]
+
+
 class WhitenedWeights:
     """The weights of one operator as a function of what is to be found, ``u`` (groups, taps of all phases
     times inputs of a group, outputs of a group).
@@ -100,10 +103,20 @@ class WhitenedWeights:
         calls: runs of the operator, to learn from what it reads.
         ridge: added to the features' second moments, as a share of their mean diagonal.
         largest: features that are factored exactly; more are factored as channels times taps.
+        within: takes from a change (groups, taps in the order of :func:`taps_of`, inputs, outputs) what it
+            may not have.
     """
 
-    def __init__(self, parameter: Tensor, calls: list[Call], largest: int, ridge: float = 1e-3) -> None:
+    def __init__(
+        self,
+        parameter: Tensor,
+        calls: list[Call],
+        largest: int,
+        ridge: float = 1e-3,
+        within: Within | None = None,
+    ) -> None:
         call = calls[0]
+        self.within = within
         self.parameter, self.kind, self.groups = parameter.detach(), call.kind, call.groups
         self.taps = taps_of(call)
         self.kernel = call.kernel
@@ -136,6 +149,8 @@ class WhitenedWeights:
         parts = self.u.split(self.sizes, 1)
         scaled = [factor(u * self.scale) for factor, u in zip(self.factors, parts, strict=True)]
         change = torch.cat(scaled, 1).unflatten(1, (len(self.taps), self.ins))  # groups, taps, ins, outs
+        if self.within is not None:
+            change = self.within(change)
         places = {tap.place: n for n, tap in enumerate(self.taps)}
         change = change[:, [places[at] for at in product(*(range(k) for k in self.kernel))]]
         order = (0, 2, 3, 1) if self.kind == "transposed" else (0, 3, 2, 1)

@@ -58,20 +58,25 @@ class Judge:
 
     def cost(self, levels: ArtifactLevels) -> float:
         """Decibels over the levels aimed at, summed; those of holes, and of what has risen."""
+        return self.left(levels) + self.limits.worse_price * sum(self.rises(levels).values())
+
+    def left(self, levels: ArtifactLevels) -> float:
+        """Decibels over the levels aimed at, summed, and those of holes."""
         cost = 0.0
         for c in self.wanted:
             over = self.over(levels, c)
             hole = min(0.0, self.over(self.before, c)) - over - self.limits.hole
             cost += max(0.0, over - self.limits.fine) + max(0.0, hole)
-        return cost + self.limits.worse_price * sum(self.rises(levels).values())
+        return cost
 
     def rises(self, levels: ArtifactLevels) -> dict[Constraint, float]:
         """Decibels by which frequencies stand out more than before and more than is natural, beyond what is
-        allowed."""
+        allowed; no more than by what their power has risen."""
         found = {}
         for c, excess in levels.excess.items():
-            rise = excess - max(self.before.excess[c], 0.0) - self.limits.worse
-            if rise > 0 and levels.power[c] > self.before.power[c]:
+            rise = excess - max(self.before.excess[c], 0.0)
+            rise = min(rise, decibels(levels.power[c] / self.before.power[c])) - self.limits.worse
+            if rise > 0:
                 found[c] = rise
         return found
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from pixelize.errors import ArgumentError
 from pixelize.refit.calls import Call, Compute, Watch, named_parameters, replaced
 from pixelize.refit.candidates import Candidate
-from pixelize.refit.coordinates import Coordinates, ScaledParameter, WhitenedWeights
+from pixelize.refit.coordinates import Coordinates, ScaledParameter, WhitenedWeights, Within
 from pixelize.refit.limits import RepairLimits
 from pixelize.refit.multipliers import Multipliers
 from pixelize.refit.powers import Constraint, powers
@@ -59,6 +59,7 @@ class LeastChange:
         price: of changes.
         ridge: price of the coordinates themselves.
         start: parameters by name to start from, where these are not the model's own.
+        within: of weights by name, what takes from a change what it may not have.
     """
 
     def __init__(
@@ -71,11 +72,12 @@ class LeastChange:
         limits: RepairLimits,
         ridge: float,
         start: Mapping[str, Tensor] | None = None,
+        within: Mapping[str, Within] | None = None,
     ) -> None:
         self.runner, self.price, self.limits, self.ridge = runner, price, limits, ridge
         self.windows = price.windows
-        self.start = dict(start or {})
-        self.named = {**named_parameters(runner.model), **self.start}
+        self.within = dict(within or {})
+        self.named = {**named_parameters(runner.model), **(start or {})}
         self.per_run = per_run
         first = min(n for c in chosen for n in c.numbers)
         self.replay = Replay(first, per_run, limits.kept_bytes // 2)
@@ -111,8 +113,9 @@ class LeastChange:
         for candidate in chosen:
             weight, *others = candidate.weights
             calls = seen[weight]
-            found[weight] = WhitenedWeights(self.named[weight], calls, self.limits.largest)
-            for other in others:
+            within = self.within.get(weight)
+            found[weight] = WhitenedWeights(self.named[weight], calls, self.limits.largest, within=within)
+            for other in others if within is None else []:
                 found[other] = ScaledParameter(self.named[other])
             calls.clear()
         return found
@@ -171,7 +174,7 @@ class LeastChange:
         before = []
         for n, batch in enumerate(portion):
             with torch.no_grad(), self.replay.batch(n):
-                before.append(self.picture(batch, self.start))
+                before.append(self.picture(batch, {}))
         samples = sum(map(len, before))
         spectra = [self.price.spectrum(was) for was in before]
         gain = self.gain

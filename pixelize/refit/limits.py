@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from pixelize.measure.checkerboard import GLOBAL, WINDOWED
 
@@ -39,8 +40,8 @@ class RepairLimits:
     """The longest pattern looked for, in pixels; a picture must hold eight periods."""
     line_period: int = 64
     """As ``period``, of waveforms, in samples; a waveform must hold 32 periods."""
-    steady: tuple[float, ...] = (1.0, 10.0, 100.0, 1000.0)
-    """Weights tried of what is steady against the change of the picture."""
+    steady: tuple[float, ...] = tuple(10 ** (third / 3) for third in range(15, -1, -1))
+    """Weights tried of the pattern against the change of the picture, where there is a closed form."""
     layers: int = 8
     """Layers refitted together at most."""
     share: float = 0.02
@@ -58,11 +59,19 @@ class RepairLimits:
     """Share of the cost that is not worth another round."""
     worth: float = 0.25
     """Share of the cost that a refit must take away: what cannot be taken is likely the pictures' content."""
+    little: float = 2.0
+    """Decibels over the aim, at most at any frequency, with which a closed form is taken without rounds."""
     steps: int = 7
     """Steps of L-BFGS in a round."""
     dear: float = 4.0
     """A refit may change the pictures by so many times the power of the pattern itself: what goes beyond is
     no pattern."""
+    unseen: float = 64.0
+    """With n samples the levels are brought lower by 1 + ``unseen`` / n, up to ``furthest`` decibels: on
+    pictures not seen they are higher than on those held back, the more so the fewer there are."""
+    furthest: float = 6.0
+    further: float = 0.0
+    """Decibels by which they are: set by :meth:`with_samples`."""
     worse: float = 0.5
     """Decibels by which a frequency may come to stand out more than before; above that each counts
     ``worse_price`` times."""
@@ -84,8 +93,8 @@ class RepairLimits:
     spectrum: float = 200.0
     """Weight of the power spectrum away from the artifact's frequencies."""
 
-    change: float = 4e-5
-    """Mean square change, as a share of the squared range of the pictures, that is always allowed (44 dB)."""
+    change: float = 6.3e-5
+    """Mean square change, as a share of the squared range of the pictures, that is always allowed (42 dB)."""
 
     def longest(self, size: tuple[int, ...]) -> int:
         """The longest pattern looked for in pictures, volumes or waveforms of a size."""
@@ -99,7 +108,11 @@ class RepairLimits:
 
     def aim(self, kind: str) -> float:
         """Decibels over the natural level that a refit aims at."""
-        return {GLOBAL: -0.5, WINDOWED: 0.0}[kind]
+        return {GLOBAL: -0.5 - self.further, WINDOWED: -0.5 * self.further}[kind]
+
+    def with_samples(self, samples: int) -> RepairLimits:
+        """For so many samples: the fewer, the lower the levels aimed at."""
+        return replace(self, further=min(10 * math.log10(1 + self.unseen / samples), self.furthest))
 
     def fall(self, kind: str) -> float:
         """Decibels by which the level around a pattern is believed to fall with it."""

@@ -27,11 +27,25 @@ class Price:
 
     def of_change(self, difference: Tensor) -> Tensor:
         """Of a difference of pictures (N, C, *size): 1 for white noise of power 1."""
-        value, size = self.value.to(difference), difference.shape[2:]
+        axes = tuple(range(2, difference.dim()))
+        return (
+            torch.fft.fftn(difference, dim=axes, norm="ortho").abs().square() * self._for(difference)
+        ).mean()
+
+    def weighed(self, x: Tensor) -> Tensor:
+        """Features (N, C, *size) filtered so that the mean square of a convolution's answer to them is what
+        its answer to the features themselves costs."""
+        axes = tuple(range(2, x.dim()))
+        return torch.fft.ifftn(
+            torch.fft.fftn(x.float(), dim=axes) * self._for(x.float()).sqrt(), dim=axes
+        ).real
+
+    def _for(self, like: Tensor) -> Tensor:
+        """v(f) for the bins of pictures of another size."""
+        value, size = self.value.to(like), like.shape[2:]
         if value.shape != size:
             value = nn.functional.interpolate(value[None, None], size, mode="nearest")[0, 0]
-        axes = tuple(range(2, difference.dim()))
-        return (torch.fft.fftn(difference, dim=axes, norm="ortho").abs().square() * value).mean()
+        return value
 
     def of_spectrum(self, new: Tensor, old: Tensor) -> Tensor:
         """Of another power spectrum away from the artifact's frequencies: v(f) P(f) (P'(f) / P(f) - 1)^2 on

@@ -65,6 +65,7 @@ def refit(model: nn.Module, taken: list[Sample], limits: RepairLimits, bar: Any)
     with torch.no_grad():
         calls = calls_of(model, lambda: runner([samples.fit[0]]))
     windows = Windows(runner.size, found.period)
+    limits = limits.with_samples(samples.pictures)
     setting = Setting(runner, calls, found.candidates, windows, samples, limits)
     result = _refitted(setting, bar)
     return replace(result, report=replace(result.report, sites=[*result.report.sites, *sites]))
@@ -116,7 +117,14 @@ def _refitted(setting: Setting, bar: Any) -> Refit:
     if not best.values:
         sites = [RepairedSite(c.name, "left", best.why, shares.get(c.name)) for c in chosen] + sites
         return Refit(report=_report(setting, sites, judge, judge.before, pictures, pictures, notes))
-    sites = [RepairedSite(c.name, "repaired", share=shares.get(c.name)) for c in chosen] + sites
+    changed = {c.name for c in setting.candidates if not best.values.keys().isdisjoint(c.weights)}
+    sites = [
+        RepairedSite(c.name, "repaired", share=shares.get(c.name))
+        if c.name in changed
+        else RepairedSite(c.name, "left", "the last layer's new weights were enough", shares.get(c.name))
+        for c in setting.candidates
+        if c in chosen or c.name in changed
+    ] + [site for site in sites if site.name not in changed]
     with replaced(runner.model, best.values):
         last = pictures_with(runner, held)
     return Refit(best.values, _report(setting, sites, judge, best.levels, pictures, last, notes))

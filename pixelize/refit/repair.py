@@ -107,6 +107,7 @@ def repair(
                     if _is_half(result):
                         work, taken = copy_model(result).float(), [floated(s) for s in taken]
                     if layer != "dcl":
+                        limits = replace(limits, steady=())  # the fit is to be these layers'
                         work, replaced = with_other_layers(work, layer, taken[0])
                         if not replaced:
                             notes.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,14 +13,14 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from pixelize.measure.checkerboard import frequency_name
 from pixelize.measure.natural import ArtifactLevels
-from pixelize.refit.calls import Call, Compute, Watch, named_parameters, replaced
+from pixelize.refit.calls import replaced
 from pixelize.refit.candidates import Candidate
+from pixelize.refit.closed_form import closed_forms
 from pixelize.refit.judgement import Judge
 from pixelize.refit.least_change import Batch, LeastChange
 from pixelize.refit.price import Price
 from pixelize.refit.sample import Sample
-from pixelize.refit.setting import Setting, batches_of, pictures_with, sound
-from pixelize.refit.steady import Steady
+from pixelize.refit.setting import Setting, batches_of, mean_square, pictures_with, sound
 
 _LITTLE = "a refit takes too little of what stands out away: it may be the pictures' content"
 
@@ -55,19 +55,28 @@ def best_of_rounds(
     peak = float(max(p.max() for p in pictures) - min(p.min() for p in pictures))
     most = max(limits.dear * judge.pattern(), limits.change * peak**2)
     start = judge.cost(judge.before)
-    best = _steady(setting, judge, held, examples, pictures, Best(judge.before, cost=start), most)
-    if {n for c in chosen for n in c.weights}.isdisjoint(best.values):
-        chosen = [c for c in setting.candidates if c.weights[0] in best.values] + chosen
-    fit = LeastChange(runner, len(setting.calls), chosen, examples, price, limits, ridge, best.values)
+    begin = closed_forms(setting, judge, held, examples, pictures, most, price)
+    begun = _begun(setting, judge, held, begin.values)
+    best = begun if begun.cost < start else Best(judge.before, cost=start)
+    plain = replace(judge, limits=replace(limits, further=0.0))
+    if best.values and plain.cost(best.levels) <= limits.worth * plain.cost(judge.before):
+        little = max(plain.over(best.levels, c) for c in judge.wanted) <= limits.little
+        if little or rounds * size * per_sample >= limits.rounds * limits.multiply_adds:
+            return best  # it holds for pictures not seen, and rounds, or those there is time for, add little
+    if {c.weights[0] for c in chosen}.isdisjoint(begin.values):
+        chosen = [c for c in setting.candidates if c.weights[0] in begin.values] + chosen
+    fit = LeastChange(
+        runner, len(setting.calls), chosen, examples, price, limits, ridge, begin.values, begin.within
+    )
     batch = max(1, min(limits.batch, int(limits.graph_bytes / (_graph_bytes(fit, samples.fit[0]) + 1))))
     some = samples.fit[: size * rounds]
     good = sound(pictures_with(runner, batches_of(some, limits.batch)), limits)
     usable = [s for s, g in zip(some, good, strict=True) if g]
-    idle, levels, changes = 0, best.levels, [0.0]
+    idle, levels, changes = 0, begun.levels, [0.0]
     task = bar.add_task(f"refitting {', '.join(c.name for c in chosen)}", total=rounds)
     for portion in _portions(usable, size, batch, rounds):
         fit.solve(portion, judge.ratios(levels))
-        values = fit.averaged()
+        values = {**begin.values, **fit.averaged()}
         now, change = _tried(fit, held, values, pictures)
         too_far = not change <= most
         if too_far and math.isfinite(change):  # part of the way
@@ -96,53 +105,18 @@ def best_of_rounds(
         if cost <= limits.done * start or idle > limits.patience:
             break
     bar.remove_task(task)
-    if best.values and best.cost > (1 - limits.worth) * start:
+    if best.values and plain.cost(best.levels) > (1 - limits.worth) * plain.cost(judge.before):
         best = Best(judge.before, cost=start, why=_LITTLE)
     if not best.values and not best.why:
         best.why = _why(judge, levels, changes[-1], most)
     return best
 
 
-def _steady(
-    setting: Setting,
-    judge: Judge,
-    held: list[Batch],
-    examples: list[Batch],
-    pictures: list[Tensor],
-    best: Best,
-    most: float,
-) -> Best:
-    """Where nothing with weights follows the last up-sampling: its phases equal, if that is better."""
-    last = setting.calls[-1]
-    own = [c for c in setting.candidates if last.number in c.numbers and len(c.numbers) == 1]
-    if not own or (last.kind != "transposed" and last.shuffle == 1):
-        return best
-    weight = own[0].weights[0]
-    bias = last.bias if last.shuffle > 1 and last.bias in own[0].weights else ""
-    named = named_parameters(setting.runner.model)
-    seen: list[Call] = []
-
-    def look(number: int, call: Call, compute: Compute) -> Tensor:
-        if number % len(setting.calls) == last.number:
-            seen.append(call)
-        return compute(call.input)
-
-    with torch.no_grad(), Watch(look):
-        for batch in examples:
-            setting.runner(batch)
-    steady = Steady(named[weight], named[bias] if bias else None, seen, last.shuffle)
-    for mu in setting.limits.steady:
-        new, other = steady.solved(mu)
-        values = {weight: new} if other is None else {weight: new, bias: other}
-        with replaced(setting.runner.model, values):
-            now = pictures_with(setting.runner, held)
-        if not _mean_square(now, pictures) <= most:
-            continue
-        levels = judge.levels(now)
-        cost = judge.cost(levels)
-        if cost < best.cost:
-            best = Best(levels, values, cost)
-    return best
+def _begun(setting: Setting, judge: Judge, held: list[Batch], begin: dict[str, Tensor]) -> Best:
+    """The start, judged."""
+    with replaced(setting.runner.model, begin):
+        levels = judge.levels(pictures_with(setting.runner, held)) if begin else judge.before
+    return Best(levels, begin, judge.cost(levels))
 
 
 def _why(judge: Judge, levels: ArtifactLevels, change: float, most: float) -> str:
@@ -165,13 +139,7 @@ def _tried(
     """The pictures of what is held back with other weights, and the mean square of their change."""
     with torch.no_grad():
         now = [fit.held_picture(n, batch, values).cpu() for n, batch in enumerate(held)]
-    return now, _mean_square(now, pictures)
-
-
-def _mean_square(some: list[Tensor], others: list[Tensor]) -> float:
-    """Of the difference."""
-    total = sum((a - b).double().square().sum().item() for a, b in zip(some, others, strict=True))
-    return total / sum(a.numel() for a in some)
+    return now, mean_square(now, pictures)
 
 
 def _portions(samples: list[Sample], size: int, batch: int, rounds: int) -> Iterator[list[Batch]]:

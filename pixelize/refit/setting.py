@@ -54,3 +54,9 @@ def sound(pictures: list[Tensor], limits: RepairLimits) -> list[bool]:
     found = torch.cat([prominence(y) for y in pictures])
     usual = found.median(0).values
     return [bool(good) for good in (found <= limits.failure * usual).all(1)]
+
+
+def mean_square(some: list[Tensor], others: list[Tensor]) -> float:
+    """Of the difference of pictures."""
+    total = sum((a - b).double().square().sum().item() for a, b in zip(some, others, strict=True))
+    return total / sum(a.numel() for a in some)

@@ -59,7 +59,7 @@ class Steady:
         self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
         self.kind, self.groups = call.kind, call.groups
         generator = torch.Generator().manual_seed(0)
-        taps = taps_of(call)
+        self.taps = taps = taps_of(call)
         if shuffle > 1:
             self.phases = [_Phase(taps, slice(n, None, shuffle**2)) for n in range(shuffle**2)]
         else:
@@ -77,7 +77,21 @@ class Steady:
             steady = torch.cat([steady, torch.ones_like(steady[..., :1])], -1)
         moment = steady.mT @ steady / steady.shape[1]
         moment = moment + _MIXED * torch.diag_embed(moment.diagonal(dim1=-2, dim2=-1))
-        self.steady = _regular(moment, 1e-6)
+        self.steady = _regular(moment, _RIDGE)
+
+    def within(self, change: Tensor) -> Tensor:
+        """The nearest change (groups, taps, ins, outs) that all phases' answers have in common."""
+        left = change.clone()
+        sums, counts = [], []
+        for phase in self.phases:
+            at = torch.tensor([self.taps.index(tap) for tap in phase.taps]).to(change.device)
+            sums.append(change[:, at, :, phase.outputs].sum(1, keepdim=True))
+            counts.append(len(at))
+        common = sum(s / n for s, n in zip(sums, counts, strict=True)) / sum(1 / n for n in counts)
+        for phase, total, count in zip(self.phases, sums, counts, strict=True):
+            at = torch.tensor([self.taps.index(tap) for tap in phase.taps]).to(change.device)
+            left[:, at, :, phase.outputs] = change[:, at, :, phase.outputs] - (total - common) / count
+        return left
 
     def solved(self, mu: float) -> tuple[Tensor, Tensor | None]:
         """The weight and the bias whose phases answer alike, as far as ``mu`` asks for."""

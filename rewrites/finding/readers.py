@@ -108,12 +108,24 @@ def _may_read(codes: list[CodeType], path: tuple[str, ...]) -> bool:
     is asked for its type or device).
     """
     named = {name for code in codes for name in code.co_names}
+    if not any(_gets_of_an_object(code) for code in codes):
+        named -= {"getattr"}
     texts = {text for code in codes for text in code.co_consts if isinstance(text, str)}
     weighs = "weight" in named or any(text == "weight" or text.endswith(".weight") for text in texts)
     in_list = path[-1].isdigit() and len(path) > 1 and path[0] in named
     if weighs and (named & (_BY_NAME | _BY_WALKING | _PARAMETERS) or (in_list and _loops(codes))):
         return True
     return codes[0].co_name == "forward" and bool(named & _PARAMETERS) and "next" not in named
+
+
+def _gets_of_an_object(code: CodeType) -> bool:
+    """Whether ``getattr`` is asked of anything but a global name, such as the module of functions ``F``."""
+    loads = [at for at in dis.get_instructions(code) if at.opname.startswith("LOAD_")]
+    pairs = zip(loads, [*loads[1:], None], strict=True)
+    return any(
+        at.argval == "getattr" and (after is None or not after.opname.startswith("LOAD_GLOBAL"))
+        for at, after in pairs
+    )
 
 
 def _loops(codes: list[CodeType]) -> bool:
