@@ -29,7 +29,7 @@ from pixelize.sources.inputs import padded
 from pixelize.sources.opened import open_model
 from pixelize.sources.pictures import drawn
 
-QUICK = RepairLimits(portion=8, first_rounds=0, steps=3, layers=2, patience=0, done=0.5, multiply_adds=1e9)
+QUICK = RepairLimits(portion=8, first_rounds=0, steps=3, layers=2, patience=2, done=0.5, multiply_adds=1e9)
 
 
 @pytest.fixture
