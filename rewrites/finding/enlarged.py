@@ -65,7 +65,7 @@ def _repeated(node: fx.Node, flow: Flow) -> str | None:
     while value is not None and (op := flow.ops.get(value)) is not None:
         if op.name in _REPEATS:
             repeat = op.name
-        elif op.name not in _MOVES:
+        elif op.name not in _MOVES and shape_of(value) != shape_of(_first(value)):
             break
         if repeat is not None and _grows(_first(value), node):
             return repeat
