@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pixelize.measure.any_axes import Frequency
 from pixelize.measure.checkerboard import WINDOWED
+from pixelize.measure.natural import ArtifactLevels
 from pixelize.refit.calls import Call, Compute, SeenCall, Watch, named_parameters, replaced
 from pixelize.refit.coordinates import Within
 from pixelize.refit.judgement import Judge
@@ -36,8 +37,10 @@ class _Solver(Protocol):
 
 @dataclass
 class Start:
-    """New values by name, and what keeps a weight's further change from what was reached."""
+    """New values by name, the levels with them, and what keeps a weight's further change from what was
+    reached."""
 
+    levels: ArtifactLevels
     values: dict[str, Tensor] = field(default_factory=dict)
     within: dict[str, Within] = field(default_factory=dict)
 
@@ -60,16 +63,16 @@ def closed_forms(
     """
     last, limits = setting.calls[-1], setting.limits
     own = [c for c in setting.candidates if last.number in c.numbers and len(c.numbers) == 1]
+    best = Start(judge.before)
     if not own:
-        return Start()
+        return best
     named = named_parameters(setting.runner.model)
     weight = own[0].weights[0]
     bias = last.bias if last.shuffle > 1 and last.bias in own[0].weights else ""
     solver = _solver(setting, judge, last, named[weight], named[bias] if bias else None, examples, price)
     if solver is None:
-        return Start()
+        return best
     replay = Replay(last.number, len(setting.calls), limits.kept_bytes)
-    best = Start()
     ways = own[0].grid if last.kind == "transposed" or last.shuffle > 1 else setting.windows.period
     within_reach = tuple(c for c in judge.wanted if ways % setting.windows.own_period(c[1]) == 0)
     own_judge = replace(judge, wanted=within_reach, limits=replace(limits, further=0.0))
@@ -91,7 +94,7 @@ def closed_forms(
         left = own_judge.left(levels) + limits.worse_price * max(rises, default=0.0)
         score = math.log(left / whole + _ENOUGH) + _PRICE * math.log(change)
         if left < whole and score < lowest - _ALIKE:
-            lowest, least, best = score, left, Start(values, {weight: solver.within})
+            lowest, least, best = score, left, Start(levels, values, {weight: solver.within})
     if least > limits.worth * whole:
         best.within.clear()  # much is left, which a change of the answers may take away
     return best
@@ -126,13 +129,8 @@ def _solver(
 
 
 def _lines(judge: Judge) -> dict[Frequency, float]:
-    """Natural power at the frequencies that stand out, the farthest first; of f and -f one."""
+    """Natural power at the frequencies that stand out, the farthest first."""
     far: dict[Frequency, float] = {}
     for c in judge.wanted:
         far[c[1]] = max(far.get(c[1], 0.0), judge.over(judge.before, c))
-    ranked = sorted(far, key=lambda f: -far[f])
-    kept: dict[Frequency, float] = {}
-    for f in ranked:
-        if tuple(-v % 1 for v in f) not in kept:
-            kept[f] = judge.before.expected[WINDOWED, f]
-    return kept
+    return {f: judge.before.expected[WINDOWED, f] for f in sorted(far, key=lambda f: -far[f])}

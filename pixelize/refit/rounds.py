@@ -13,7 +13,6 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from pixelize.measure.checkerboard import frequency_name
 from pixelize.measure.natural import ArtifactLevels
-from pixelize.refit.calls import replaced
 from pixelize.refit.candidates import Candidate
 from pixelize.refit.closed_form import closed_forms
 from pixelize.refit.judgement import Judge
@@ -56,8 +55,8 @@ def best_of_rounds(
     most = max(limits.dear * judge.pattern(), limits.change * peak**2)
     start = judge.cost(judge.before)
     begin = closed_forms(setting, judge, held, examples, pictures, most, price)
-    begun = _begun(setting, judge, held, begin.values)
-    best = begun if begun.cost < start else Best(judge.before, cost=start)
+    cost = judge.cost(begin.levels)
+    best = Best(begin.levels, begin.values, cost) if cost < start else Best(judge.before, cost=start)
     plain = replace(judge, limits=replace(limits, further=0.0))
     if best.values and plain.cost(best.levels) <= limits.worth * plain.cost(judge.before):
         little = max(plain.over(best.levels, c) for c in judge.wanted) <= limits.little
@@ -72,7 +71,7 @@ def best_of_rounds(
     some = samples.fit[: size * rounds]
     good = sound(pictures_with(runner, batches_of(some, limits.batch)), limits)
     usable = [s for s, g in zip(some, good, strict=True) if g]
-    idle, levels, changes = 0, begun.levels, [0.0]
+    idle, levels, changes = 0, begin.levels, [0.0]
     task = bar.add_task(f"refitting {', '.join(c.name for c in chosen)}", total=rounds)
     for portion in _portions(usable, size, batch, rounds):
         fit.solve(portion, judge.ratios(levels))
@@ -110,13 +109,6 @@ def best_of_rounds(
     if not best.values and not best.why:
         best.why = _why(judge, levels, changes[-1], most)
     return best
-
-
-def _begun(setting: Setting, judge: Judge, held: list[Batch], begin: dict[str, Tensor]) -> Best:
-    """The start, judged."""
-    with replaced(setting.runner.model, begin):
-        levels = judge.levels(pictures_with(setting.runner, held)) if begin else judge.before
-    return Best(levels, begin, judge.cost(levels))
 
 
 def _why(judge: Judge, levels: ArtifactLevels, change: float, most: float) -> str:
