@@ -375,3 +375,71 @@ def test_what_a_resize_was_converted_for_cannot_be_changed_in_silence(name, valu
         setattr(converted[0], name, value)
     converted[0].mode = "bilinear"  # what it is
     setattr(pixelize.revert(converted)[0], name, value)
+
+
+class WithoutNumbers(Block):
+    """Part of what it gives is no number, whatever its weights are."""
+
+    def __init__(self, columns):
+        super().__init__()
+        self.columns = columns
+
+    def forward(self, x):
+        y = self.up(x).clone()
+        y[..., : self.columns] = float("nan")
+        return y
+
+
+@pytest.mark.parametrize("columns", [1, 12])
+def test_outputs_that_are_no_numbers_are_not_called_equal(columns):
+    with pytest.warns(pixelize.PixelizeWarning, match=r"all values" if columns == 12 else r"8.33 %"):
+        converted = pixelize.convert(WithoutNumbers(columns).eval(), example_inputs=X)
+    report = pixelize.report(converted)
+    assert any("NaN" in note for note in report.notes)
+    assert (report.error is None) == (columns == 12)
+    with pytest.warns(pixelize.PixelizeWarning, match="which hold such values"):
+        pixelize.convert(Block().eval(), example_inputs=X * float("nan"))
+
+
+@pytest.mark.parametrize("layer", ["ipixeldcl", "pixeldcl", "dcl"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 4, 2, 1)),
+        lambda: nn.Sequential(nn.Upsample(scale_factor=2), conv()),
+        lambda: nn.Sequential(conv(8), nn.PixelShuffle(2)),
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.ConvTranspose2d(4, 4, 4, 2, 1))),
+    ],
+)
+def test_a_weight_that_is_no_number_is_not_inherited(make, value, layer):
+    model = make().eval()
+    parameter = next(p for p in model.parameters() if p.dim() == 4)
+    with torch.no_grad():
+        parameter[0, 0, 0, 0] = value
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    plain = layer == "dcl" and isinstance(model[0], nn.ConvTranspose2d)
+    told = "a plain transposed convolution already" if plain else r"(?s)\d: .* NaN or infinite.*exclude"
+    with pytest.raises(pixelize.PixelizeError, match=told):
+        pixelize.convert(model, layer, inplace=True)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+    if layer != "dcl":
+        pixelize.convert(model, layer, init="random")  # nothing is inherited
+
+
+@pytest.mark.parametrize("place", ["data", "weights"])
+@pytest.mark.parametrize("joint_steps", [0, 1])
+def test_nothing_is_fitted_to_what_is_no_number(place, joint_steps):
+    model = nn.Sequential(conv(), nn.ReLU(), nn.ConvTranspose2d(4, 4, 4, 2, 1)).eval()
+    data = [X, X.clone()]
+    if place == "data":
+        data[1][0, 0, 0, 0] = float("nan")
+    else:
+        model[0].weight.data[0, 0, 0, 0] = float("inf")
+    with pytest.raises(pixelize.ArgumentError, match=r"2: .* NaN or infinite"):
+        pixelize.convert(model, "auto", data=data)
+    converted = pixelize.convert(model, "pixeldcl", example_inputs=None)
+    before = {k: v.clone() for k, v in converted.state_dict().items()}
+    with pytest.raises(pixelize.ArgumentError, match=r"2: .* NaN or infinite"):
+        pixelize.calibrate(converted, data, progress=False, joint_steps=joint_steps)
+    torch.testing.assert_close(converted.state_dict(), before, rtol=0, atol=0)

@@ -29,6 +29,7 @@ from pixelize.layers.pixel_dcl import PixelDeconvolution
 from pixelize.rewrites import become, state_of
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.rewrites.state.splice import State
+from pixelize.running.outputs import share_not_finite
 from pixelize.running.pictures import run
 
 CACHE_BYTES = 2**28
@@ -122,6 +123,8 @@ class TeacherStudent:
     def pairs(self, name: str, data: Iterable[Any], calls: int) -> Iterator[tuple[Tensor, Tensor]]:
         """For each call of a layer on each batch: the student's input (N, C_in, h, w) and the teacher's
         output (N, C_out, H, W).
+
+        Raises ArgumentError if one of them holds NaN or infinity, to which nothing can be fitted.
         """
         for batch in data:
             with evaluation(self.model), self.teaching():
@@ -132,6 +135,12 @@ class TeacherStudent:
                 raise ArgumentError(
                     f"{name}: called {len(outputs)} times in the original model and {len(inputs)} times "
                     "in the converted one, or on other batch sizes"
+                )
+            if share := max(share_not_finite(inputs), share_not_finite(outputs)):
+                raise ArgumentError(
+                    f"{name}: {100 * share:.3g} % of the values that it reads or makes are NaN or infinite "
+                    "on an item of data, and nothing can be fitted to that; leave such items out, or "
+                    "mend the model's weights"
                 )
             yield from zip(inputs, outputs, strict=True)
 

@@ -16,7 +16,13 @@ from pixelize.conversion.plan import Plan, known_inputs, look, plan_conversion, 
 from pixelize.conversion.report import Report, SiteReport
 from pixelize.conversion.request import DEFAULT_SITES, Request, Selection, check_request, site_kinds
 from pixelize.conversion.saved import connect_pretrained
-from pixelize.conversion.verify import Observed, check_unchanged, observe, observe_other_size
+from pixelize.conversion.verify import (
+    Observed,
+    check_unchanged,
+    observe,
+    observe_other_size,
+    told_not_finite,
+)
 from pixelize.errors import ArgumentError, PixelizeWarning
 from pixelize.inheritance.cost import count_parameters
 from pixelize.inheritance.inherit import Design
@@ -127,7 +133,7 @@ def _carry_out(plan: Plan, request: Request, target: nn.Module, data: Any, input
         for name, row in rows.items():
             row.multiply_adds_before = before[0].multiply_adds.get(name)
             row.multiply_adds_after = after.multiply_adds.get(name)
-        if after.has_numbers:
+        if before[0].has_numbers:
             report.error = relative_error(before[0].outputs, after.outputs)
     if request.exact:
         errors = [check_unchanged(target, observed) for observed in before]
@@ -139,6 +145,9 @@ def _carry_out(plan: Plan, request: Request, target: nn.Module, data: Any, input
     report.sites += earlier.values()
     report.sites += [skipped_row(s) for s in plan.skipped if s.name not in earlier]
     report.parameters_after = count_parameters(target)
+    if unknown := told_not_finite(target, before):
+        report.notes.append(unknown)
+        warnings.warn(unknown, PixelizeWarning, stacklevel=4)
     keep_report(target, report)
 
 

@@ -21,7 +21,7 @@ from pixelize.rewrites.seeing.other_size import resized_inputs
 from pixelize.rewrites.seeing.shared_weights import Result
 from pixelize.rewrites.state.modules import devices_of, modules_of
 from pixelize.rewrites.state.random_state import random_state_kept
-from pixelize.running.outputs import relative_error, tensors
+from pixelize.running.outputs import relative_error, share_not_finite, tensors
 
 ALLOWED = 12.0
 """A converted model may differ by so many times what its arithmetic's own rounding does to the original."""
@@ -31,19 +31,26 @@ OTHER_SIZES = (33 / 32, 1.5, 0.5)
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """One run of a model: its inputs, its outputs, the multiply-adds inside each site's module, and how far
-    rounding alone may move the outputs (relative; None where that was not asked for).
+    """One run of a model: its inputs, its outputs, the multiply-adds inside each site's module, how far
+    rounding alone may move the outputs (relative; None where that was not asked for), and the share of the
+    outputs' values that is NaN or infinite, of which a comparison says nothing.
     """
 
     inputs: Any
     outputs: Any
     multiply_adds: dict[str, int]
     rounding: float | None = None
+    not_finite: float = 0.0
+
+    @property
+    def has_values(self) -> bool:
+        """Whether the outputs hold values: on the meta device there are none."""
+        return _has_values(self.outputs)
 
     @property
     def has_numbers(self) -> bool:
-        """Whether the outputs hold values to compare: on the meta device there are none."""
-        return all(not t.is_meta for t in tensors(self.outputs))
+        """Whether the outputs hold numbers to compare."""
+        return self.has_values and self.not_finite < 1
 
 
 def observe(model: nn.Module, inputs: Any, sites: Iterable[Site], rounding: bool = False) -> Observed:
@@ -66,10 +73,11 @@ def observe(model: nn.Module, inputs: Any, sites: Iterable[Site], rounding: bool
 
     outputs, counts = _run(model, measured)
     moved = None
-    if rounding and all(not t.is_meta for t in tensors(outputs)):
+    values = _has_values(outputs)
+    if rounding and values:
         noise = max((_arithmetic_error(p) for p in _kinds(model)), default=torch.finfo(torch.float32).eps)
         moved = _run(model, moved_by_noise)
-    return Observed(inputs, outputs, counts, moved)
+    return Observed(inputs, outputs, counts, moved, share_not_finite(outputs) if values else 0.0)
 
 
 def observe_other_size(model: nn.Module, inputs: Any, sites: Iterable[Site]) -> Observed | None:
@@ -88,11 +96,11 @@ def observe_other_size(model: nn.Module, inputs: Any, sites: Iterable[Site]) -> 
 
 def check_unchanged(model: nn.Module, before: Observed) -> float | None:
     """The relative error of ``model`` against what it was observed to give before its conversion; None where
-    there are no numbers.
+    there are no numbers to compare.
 
     Raises ConversionError if it is more than rounding explains.
     """
-    if not before.has_numbers or before.rounding is None:
+    if not before.has_values or before.rounding is None:
         return None
     where = f"on inputs of {_shapes(before.inputs)}"
     try:
@@ -109,7 +117,27 @@ def check_unchanged(model: nn.Module, before: Observed) -> float | None:
             f"explains ({ALLOWED * before.rounding:.2g}); nothing was changed. "
             "Please report the model; include or exclude can narrow down the site"
         )
-    return error
+    return error if before.has_numbers else None
+
+
+def told_not_finite(model: nn.Module, before: Iterable[Observed]) -> str:
+    """What of the outputs could not be compared, and what may be the reason; empty if all could."""
+    share, inputs = max(((o.not_finite, o.inputs) for o in before), key=lambda o: o[0], default=(0.0, None))
+    if not share:
+        return ""
+    holder = next((n for n, p in model.named_parameters() if not p.is_meta and share_not_finite(p)), None)
+    why = f", for its parameter {holder} holds such values" if holder else ""
+    if share_not_finite(inputs):
+        why = ", which hold such values"
+    told = "all values" if share == 1 else f"{100 * share:.3g} % of the values"
+    return (
+        f"{told} that the model gives are NaN or infinite on inputs of {_shapes(inputs)}{why}: of these "
+        "nothing could be compared"
+    )
+
+
+def _has_values(outputs: Any) -> bool:
+    return all(not t.is_meta for t in tensors(outputs))
 
 
 def _run(model: nn.Module, work: Callable[[nn.Module], Result]) -> Result:

@@ -9,10 +9,20 @@ from dataclasses import replace
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from pixelize.inheritance.inherit import CONV_LAYERS, LAYERS, Design, baked, inherit, inherit_convolution
+from pixelize.errors import ConversionError
+from pixelize.inheritance.inherit import (
+    CONV_LAYERS,
+    LAYERS,
+    Design,
+    baked,
+    effective_weight,
+    inherit,
+    inherit_convolution,
+)
 from pixelize.inheritance.prior_fit import InputPrior
 from pixelize.rewrites import Site, TransposedConv, canonical, replacement
 from pixelize.rewrites.site import CONV_TRANSPOSE
+from pixelize.running.outputs import share_not_finite
 
 
 def build_layer(
@@ -22,12 +32,15 @@ def build_layer(
     not changed.
 
     ``prior``: what is known of its input, for ``init="inherit"`` of a PixelDCL.
+
+    Raises ConversionError if ``init="inherit"`` and its weight holds NaN or infinity.
     """
     note: str | None = None
     groups = site.geometry.out_channels if design.groups == -1 else design.groups
     design = replace(design, groups=groups)
     if site.kind == "conv":
         assert isinstance(module, _ConvNd)
+        _check_finite(site, module, init)
         if layer == "dcl":
             return module, 0.0, None
         exact = 0.0 if layer == "ipixeldcl" else None
@@ -39,6 +52,7 @@ def build_layer(
         if isinstance(module, _ConvNd) and (plain := baked(module)) is not module:
             module, note = plain, "its norm or parametrization was worked into the weight"
         source = _plain(canonical(site, module), module)
+    _check_finite(site, source, init)
     error: float | None = 0.0
     if layer == "dcl":
         new: nn.Module = source
@@ -56,6 +70,17 @@ def build_layer(
             ):
                 new.__dict__[key] = value
     return new, error, note
+
+
+def _check_finite(site: Site, source: _ConvNd, init: str) -> None:
+    """Of a NaN among the taps every layer that inherits them makes something else."""
+    weight = effective_weight(source) if init == "inherit" else None
+    if weight is not None and not weight.is_meta and (share := share_not_finite(weight)):
+        raise ConversionError(
+            f"{site.name or 'the model itself'}: {100 * share:.3g} % of its weight's values are NaN or "
+            "infinite, which no other layer can inherit: the checkpoint is damaged or its training diverged; "
+            f"exclude={site.name!r} leaves it as it is"
+        )
 
 
 def _plain(form: TransposedConv, module: nn.Module) -> _ConvTransposeNd:

@@ -29,6 +29,13 @@ def tensors(value: Any) -> list[Tensor]:
     return []
 
 
+def share_not_finite(value: Any) -> float:
+    """Of the values in a model's output the share that is NaN or infinite; 0 where there are none."""
+    found = tensors(value)
+    bad = sum(int((~float64(t.detach()).isfinite()).sum()) for t in found)
+    return bad / max(1, sum(t.numel() for t in found))
+
+
 def relative_error(before: Any, after: Any) -> float:
     """max |after - before| / max |before| over all floating-point tensors of two outputs; inf where shapes
     differ.
