@@ -14,9 +14,10 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from pixelize.errors import ArgumentError
+from pixelize.errors import ArgumentError, PixelizeWarning
 from pixelize.recipes.data.files import Files
 from pixelize.recipes.training.settings import read_yaml
 from pixelize.sources.inputs import read_inputs
@@ -111,6 +112,33 @@ def test_pictures(tmp_path, contents):
         Files(tmp_path).decode("x.png")
     assert tracemalloc.get_traced_memory()[1] < 2**25
     tracemalloc.stop()
+
+
+def test_what_cannot_be_read_among_pictures_is_passed_over_and_named(tmp_path):
+    damaged = {"00.png": b"", "01.jpg": b"text", "02.png": png(12, 12, bytes(8)), "03.mp4": b"film"}
+    for name, contents in damaged.items():
+        (tmp_path / name).write_bytes(contents)
+    for crop in (0, 4):
+        with pytest.raises(ArgumentError, match=r"00\.png.*01\.jpg.*and 1 more"):
+            read_inputs([str(tmp_path)], crop=crop)
+    drawn = np.random.default_rng(0).integers(0, 256, (4, 12, 16, 3), np.uint8)
+    for number, picture in enumerate(drawn):
+        Image.fromarray(picture).save(tmp_path / f"{number}5.png")  # among the others, in their order
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for file in sorted(tmp_path.iterdir())[:-1]:
+            archive.write(file, file.name)
+    for name in (tmp_path, tmp_path / "all.zip"):
+        with pytest.warns(PixelizeWarning, match=r"passed over: .*00\.png.*01\.jpg.*and 1 more"):
+            (batch,) = read_inputs([str(name)])
+        assert torch.equal(batch, torch.from_numpy(drawn).permute(0, 3, 1, 2) / 255)
+        with pytest.warns(PixelizeWarning, match="passed over"):
+            (first,) = read_inputs([str(name)], count=1)  # the first that can be read
+        assert torch.equal(first, batch[:1])
+        with pytest.warns(PixelizeWarning, match="passed over"):
+            (crops,) = read_inputs([str(name)], crop=12, count=6)
+        assert crops.shape == (6, 3, 12, 12)
+        columns = torch.cat([batch, batch[:2]]).unfold(3, 12, 1).permute(0, 3, 1, 2, 4)
+        assert (columns == crops[:, None]).flatten(2).all(2).any(1).all()
 
 
 def test_a_pipe_among_pictures_is_passed_over(tmp_path):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pixelize.command_line.options import AsJson, print_json, print_text, progress
 from pixelize.measure.pictures import PERIODS, measure_pictures, where
-from pixelize.sources.pictures import frames, listed
+from pixelize.sources.pictures import PassedOver, frames, listed
 
 
 def measure_command(
@@ -40,12 +40,15 @@ def measure_command(
     """
     files = [file for name in pictures for file in listed(name)][:count]
     first: list[Tensor] = []
+    passed = PassedOver()
 
     def read() -> Iterator[Tensor]:
         for file in files:
-            for frame in frames(file, every_frame=True):
-                first[:] = first or [frame]
-                yield frame
+            with passed.over(file):
+                for frame in frames(file, every_frame=True):
+                    first[:] = first or [frame]
+                    yield frame
+        passed.tell(bool(first))
 
     with progress(f"measuring {_number(len(files), 'file')}"):
         measured = measure_pictures(read(), period or PERIODS)

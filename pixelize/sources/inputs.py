@@ -14,7 +14,8 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from pixelize.errors import ArgumentError
 from pixelize.running.inputs import BATCH, default_inputs, shape_of
-from pixelize.sources.pictures import drawn, frames, listed, sides_of
+from pixelize.sources.pictures import PassedOver, Place, drawn, frames, listed, sides_of
 from pixelize.sources.preparation import Preparation
 
 LARGEST_ARRAY = 2**32
@@ -50,13 +51,15 @@ def read_inputs(
         the places of crops. crop: cut pictures of several sizes, and those larger than this, into crops of
         this side, or of as much as the smallest picture has; 0 leaves them whole.
 
+    Pictures that cannot be read are passed over, with a warning that names them.
+
     Raises:
-        ArgumentError: no such file, one that cannot be read, or a name that means nothing.
+        ArgumentError: no such file, no picture that can be read, or a name that means nothing.
     """
     preparation = preparation or Preparation()
     generator = torch.Generator().manual_seed(seed)
     inputs: list[Any] = []
-    files: list[tuple[str, str | None]] = []
+    files: list[Place] = []
     for name in names:
         path = Path(name).expanduser()
         if path.suffix.lower() in (".npy", ".npz") and path.exists():
@@ -72,28 +75,62 @@ def read_inputs(
     grey = preparation.channels == 1
     if not crop and size is None:
         size = preparation.size
+    passed = PassedOver()
+
+    def decode(file: Place) -> Tensor | None:
+        with passed.over(file):
+            return next(frames(file, grey=grey, size=size))
+        return None
+
+    def sides(file: Place) -> tuple[int, int] | None:
+        if file not in passed.reasons:
+            with passed.over(file):
+                return size or sides_of(file)
+        return None
+
+    pictures: Iterable[Tensor]
     if crop and files:
-        pictures = _crops(files[:count], preparation, crop, count, seed, grey=grey, size=size)
+        pictures = _crops(files, preparation, crop, count, seed, sides, decode)
     else:
-        pictures = [next(frames(file, grey=grey, size=size)) for file in files[:count]]
+        pictures = islice((p for p in map(decode, files) if p is not None), count)
     prepared = (preparation(padded(picture, preparation)) for picture in pictures)
-    return inputs + _batches(prepared, 1 if preparation.single else BATCH)
+    batches = _batches(prepared, 1 if preparation.single else BATCH)
+    passed.tell(bool(batches))
+    return inputs + batches
 
 
 def _crops(
-    files: Sequence[tuple[str, str | None]],
+    files: Sequence[Place],
     preparation: Preparation,
     crop: int,
     count: int,
     seed: int,
-    *,
-    grey: bool,
-    size: tuple[int, int] | None,
+    sides_of: Callable[[Place], tuple[int, int] | None],
+    decode: Callable[[Place], Tensor | None],
 ) -> list[Tensor]:
     """Crops of one size, as many of each picture, at places drawn from ``seed``; the pictures themselves
     where they have that size. One picture is held at a time.
+
+    ``sides_of`` and ``decode`` give None for a file that cannot be read, from then on.
     """
-    sides = [size or sides_of(file) for file in files]
+    while True:
+        sized = ((file, sides) for file in files if (sides := sides_of(file)) is not None)
+        first = dict(islice(sized, count))
+        crops = _crops_of(first, preparation, crop, count, seed, decode) if first else []
+        if crops is not None:
+            return crops
+
+
+def _crops_of(
+    sides_by_file: Mapping[Place, tuple[int, int]],
+    preparation: Preparation,
+    crop: int,
+    count: int,
+    seed: int,
+    decode: Callable[[Place], Tensor | None],
+) -> list[Tensor] | None:
+    """:func:`_crops` of these files; None if one of them turned out not to be readable."""
+    files, sides = list(sides_by_file), list(sides_by_file.values())
     height, width = (min(crop, *lengths) for lengths in zip(*sides, strict=True))
     wanted = preparation.size or (height, width)
     if preparation.size:
@@ -116,14 +153,16 @@ def _crops(
         for number in range(count)
     ]
     for first, (file, side) in enumerate(zip(files, sides, strict=True)):
-        picture = next(frames(file, grey=grey, size=size))
+        picture = decode(file)
+        if picture is None:
+            continue
         if tuple(picture.shape[-2:]) != side:
             picture = nn.functional.interpolate(picture[None], side, mode="bicubic", antialias=True)[0]
             picture = picture.clamp(0, 1)
         for number in range(first, count, len(files)):
             top, left = places[number]
             crops[number] = picture[:, top : top + wanted[0], left : left + wanted[1]].clone()
-    return [crops[number] for number in range(count)]
+    return [crops[number] for number in range(count)] if len(crops) == count else None
 
 
 def _at_least(sides: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

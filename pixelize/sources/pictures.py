@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelize.errors import ArgumentError
+from pixelize.errors import ArgumentError, PixelizeWarning
 from pixelize.extras import require
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -25,19 +26,51 @@ LARGEST = 2**29
 
 LARGEST_PICTURE = 2**27
 """Pixels of a picture at most."""
+NAMED = 3
+"""Files named in a warning, before the others are counted."""
+Place = tuple[str, str | None]
+"""A picture's file: a path, and the place in it if that is a zip archive."""
 
 
-def listed(name: str) -> list[tuple[str, str | None]]:
-    """The picture files that ``name`` stands for, in the order of their names: a path, and the place in it if
-    that is a zip archive.
+class UnreadableError(ArgumentError):
+    """A file that holds no picture, a damaged one, or one that is too large."""
 
-    Raises ArgumentError for a folder or an archive without a picture in it.
+
+class PassedOver:
+    """The files among pictures that cannot be read: passed over and told, an error where no other is left."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[Place, str] = {}
+
+    @contextmanager
+    def over(self, place: Place) -> Iterator[None]:
+        """In this a file may turn out not to be readable."""
+        try:
+            yield
+        except UnreadableError as error:
+            self.reasons[place] = str(error)
+
+    def tell(self, some_read: bool) -> None:
+        """Warns of the files passed over. Raises ArgumentError if they are all that there were."""
+        told = list(self.reasons.values())
+        more = f"; and {len(told) - NAMED} more" if len(told) > NAMED else ""
+        listing = "; ".join(told[:NAMED]) + more
+        if told and not some_read:
+            raise ArgumentError(listing)
+        if told:
+            warnings.warn(f"passed over: {listing}", PixelizeWarning, stacklevel=3)
+
+
+def listed(name: str) -> list[Place]:
+    """The files of pictures, and of videos, that ``name`` stands for, in the order of their names.
+
+    Raises ArgumentError for a folder or an archive without any in it.
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        there = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not _hidden(p, path))
+        there = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES + VIDEOS and not _hidden(p, path))
         inside = sorted(p for p in there if p.is_file())  # no pipe, which would be waited for
-        files: list[tuple[str, str | None]] = [(str(p), None) for p in inside]
+        files: list[Place] = [(str(p), None) for p in inside]
     elif path.suffix.lower() == ".zip":
         try:
             with zipfile.ZipFile(path) as archive:
@@ -45,13 +78,11 @@ def listed(name: str) -> list[tuple[str, str | None]]:
         except (zipfile.BadZipFile, OSError, ValueError) as error:
             raise ArgumentError(f"{name}: not a readable zip archive ({error})") from error
         kept = [
-            n for n in names if n.lower().endswith(SUFFIXES) and not n.split("/")[0].startswith("__MACOSX")
+            n
+            for n in names
+            if n.lower().endswith(SUFFIXES + VIDEOS) and not n.split("/")[0].startswith("__MACOSX")
         ]
         files = [(str(path), n) for n in kept]
-    elif path.suffix.lower() in VIDEOS:
-        raise ArgumentError(
-            f"{name}: a video; write its frames as pictures first: ffmpeg -i {path.name} frames/%05d.png"
-        )
     else:
         return [(str(path), None)]
     if not files:
@@ -61,7 +92,7 @@ def listed(name: str) -> list[tuple[str, str | None]]:
 
 
 def frames(
-    place: tuple[str, str | None],
+    place: Place,
     *,
     grey: bool = False,
     size: tuple[int, int] | None = None,
@@ -69,7 +100,7 @@ def frames(
 ) -> Iterator[Tensor]:
     """A file's picture, or every frame of its animation: float32 (C, H, W) in [0, 1], C = 1 if ``grey``.
 
-    ``size``: (height, width) to resize to. Raises ArgumentError if it cannot be read.
+    ``size``: (height, width) to resize to. Raises UnreadableError if it cannot be read.
     """
     require("cli", _told(place))
     from PIL import Image, ImageSequence
@@ -87,30 +118,36 @@ def frames(
             yield picture.contiguous()
 
 
-def sides_of(place: tuple[str, str | None]) -> tuple[int, int]:
-    """A picture's height and width, of its header alone. Raises ArgumentError if it cannot be read."""
+def sides_of(place: Place) -> tuple[int, int]:
+    """A picture's height and width, of its header alone. Raises UnreadableError if it cannot be read."""
     require("cli", _told(place))
     with _readable(place) as image:
         return image.size[1], image.size[0]
 
 
 @contextmanager
-def _readable(place: tuple[str, str | None]) -> Iterator[Any]:
-    """A file's picture, of a size that is read. Raises ArgumentError for what goes wrong in this: Pillow may
-    raise anything of a damaged file."""
+def _readable(place: Place) -> Iterator[Any]:
+    """A file's picture, of a size that is read. Raises UnreadableError for what goes wrong in this: Pillow
+    may raise anything of a damaged file."""
     from PIL import Image
 
+    told = _told(place)
+    if told.lower().endswith(VIDEOS):
+        name = Path(told).name
+        raise UnreadableError(
+            f"{told}: a video; write its frames as pictures first: ffmpeg -i {name} frames/%05d.png"
+        )
     try:
         with _opened(*place) as file, Image.open(file) as image:
             _check_pixels(image.size)
             yield image
     except _RefusedError as error:
-        raise ArgumentError(f"{_told(place)}: {error}") from error
+        raise UnreadableError(f"{told}: {error}") from error
     except Exception as error:
-        raise ArgumentError(f"{_told(place)}: not a readable picture ({type(error).__name__})") from error
+        raise UnreadableError(f"{told}: not a readable picture ({type(error).__name__})") from error
 
 
-def _told(place: tuple[str, str | None]) -> str:
+def _told(place: Place) -> str:
     return "/".join(part for part in place if part)
 
 
