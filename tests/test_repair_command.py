@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import weakref
@@ -237,3 +238,30 @@ def test_diagnose_names_the_layer_or_says_that_there_is_none(run, here):
     told = json.loads(run("diagnose", "w.pth", *options, "--json")[1])
     assert told["sources"][0]["kind"] == "up-sampler" and told["sources"][0]["names"] == ["1"]
     assert run("diagnose", "clean.pth", *options)[0] == 3
+
+
+def test_a_program_is_no_model_to_repair(here, run):
+    """Whole it is refused, a part of a model is told; nothing is called clean."""
+    code = """
+def whole(): return torch.jit.script(Net())
+def frozen(): return torch.jit.freeze(torch.jit.script(Net().eval()))
+def exported(): return torch.export.export(Net(), (torch.rand(1, 3, 16, 16),)).module()
+def part(): return nn.Sequential(nn.Identity(), torch.jit.script(Net()))
+"""
+    (here / "programs.py").write_text(CODE + code)
+    torch.jit.script(open_model("grid.py:Net").model).save(here / "program.pt")
+    for name, told in (
+        ("programs.py:whole", "a TorchScript program.*fill it"),
+        ("programs.py:frozen", "a TorchScript program"),
+        ("programs.py:exported", r"a program of torch\.export"),
+        ("program.pt", "a TorchScript archive.*--arch"),
+        ("program.pt2", "no model is named"),
+        ("programs.py", "programs.py:callable"),
+    ):
+        code, _, err = run("repair", name, *REPAIR[2:], "--out", "new.pth")
+        assert code == 1 and re.search(told, err), err
+    (here / "program.pt2").write_bytes(b"PK")
+    assert "give the Python model" in run("repair", "program.pt2", *REPAIR[2:], "--out", "new.pth")[2]
+    code, out, _ = run("repair", "programs.py:part", *REPAIR[2:], "--out", "new.pth")
+    assert code == 4 and "1: a TorchScript program" in " ".join(out.split())
+    assert not (here / "new.pth").exists()

@@ -58,7 +58,11 @@ def _load(path: Path) -> Any:
     except Exception as error:  # a damaged or hostile pickle may raise anything
         text = " ".join(str(error).split())
         if "TorchScript" in text:
-            told = "a TorchScript archive, which is a program; save its state dict alone"
+            told = (
+                "a TorchScript archive, a program whose layers cannot be changed; save its state dict alone "
+                "(torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')), give that file with --arch, "
+                "the Python model that it was made of, and script the result again"
+            )
         elif found := re.search(r"(?:GLOBAL|Unsupported (?:global|class))[: ]+(?:GLOBAL )?([\w.]+)", text):
             told = (
                 f"holds {found[1]}, which is more than tensors and plain containers and is not "

@@ -28,6 +28,7 @@ from pixelize.refit.runner import Runner
 from pixelize.refit.sample import Sample
 from pixelize.refit.samples import split
 from pixelize.refit.setting import Setting, batches_of, one_of_each_shape, pictures_with, sound
+from pixelize.running.models import programs_in
 
 
 @dataclass
@@ -52,7 +53,8 @@ def refit(model: nn.Module, taken: list[Sample], limits: RepairLimits, bar: Any)
     calls = calls_of(model, lambda: runner([taken[0]]))
     whole = runner([taken[0]])
     found = candidates_of(calls, named_parameters(model), tuple(whole.shape[2:]), limits)
-    sites = [RepairedSite(name, "skipped", reason) for name, reason in found.passed.items()]
+    passed = found.passed | programs_in(model)
+    sites = [RepairedSite(name, "skipped", reason) for name, reason in passed.items()]
     if found.period == 1 or not found.candidates:
         measured = "x".join(map(str, whole.shape[2:]))
         what = {1: "waveforms of {} samples", 2: "pictures of {} pixels", 3: "volumes of {}"}[runner.axes]

@@ -30,7 +30,7 @@ from pixelize.refit.without_data import refit_without_data
 from pixelize.rewrites.state.all_or_nothing import all_or_nothing
 from pixelize.rewrites.state.change import Change
 from pixelize.rewrites.state.evaluation import evaluation
-from pixelize.running.models import check_model, copy_model
+from pixelize.running.models import check_changeable, check_model, copy_model
 from pixelize.running.progress import progress_bar
 
 DEFAULT_LIMITS = RepairLimits()
@@ -81,9 +81,11 @@ def repair(
         limits: what the repair may take and how far it goes.
 
     Raises:
-        ArgumentError: an unknown ``layer``; no data in ``data``, or data that the model does not run on.
+        ArgumentError: a TorchScript or exported program; an unknown ``layer``; no data in ``data``, or data
+            that the model does not run on.
     """
     check_model(model)
+    check_changeable(model)
     if layer not in LAYERS:
         raise ArgumentError(f"layer={layer!r}: repair knows {', '.join(map(repr, LAYERS))}")
     started = time.perf_counter()

@@ -28,10 +28,12 @@ from typing import Any
 
 from torch import nn
 
+from pixelize.checkpoints.formats import SUFFIXES
 from pixelize.conversion.saved import load
 from pixelize.conversion.saved_folder import read_plan
 from pixelize.conversion.saved_plan import PLAN
 from pixelize.errors import ArgumentError, LoadError, PixelizeError
+from pixelize.running.models import check_changeable
 from pixelize.sources.libraries import LIBRARIES, library_of, make, package, quiet, short, suggest
 from pixelize.sources.trust import WEIGHTS, refused_part
 
@@ -58,7 +60,12 @@ def build_model(name: str, *, source: str | None = None) -> nn.Module:
         return _saved(Path(name), source).eval()
     if source is not None:
         raise ArgumentError(f"source is for folders that pixelize.save wrote; {name!r} is none")
-    return _named(name).eval()
+    model = _named(name)
+    try:
+        return model.eval()
+    except NotImplementedError:  # a program of torch.export
+        check_changeable(model)
+        raise
 
 
 def portable_source(name: str) -> str:
@@ -130,6 +137,11 @@ def _named(name: str) -> nn.Module:
             raise ArgumentError("the demo model takes no options")
         return load_demo_model()
     scheme, colon, rest = target.partition(":")
+    if Path(name).is_file():
+        told = f"not one of weights by its ending ({', '.join(SUFFIXES)}); of a program give the Python model"
+        if name.endswith(".py"):
+            told = f"name what makes the model in it: {name}:callable"
+        raise ArgumentError(f"{name}: a file, {told}")
     if not colon or not scheme or not rest:
         raise ArgumentError(f"no model is named {name!r}{suggest(name, ['demo'])}; MODEL is {_FORMS}")
     if scheme in LIBRARIES:
