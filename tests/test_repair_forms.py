@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import importlib
+import importlib.util
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_interrupts import AtLine
@@ -231,6 +232,52 @@ def test_an_architecture_of_spandrel(number, run, repaired, tmp_path):
         half = number % len(WRAPPINGS) == 6
         close = dict(atol=2e-2, rtol=1e-2) if half else dict(atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(found, model_run(repaired[0].eval(), picture).clamp(0, 1), **close)
+
+
+def pages(folder: Path) -> None:
+    """Black text on white, slanted over the page."""
+    folder.mkdir()
+    for number in range(4):
+        page = Image.new("RGB", (192, 192), "white")
+        for line in range(6):
+            font = ImageFont.load_default(14 + 2 * line)
+            place = (6 + 7 * line, 6 + 30 * line)
+            ImageDraw.Draw(page).text(place, f"page {number}, line {line} of it", "black", font)
+        page.save(folder / f"{number}.png")
+
+
+def test_the_graph_of_a_trained_text_detector(run, tmp_path, monkeypatch):
+    """Fitted so little that the pattern may stay; what is written is what was made."""
+    runtime = pytest.importorskip("onnxruntime")
+    spec = importlib.util.find_spec("rapidocr_onnxruntime")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs rapidocr-onnxruntime, for its model")
+    onnx = pytest.importorskip("onnx")
+    (detector,) = Path(spec.origin).parent.glob("models/*_det_infer.onnx")
+    pages(tmp_path / "pages")
+    made: list[nn.Module] = []
+    limits = dataclasses.replace(QUICK, worth=0.0)
+
+    def quick(model: nn.Module, data: Any, progress: bool) -> nn.Module:
+        made.append(repair(model, data, progress=progress, limits=limits))
+        return made[-1]
+
+    monkeypatch.setattr(command, "repair", quick)
+    options = ("--data", "pages", "--scale", "imagenet", "--count", "16", "--crop", "64", "--no-page")
+    code, told, err = run(str(detector), *options, "--out", "new.onnx")
+    assert (code, err) == (0, ""), told + err
+    picture = torch.rand(1, 3, 96, 160) * 2 - 1
+    session = runtime.InferenceSession("new.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: picture.numpy()})
+    with torch.no_grad():
+        expected = model_run(made[0].eval(), picture)
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=1e-3)
+    before, after = onnx.load(detector), onnx.load("new.onnx")
+    changed = [n for n, (a, b) in enumerate(zip(before.graph.node, after.graph.node, strict=True)) if a != b]
+    constants = {before.graph.node[n].op_type for n in changed}
+    initial = zip(before.graph.initializer, after.graph.initializer, strict=True)
+    assert constants <= {"Constant"} and 1 <= len(changed) + sum(a != b for a, b in initial) <= 6
+    assert before.opset_import == after.opset_import
 
 
 RECOMPUTED = """
