@@ -33,8 +33,7 @@ from torch.nn import functional as F
 import pixelize
 from pixelize.measure.decibels import psnr
 from pixelize.measure.notch import clean_target
-from pixelize.refit.runner import picture_along
-from pixelize.running.pictures import run
+from pixelize.running.pictures import picture_along, run
 
 PERIODS = (2, 4, 8, 16)
 Loaded = tuple[nn.Module, Any, Any, Tensor | None]

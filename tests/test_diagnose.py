@@ -119,8 +119,78 @@ def test_what_cannot_be_diagnosed_is_refused(model, data, message: str) -> None:
         pixelize.diagnose(model, data)
 
 
-@pytest.mark.parametrize("n", [1, 3])
-def test_what_makes_no_picture_is_sent_to_the_measure_for_it(n):
-    model = getattr(nn, f"ConvTranspose{n}d")(2, 2, 4, 2, 1)
-    with pytest.raises(pixelize.ArgumentError, match="checkerboard_nd"):
-        pixelize.diagnose(model, torch.randn(2, 2, *(20,) * n))
+class Along(nn.Module):
+    """Interpolating transposed convolutions between others, along one axis or three."""
+
+    def __init__(self, axes: int, strides: tuple[int, ...], seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        conv, transposed = (getattr(nn, f"{name}{axes}d") for name in ("Conv", "ConvTranspose"))
+        self.stem, self.head = conv(4, 8, 3, padding=1), conv(8, 1, 3, padding=1)
+        self.ups, self.mids = nn.ModuleList(), nn.ModuleList(conv(8, 8, 3, padding=1) for _ in strides)
+        for s in strides:
+            up = transposed(8, 8, 2 * s, s, s // 2, output_padding=0)
+            weight = torch.randn(8, 8) / 8**0.5
+            for _ in range(axes):
+                weight = weight[..., None] * (1 - (torch.arange(2 * s) - (2 * s - 1) / 2).abs() / s)
+            up.weight.data = weight
+            self.ups.append(up)
+
+    def forward(self, x):
+        h = F.gelu(self.stem(x))
+        for up, mid in zip(self.ups, self.mids, strict=True):
+            h = up(h)
+            h = h + 0.3 * F.gelu(mid(h))
+        return self.head(h)
+
+
+def rough(axes: int, size: int, seed: int) -> torch.Tensor:
+    """(6, 4, *size) with a falling spectrum."""
+    x = torch.randn(6, 4, *(size,) * axes, generator=torch.Generator().manual_seed(seed))
+    square = sum(torch.meshgrid(*[torch.fft.fftfreq(size).square()] * axes, indexing="ij"))
+    along = tuple(range(2, 2 + axes))
+    return torch.fft.ifftn(torch.fft.fftn(x, dim=along) / (0.005 + square).sqrt(), dim=along).real + 1
+
+
+@pytest.mark.parametrize("spoilt", ["", "ups.0", "ups.1", "swapped"])
+@pytest.mark.parametrize(
+    ("axes", "strides", "size", "seed"), [(1, (4, 2), 300, 1), (1, (3, 5), 200, 3), (3, (2,), 16, 3)]
+)
+def test_waveforms_and_volumes(axes, strides, size, seed, spoilt: str) -> None:
+    model = Along(axes, strides, seed)
+    if spoilt == "ups.1" and len(strides) < 2:
+        pytest.skip("has one up-sampler")
+    layer = model.get_submodule(spoilt if "." in spoilt else "ups.0")
+    weight = layer.weight.data.unflatten(2, (-1, layer.stride[0]))  # a slice for each phase of the first axis
+    if spoilt == "swapped":
+        layer.weight.data = weight.flip(3).flatten(2, 3).contiguous()
+    elif spoilt:
+        gains = 1 + torch.rand(8, 1, layer.stride[0], *(1,) * (axes - 1)) / 2
+        layer.weight.data = (weight * gains).flatten(2, 3).contiguous()
+    found = pixelize.diagnose(model, rough(axes, size, 1))
+    kind = {"": set(), "swapped": {"swapped phases"}}.get(spoilt, {"up-sampler"})
+    assert {source.kind for source in found.sources} == kind
+    assert {name for source in found.sources for name in source.names} <= {
+        "ups.0" if spoilt == "swapped" else spoilt
+    }
+    assert found.levels.axes == axes and ("waveforms" if axes == 1 else "volumes") in str(found)
+    assert [row.stride for row in found.up_samplers] == [(s,) * axes for s in strides]
+
+
+def test_shuffles_along_one_axis_are_seen_and_attention_is_not() -> None:
+    class Shuffled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.conv = nn.Conv1d(8, 8, 1), nn.Conv1d(8, 16, 3, padding=1)
+
+        def forward(self, x):
+            n, c, length = x.shape
+            heads = self.q(x).transpose(1, 2).reshape(n, length, 2, 4).transpose(1, 2)
+            h = (
+                x
+                + F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).reshape(n, length, c).mT
+            )
+            return self.conv(h).view(n, 4, 4, length).permute(0, 1, 3, 2).reshape(n, 4, 4 * length)
+
+    found = pixelize.diagnose(Shuffled(), torch.randn(4, 8, 200))
+    assert [(row.kind, row.stride) for row in found.up_samplers] == [("rearrange", (4,))]

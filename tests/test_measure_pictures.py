@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pixelize.errors import ArgumentError
+from pixelize.measure.any_levels import measure_any
 from pixelize.measure.checkerboard import frequencies
 from pixelize.measure.pictures import by_chance, measure_pictures, where
 
@@ -75,3 +76,74 @@ def test_chance_is_that_of_exponential_draws(pictures: int) -> None:
     draws = torch.distributions.Exponential(1.0).sample((200_000, pictures)).mean(1)
     level = 10 ** (by_chance(pictures, tests=1, rate=0.01) / 10) * draws.median()
     assert (draws > level).double().mean() == pytest.approx(0.01, rel=0.15)
+
+
+def sound(n: int, length: int, seed: int) -> Tensor:
+    """Waveforms (n, 1, L) with a falling spectrum, silent and loud by turns as speech is."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 1, length, generator=g)
+    f = torch.fft.rfftfreq(length)
+    loud = torch.randn(n, 1, length // 800 + 2, generator=g).mul(2).exp()
+    loud = torch.nn.functional.interpolate(loud, size=length, mode="linear")
+    return loud * torch.fft.irfft(torch.fft.rfft(x) / (0.01 + f), n=length)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("count", "length"), [(1, 700), (3, 5000), (6, 22050)])
+def test_sounds_without_a_tone_show_none(count: int, length: int, seed: int) -> None:
+    found = measure_any(sound(count, length, seed))
+    assert not found.noticeable, found.sentence()
+    assert found.pictures == count and found.axes == 1
+
+
+@pytest.mark.parametrize(("k", "period"), [(1, 2), (3, 8), (2, 5), (13, 32), (29, 64)])
+def test_a_tone_is_found_and_its_power_told(k: int, period: int) -> None:
+    t = torch.arange(22050)
+    waves = [sound(1, 22050, seed) for seed in range(3)] + [sound(2, 3000, 9)]  # of two lengths
+    square = sum(float(w.square().mean()) * len(w) for w in waves) / 5
+    tone = (0.03 * square) ** 0.5 * torch.cos(2 * torch.pi * k * t / period)
+    tone = tone * 2**0.5 if period > 2 else tone
+    found = measure_any([w + tone[: w.shape[-1]] for w in waves]).noticeable
+    assert (
+        len(found) == 1 and found[0].period == period and found[0].frequency == pytest.approx((k / period,))
+    )
+    assert found[0].tone == pytest.approx(-15.4, abs=0.6)  # 0.03 of it, with it
+
+
+def test_what_stands_out_in_a_gap_of_the_spectrum_is_no_pattern() -> None:
+    f = torch.fft.rfftfreq(16000)
+    shape = ((f - 0.25).abs() * 20).clamp(1e-3, 1) ** 2  # a hole around 1/4 ...
+    waves = torch.fft.irfft(torch.fft.rfft(torch.randn(4, 1, 16000)) * shape, n=16000)
+    waves += 2e-3 * torch.cos(torch.pi / 2 * torch.arange(16000))  # ... with a faint tone in its middle
+    (at,) = (p for p in measure_any(waves).patterns if p.name == "(1/4)")
+    assert at.over > 6 and at.wide < -10 and not at.noticeable
+
+
+def test_volumes_are_measured_as_pictures_are() -> None:
+    def volume(n: int, size: tuple[int, int, int]) -> Tensor:
+        return torch.randn(n, 2, *size, generator=torch.Generator().manual_seed(n))
+
+    clean = [volume(3, (20, 24, 18)), volume(1, (33, 32, 40))]
+    assert not measure_any(clean).noticeable
+    board = (-1.0) ** (torch.arange(40) + torch.zeros(33, 32, 1))
+    found = measure_any([v + 0.3 * board[: v.shape[2], : v.shape[3], : v.shape[4]] for v in clean])
+    assert found.noticeable[0].name == "(0,0,1/2)" and found.left_out == () and found.axes == 3
+    assert "2 voxels" in found.sentence() and "frequency" in found.table().text()
+    json.dumps(found.to_dict())
+    assert measure_any(smooth(2, 32, 32, 0)).to_dict() == measure_pictures(smooth(2, 32, 32, 0)).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ([], "empty"),
+        ([torch.zeros(1, 1, 9), torch.zeros(1, 1, 9, 9)], "all alike"),
+        ([torch.zeros(1, 1, 63)], "64 samples"),
+        ([torch.zeros(1, 1, 15, 20, 20)], "16 voxels"),
+        ([torch.full((1, 1, 99), torch.inf)], "NaN or inf"),
+        ([torch.zeros(4)], "0 axes"),
+    ],
+)
+def test_what_cannot_be_measured_along_any_axes_is_refused(data, told: str) -> None:
+    with pytest.raises(ArgumentError, match=told):
+        measure_any(data)

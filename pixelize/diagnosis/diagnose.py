@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pixelize.diagnosis.excess import (
     can_make,
+    far_out,
     listed_frequency,
     power_ratio,
     share_gone,
@@ -29,10 +30,9 @@ from pixelize.diagnosis.reruns import (
 )
 from pixelize.diagnosis.seams import tile_size
 from pixelize.diagnosis.upsampling import Call, UpSampler
-from pixelize.measure.checkerboard import GLOBAL
-from pixelize.measure.natural import NOTICEABLE
+from pixelize.measure.any_levels import PERIODS_ALONG, measure_any
 from pixelize.measure.notch import notch
-from pixelize.measure.pictures import PERIODS, PatternLevel, PictureLevels, measure_pictures
+from pixelize.measure.pictures import MADE, PERIODS, PatternLevel, PictureLevels
 from pixelize.rewrites.state.all_or_nothing import all_or_nothing
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.running.models import check_model, uncompiled
@@ -45,10 +45,11 @@ SOME = 0.15
 
 @all_or_nothing
 def diagnose(model: nn.Module, data: Iterable[Any] | Tensor) -> Diagnosis:
-    """Says where the pattern in a model's pictures comes from: an up-sampler, and which; phases in the wrong
-    order; the inputs; tiles that pictures are put together from; or something else.
+    """Says where the pattern in a model's pictures, waveforms or volumes comes from: an up-sampler, and
+    which; phases in the wrong order; the inputs; tiles that pictures are put together from; or something
+    else.
 
-    The pictures are measured at each plausible period (:func:`~pixelize.measure.pictures.measure_pictures`).
+    They are measured at each plausible period (:func:`~pixelize.measure.any_levels.measure_any`).
     For each frequency that stands out the model is run again, on the same inputs, without the pattern of one
     up-sampler at a time (a notch in its output, at the multiples of 1/stride), then without that of any, then
     with inputs from which the pattern is taken out: what falls tells the source. Of each up-sampler the other
@@ -59,12 +60,14 @@ def diagnose(model: nn.Module, data: Iterable[Any] | Tensor) -> Diagnosis:
     shuffles, resizes by a whole number, and axes merged by a reshape.
 
     Args:
-        model: any model whose output holds a picture, as for :func:`pixelize.repair`.
+        model: any model whose output holds a picture, a waveform or a volume, as for
+            :func:`pixelize.repair`.
         data: inputs, real ones if there are any: an iterable of batches (a tensor, tuple or dict each), or
             one tensor. The first 48 samples are run; a few tell less.
 
     Raises:
-        ArgumentError: no data, no picture in the output, pictures smaller than 16 pixels, NaN or inf in them.
+        ArgumentError: no data, no picture in the output, ones smaller than 16 pixels (waveforms shorter than
+            64 samples), NaN or inf in them.
     """
     check_model(model)
     inner = uncompiled(model)
@@ -78,17 +81,22 @@ def diagnose(model: nn.Module, data: Iterable[Any] | Tensor) -> Diagnosis:
         calls[call.place] += 1
         if call.place not in heights and (order := right_order(call)) is not None:
             better[call.place] = order
-        heights[call.place] = call.output.shape[-2]
+        heights[call.place] = call.output.shape[2]
         answers.setdefault(call.place, PhaseAnswers(call.place.stride)).add(call.output)
 
     with evaluation(inner):
         pictures = pictures_of_model(inner, inputs, look)
+    axes = pictures[0].dim() - 2
+    for place in [p for p in heights if len(p.stride) != axes]:  # inside, of something else
+        del answers[place], calls[place], heights[place]
+        better.pop(place, None)
     # up-samplers that all run several times in one run of the model are given pieces of the picture
     pieces = all(n >= 2 * len(inputs) for n in calls.values())
-    whole = max(heights.values(), default=1) if pieces else pictures[-1].shape[-2]
+    whole = max(heights.values(), default=1) if pieces else pictures[-1].shape[2]
     scales = {place: max(1, round(whole / height)) for place, height in heights.items()}
-    levels = measure_pictures(pictures, _periods(scales))
-    view = _View(inner, inputs, pictures, levels, scales, better)
+    periods = _periods(scales, axes, max(p.shape[2] for p in pictures))
+    levels = measure_any(pictures, periods)
+    view = _View(inner, inputs, pictures, levels, periods, scales, better)
     rows = [
         UpSamplerRow(
             place.name, place.kind, place.stride, round(calls[place] / len(inputs)) or 1,
@@ -109,6 +117,7 @@ class _View:
         inputs: list[Any],
         pictures: list[Tensor],
         levels: PictureLevels,
+        periods: list[int] | None,
         places: dict[UpSampler, int],
         orders: dict[UpSampler, str],
     ) -> None:
@@ -119,11 +128,10 @@ class _View:
         self.patterns = [
             p
             for p in levels.noticeable
-            if p.levels[GLOBAL] > p.threshold[GLOBAL] + NOTICEABLE
-            or any(can_make(u, s, p) for u, s in places.items())
-            or not places
+            if far_out(p) or any(can_make(u, s, p) for u, s in places.items()) or not places
         ]
-        self.periods = sorted({p.period for p in self.patterns})
+        # waveforms are measured in windows of the longest period, and have to be so again
+        self.periods = sorted({p.period for p in self.patterns}) if levels.axes == 2 else periods
         self.without = {p: self._levels(without_pattern_of({p})) for p in places} if self.patterns else {}
 
     def falls(self, place: UpSampler) -> dict[str, float]:
@@ -150,19 +158,24 @@ class _View:
     def _levels(self, change: Change | None, inputs: list[Any] | None = None) -> dict[str, PatternLevel]:
         with evaluation(self.model):
             pictures = pictures_of_model(self.model, self.inputs if inputs is None else inputs, change)
-        return {p.name: p for p in measure_pictures(pictures, self.periods).patterns}
+        return {p.name: p for p in measure_any(pictures, self.periods).patterns}
 
     def _inputs(self, left: list[PatternLevel]) -> list[PatternSource]:
         """What the inputs bring with them; it is taken from ``left``."""
-        shown = [x for x in (picture_in(i) for i in self.inputs) if x is not None]
-        if not left or len(shown) < len(self.inputs) or min(min(x.shape[-2:]) for x in shown) < 16:
+        axes = self.levels.axes
+        shown = [x for x in (picture_in(i, axes) for i in self.inputs) if x is not None]
+        least = 64 if axes == 1 else 16
+        if not left or len(shown) < len(self.inputs) or min(min(x.shape[2:]) for x in shown) < least:
             return []
-        there = measure_pictures(shown).noticeable
+        there = measure_any(shown).noticeable
         if not there:
             return []
         period = math.lcm(*(p.period for p in there))
         depth = {listed_frequency(p, period): 1.0 for p in there}
-        clean = [cleaned(i, lambda x: notch(x.float(), period, depth=depth).to(x)) for i in self.inputs]
+        clean = [
+            cleaned(i, picture, lambda x: notch(x.float(), period, depth=depth).to(x))
+            for i, picture in zip(self.inputs, shown, strict=True)
+        ]
         after = self._levels(None, clean)
         gone = [p for p in left if share_gone(p, after[p.name]) >= MOST]
         return self._source("inputs", (), gone, after, left)
@@ -195,15 +208,17 @@ class _View:
         return found
 
     def _tiles(self, left: list[PatternLevel]) -> list[PatternSource]:
-        sizes = {p.shape[-2:] for p in self.pictures}
-        tall, wide = tile_size(self.pictures, self.scale) if len(sizes) == 1 else (None, None)
-        if tall is None and wide is None:
+        sizes = {p.shape[2:] for p in self.pictures}
+        if len(sizes) != 1 or self.levels.axes == 1:  # one line has too little to tell a seam by
             return []
-        height, width = next(iter(sizes))
-        detail = f"{tall or height}x{wide or width} pixels"
+        tile = tile_size(self.pictures, self.scale)
+        if not any(tile):
+            return []
+        sides = zip(tile, next(iter(sizes)), strict=True)
+        detail = f"{'x'.join(str(t or size) for t, size in sides)} {MADE[self.levels.axes][1]}"
         # seams, and the borders of tiles beside them, repeat with the tiles: what is left of multiples of
         # 1 / tile is put down to them
-        repeats = (tall or 1, wide or 1)
+        repeats = [t or 1 for t in tile]
         gone = [
             p
             for p in left
@@ -231,10 +246,15 @@ class _View:
         return [PatternSource(kind, names, tuple(p.name for p in patterns), share, detail)]
 
 
-def _periods(scales: Mapping[UpSampler, int]) -> list[int]:
+def _periods(scales: Mapping[UpSampler, int], axes: int, size: int) -> list[int] | None:
     """Of the patterns that up-samplers can leave, from the scale of what follows each: that times its stride.
-    Period 2 anyway, and where nothing up-samples all that are plausible."""
+    Period 2 anyway, and where nothing up-samples all that are plausible. Of waveforms, ``size`` samples long
+    at most, the largest multiples, whose windows are the longest."""
     if not scales:
-        return list(PERIODS)
-    own = {scale * math.lcm(*place.stride) for place, scale in scales.items()}
-    return sorted({2} | {p for p in own if 1 < p <= max(PERIODS)})
+        return None
+    longest = max(PERIODS if axes == 2 else PERIODS_ALONG[axes])
+    if axes == 1:
+        longest = max(2, min(longest, size // 32))
+    own = {2} | {scale * math.lcm(*place.stride) for place, scale in scales.items()}
+    own = {p for p in own if 1 < p <= longest}
+    return sorted({longest // p * p for p in own} if axes == 1 else own)

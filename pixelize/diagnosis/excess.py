@@ -5,7 +5,9 @@ from __future__ import annotations
 from fractions import Fraction
 
 from pixelize.diagnosis.upsampling import UpSampler
-from pixelize.measure.checkerboard import frequencies
+from pixelize.measure.any_axes import Frequency, frequencies_nd
+from pixelize.measure.checkerboard import GLOBAL
+from pixelize.measure.natural import NOTICEABLE
 from pixelize.measure.pictures import PatternLevel
 
 
@@ -17,6 +19,12 @@ def strongest_form(p: PatternLevel) -> str:
 def worst_level(p: PatternLevel, form: str | None = None) -> float:
     """In dB, by that form of the measure: the strongest by default."""
     return p.levels[form or strongest_form(p)]
+
+
+def far_out(p: PatternLevel) -> bool:
+    """Whether a pattern stands out by twice what is noticeable: over the whole of pictures and volumes."""
+    form = GLOBAL if GLOBAL in p.levels else strongest_form(p)
+    return p.levels[form] > p.threshold[form] + NOTICEABLE
 
 
 def power_ratio(p: PatternLevel, form: str | None = None) -> float:
@@ -38,10 +46,10 @@ def can_make(place: UpSampler, scale: int, p: PatternLevel) -> bool:
     return whole and any(v.denominator != 1 for v in turns)
 
 
-def listed_frequency(p: PatternLevel, period: int) -> tuple[float, float]:
-    """The pattern's frequency as :func:`~pixelize.measure.checkerboard.frequencies` of ``period`` has it."""
+def listed_frequency(p: PatternLevel, period: int) -> Frequency:
+    """The pattern's frequency as :func:`~pixelize.measure.any_axes.frequencies_nd` of ``period`` has it."""
     wanted = tuple(Fraction(v).limit_denominator(period) for v in p.frequency)
-    for f in frequencies(period):
+    for f in frequencies_nd((period,) * len(wanted)):
         here = tuple(Fraction(v).limit_denominator(period) for v in f)
         if here in (wanted, tuple(-v % 1 for v in wanted)):
             return f

@@ -4,7 +4,8 @@ have been meant to have."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import permutations
+from itertools import combinations, permutations, product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,42 +29,51 @@ class PhaseAnswers:
     *Constant*: the mean of each phase and channel over pictures and places, m_a. With the discrete Fourier
     transform over phases, the power of what is not the mean phase over that which is, in dB.
 
-    *Step*: let b be the mean of a block's phases and g_v, g_h its central differences down and across. Phase
-    (a, c) lies p_a = (a - (s-1)/2) / s blocks below the block's middle and p_c to its right, so that
-    interpolation gives it b + p_a g_v + p_c g_h. The mean square of what it is beside that is the
-    *roughness*, in units of what repetition (b alone) has: 0 interpolates, 1 repeats, 4 is back to front.
+    *Step*: let b be the mean of a block's phases and g_i its central difference along axis i. Phase a lies
+    p_i = (a_i - (s_i - 1)/2) / s_i blocks from the block's middle, so that interpolation gives it
+    b + sum of p_i g_i. The mean square of what it is beside that is the *roughness*, in units of what
+    repetition (b alone) has: 0 interpolates, 1 repeats, 4 is back to front.
     """
 
-    def __init__(self, stride: tuple[int, int]) -> None:
+    def __init__(self, stride: tuple[int, ...]) -> None:
         self.stride = stride
         self.sums: Tensor | float = 0.0
         self.places = 0
         self.rough = self.repeated = 0.0
 
     def add(self, output: Tensor) -> None:
-        """Takes in an output (N, C, H, W)."""
-        rows, columns = (n // s for n, s in zip(output.shape[-2:], self.stride, strict=True))
-        y = output[..., : rows * self.stride[0], : columns * self.stride[1]].detach().cpu().double()
-        y = y.unflatten(-1, (columns, self.stride[1])).unflatten(-3, (rows, self.stride[0]))
-        y = y.permute(3, 5, 0, 1, 2, 4)  # (s_h, s_w, N, C, rows, columns)
-        self.sums = self.sums + y.sum((2, 4, 5))
-        self.places += y[0, 0, :, 0].numel()
-        block = y.mean((0, 1))
-        down = (block[..., 2:, 1:-1] - block[..., :-2, 1:-1]) / 2
-        across = (block[..., 1:-1, 2:] - block[..., 1:-1, :-2]) / 2
-        for a, row in enumerate(y):
-            for c, phase in enumerate(row):
-                p, q = ((k - (s - 1) / 2) / s for k, s in zip((a, c), self.stride, strict=True))
-                beside = phase[..., 1:-1, 1:-1] - block[..., 1:-1, 1:-1]
-                self.rough += float((beside - p * down - q * across).square().sum())
-                self.repeated += float((p * down + q * across).square().sum())
+        """Takes in an output (N, C, *size)."""
+        n = len(self.stride)
+        y = output[_first_blocks(output, self.stride)].detach().cpu().double()
+        for axis in reversed(range(n)):
+            y = y.unflatten(2 + axis, (-1, self.stride[axis]))
+        y = y.permute(*range(3, 3 + 2 * n, 2), 0, 1, *range(2, 2 + 2 * n, 2))  # (*stride, N, C, *blocks)
+        self.sums = self.sums + y.sum((n, *range(n + 2, 2 * n + 2)))
+        block = y.mean(tuple(range(n)))
+        self.places += block[:, 0].numel()
+        middle = slice(1, -1)
+        inner: Any = (..., *(middle,) * n)
+        slopes = []
+        for axis in range(n):
+            before, after = (middle,) * axis, (middle,) * (n - 1 - axis)
+            on: Any = (..., *before, slice(2, None), *after)
+            back: Any = (..., *before, slice(None, -2), *after)
+            slopes.append((block[on] - block[back]) / 2)
+        for phase in product(*map(range, self.stride)):
+            interpolated = torch.zeros_like(slopes[0])
+            for a, s, slope in zip(phase, self.stride, slopes, strict=True):
+                interpolated += (a - (s - 1) / 2) / s * slope
+            beside = y[phase][inner] - block[inner]
+            self.rough += float((beside - interpolated).square().sum())
+            self.repeated += float(interpolated.square().sum())
 
     @property
     def constant(self) -> float:
         """Decibels."""
         mean = torch.as_tensor(self.sums) / max(1, self.places)
-        level = mean.mean((0, 1))
-        uneven = (mean - level).square().mean((0, 1)).sum()
+        phases = tuple(range(len(self.stride)))
+        level = mean.mean(phases)
+        uneven = (mean - level).square().mean(phases).sum()
         return decibels(float(uneven / level.square().sum().clamp_min(1e-300)))
 
     @property
@@ -83,7 +93,7 @@ def right_order(call: Call) -> str | None:
     return found
 
 
-def _roughness(output: Tensor, stride: tuple[int, int]) -> float:
+def _roughness(output: Tensor, stride: tuple[int, ...]) -> float:
     answers = PhaseAnswers(stride)
     answers.add(output)
     return answers.rough / (float(float64(output).var()) + 1e-300)
@@ -92,11 +102,11 @@ def _roughness(output: Tensor, stride: tuple[int, int]) -> float:
 def orders(call: Call) -> Iterator[tuple[str, Order]]:
     """Every other order of an up-sampler's sub-kernels that a mistake in porting may have made of it.
 
-    Of four phases all permutations; of more, the reversals and rolls of each axis and their exchange. For a
-    transposed convolution also its kernel mirrored; for a shuffle the channels counted the other way.
+    Of four phases all permutations; of more, the reversals and rolls of each axis and exchanges of two. For
+    a transposed convolution also its kernel mirrored; for a shuffle the channels counted the other way.
     """
     s = call.place.stride
-    phases = [(a, b) for a in range(s[0]) for b in range(s[1])]
+    phases = list(product(*map(range, s)))
     for name, order in _permutations(phases, s):
         if call.place.kind == "conv_transpose":
             if _permuted_kernel(call, order) is not None:
@@ -104,70 +114,96 @@ def orders(call: Call) -> Iterator[tuple[str, Order]]:
         else:
             yield name, lambda c, order=order: _permuted_output(c.output, s, order)  # type: ignore[misc]
     if call.place.kind == "conv_transpose":
-        for name, axes in (
-            ("mirrored down", (2,)),
-            ("mirrored across", (3,)),
-            ("turned by 180 degrees", (2, 3)),
-        ):
+        for name, axes in _mirrors(len(s)):
             yield f"kernel {name}", lambda c, axes=axes: _with_weight(c, c.args[1].flip(axes))  # type: ignore[misc]
-        if call.args[1].shape[2] == call.args[1].shape[3] and s[0] == s[1]:
+        if len(s) == 2 and call.args[1].shape[2] == call.args[1].shape[3] and s[0] == s[1]:
             yield "kernel transposed", lambda c: _with_weight(c, c.args[1].transpose(2, 3))
     if call.place.kind == "pixel_shuffle":
         yield "channels counted the other way", _other_channels
 
 
+def _mirrors(axes: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """By name, the axes of a kernel that may be back to front."""
+    along = {1: ("",), 2: (" down", " across"), 3: (" through", " down", " across")}[axes]
+    for axis, name in enumerate(along):
+        yield f"mirrored{name}", (2 + axis,)
+    if axes == 2:
+        yield "turned by 180 degrees", (2, 3)
+    elif axes == 3:
+        yield "mirrored along all axes", (2, 3, 4)
+
+
 def _permutations(
-    phases: list[tuple[int, int]], s: tuple[int, int]
-) -> Iterator[tuple[str, dict[tuple[int, int], tuple[int, int]]]]:
+    phases: list[tuple[int, ...]], s: tuple[int, ...]
+) -> Iterator[tuple[str, dict[tuple[int, ...], tuple[int, ...]]]]:
     if len(phases) <= 4:
         for order in permutations(phases):
             if list(order) != phases:
-                name = " ".join(f"{a}{b}" for a, b in order)
+                name = " ".join("".join(map(str, phase)) for phase in order)
                 yield f"phases in the order {name}", dict(zip(phases, order, strict=True))
         return
-    moves: dict[str, Callable[[int, int], tuple[int, int]]] = {
-        "rows of phases reversed": lambda a, b: (s[0] - 1 - a, b),
-        "columns of phases reversed": lambda a, b: (a, s[1] - 1 - b),
-        "rows and columns of phases reversed": lambda a, b: (s[0] - 1 - a, s[1] - 1 - b),
-        "rows of phases rolled back": lambda a, b: ((a + 1) % s[0], b),
-        "rows of phases rolled on": lambda a, b: ((a - 1) % s[0], b),
-        "columns of phases rolled back": lambda a, b: (a, (b + 1) % s[1]),
-        "columns of phases rolled on": lambda a, b: (a, (b - 1) % s[1]),
-    }
-    if s[0] == s[1]:
-        moves["rows and columns of phases exchanged"] = lambda a, b: (b, a)
-    for name, move in moves.items():
-        yield name, {phase: move(*phase) for phase in phases}
+    names = ("planes", "rows", "columns")[-len(s) :]
+    told = [f"{name} of phases" for name in names] if len(s) > 1 else ["phases"]
+    every = " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) + " of phases"
+    for axis, name in enumerate(told):
+        for how, start, step in (("reversed", s[axis] - 1, -1), ("rolled back", 1, 1), ("rolled on", -1, 1)):
+            yield (
+                f"{name} {how}",
+                {p: (*p[:axis], (start + step * p[axis]) % s[axis], *p[axis + 1 :]) for p in phases},
+            )
+    if len(s) > 1:
+        yield f"{every} reversed", {p: tuple(n - 1 - a for a, n in zip(p, s, strict=True)) for p in phases}
+    for i, j in combinations(range(len(s)), 2):
+        if s[i] == s[j]:
+            swap = {i: j, j: i}
+            yield (
+                f"{names[i]} and {names[j]} of phases exchanged",
+                {p: tuple(p[swap.get(a, a)] for a in range(len(p))) for p in phases},
+            )
 
 
-def _permuted_output(y: Tensor, s: tuple[int, int], order: dict[tuple[int, int], tuple[int, int]]) -> Tensor:
+def _first_blocks(y: Tensor, s: tuple[int, ...]) -> Any:
+    """All but what the last whole block leaves over."""
+    return (..., *(slice(n // k * k) for n, k in zip(y.shape[2:], s, strict=True)))
+
+
+def _permuted_output(y: Tensor, s: tuple[int, ...], order: dict[tuple[int, ...], tuple[int, ...]]) -> Tensor:
     """Phase a of the result is phase order[a] of ``y``; what the last whole block leaves over stays."""
     made = y.clone()
-    rows, columns = (n // k * k for n, k in zip(y.shape[-2:], s, strict=True))
-    for (a, b), (c, d) in order.items():
-        made[..., a : rows : s[0], b : columns : s[1]] = y[..., c : rows : s[0], d : columns : s[1]]
+    whole = [n // k * k for n, k in zip(y.shape[2:], s, strict=True)]
+    for into, of in order.items():
+        to: Any
+        source: Any
+        to, source = (
+            (..., *(slice(a, n, k) for a, n, k in zip(phase, whole, s, strict=True))) for phase in (into, of)
+        )
+        made[to] = y[source]
     return made
 
 
-def _permuted_kernel(call: Call, order: dict[tuple[int, int], tuple[int, int]]) -> Tensor | None:
+def _permuted_kernel(call: Call, order: dict[tuple[int, ...], tuple[int, ...]]) -> Tensor | None:
     """The weight in which phase a has the taps of phase order[a], in their order; None where they differ in
     number."""
-    weight, stride, padding, dilation = call.args[1], call.place.stride, _pair(call, 4), _pair(call, 5)
-    axes = [axis_phases(weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    weight, stride = call.args[1], call.place.stride
+    padding, dilation = (_each(call.args[index], len(stride)) for index in (4, 5))
+    axes = [
+        axis_phases(k, s, p, d)
+        for k, s, p, d in zip(weight.shape[2:], stride, padding, dilation, strict=True)
+    ]
     made = weight.clone()
-    for (a, b), (c, d) in order.items():
-        into, of = (axes[0][a], axes[1][b]), (axes[0][c], axes[1][d])
-        if [len(x.taps) for x in into] != [len(x.taps) for x in of]:
+    for into, of in order.items():
+        taps = [(axis[a].taps, axis[b].taps) for axis, a, b in zip(axes, into, of, strict=True)]
+        if any(len(mine) != len(theirs) for mine, theirs in taps):
             return None
-        for i, k in zip(into[0].taps, of[0].taps, strict=True):
-            for j, m in zip(into[1].taps, of[1].taps, strict=True):
-                made[..., i, j] = weight[..., k, m]
+        for pairs in product(*(zip(mine, theirs, strict=True) for mine, theirs in taps)):
+            to: Any = (..., *(i for i, _ in pairs))
+            source: Any = (..., *(k for _, k in pairs))
+            made[to] = weight[source]
     return made
 
 
-def _pair(call: Call, index: int) -> tuple[int, int]:
-    value = call.args[index]
-    return (value[0], value[-1])
+def _each(value: Any, axes: int) -> tuple[int, ...]:
+    return tuple(value) if len(value) == axes else (value[0],) * axes
 
 
 def _with_weight(call: Call, weight: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from pixelize.measure.pictures import PictureLevels
+from pixelize.measure.pictures import MADE, PictureLevels
 from pixelize.tables import Table, html_lines, wrapped
 
 SourceKind = Literal["up-sampler", "swapped phases", "inputs", "tiles", "elsewhere"]
@@ -14,7 +14,7 @@ _ADVICE = {
     "up-sampler": "pixelize.repair(model, data) may take out what up-samplers make",
     "swapped phases": "put the sub-kernels in their order (a mistake in porting); nothing is to be trained",
     "inputs": "clean the inputs, whose pattern is passed on (they may be decoded or enlarged pictures)",
-    "tiles": "let the tiles overlap and blend them, or run the model on the whole picture",
+    "tiles": "let the tiles overlap and blend them, or run the model on the whole",
     "elsewhere": "look at what else the model adds, or at what is done to its output",
 }
 
@@ -42,7 +42,7 @@ class PatternSource:
             "up-sampler": f"{which} {'makes' if len(self.names) == 1 else 'make'} it",
             "swapped phases": f"the phases of {which} are in the wrong order (right: {self.detail})",
             "inputs": "it comes with the inputs",
-            "tiles": f"the pictures are put together from tiles ({self.detail})",
+            "tiles": f"the output is put together from tiles ({self.detail})",
             "elsewhere": "no up-sampler, and not the inputs",
         }[self.kind]
         if self.frequencies:
@@ -65,7 +65,7 @@ class UpSamplerRow:
 
     name: str
     kind: str
-    stride: tuple[int, int]
+    stride: tuple[int, ...]
     calls: int
     constant: float
     roughness: float
@@ -74,9 +74,9 @@ class UpSamplerRow:
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """Which part of a model makes the pattern in its pictures.
+    """Which part of a model makes the pattern in its pictures, waveforms or volumes.
 
-    ``levels``: what the pictures show. ``sources``: where it comes from, the largest share first; empty where
+    ``levels``: what these show. ``sources``: where it comes from, the largest share first; empty where
     nothing stands out. ``up_samplers``: all that were seen to run, in their order.
     """
 
@@ -92,7 +92,8 @@ class Diagnosis:
 
     def sentences(self) -> list[str]:
         """The verdict: what the pictures show, where it comes from, what to do, what else is to be known."""
-        return [f"{self.levels.pictures} pictures: {self.levels.sentence()}.", *self.explained(), *self.notes]
+        made = MADE[self.levels.axes][0]
+        return [f"{self.levels.pictures} {made}: {self.levels.sentence()}.", *self.explained(), *self.notes]
 
     def explained(self) -> list[str]:
         """A sentence for each source, and what to do."""

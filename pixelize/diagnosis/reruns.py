@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from pixelize.diagnosis.upsampling import Call, UpSampler, Watch
 from pixelize.errors import ArgumentError
-from pixelize.measure.checkerboard import frequencies
+from pixelize.measure.any_axes import frequencies_nd
 from pixelize.measure.notch import notch
 from pixelize.running.batches import samples_of, selected
 from pixelize.running.outputs import tensors
-from pixelize.running.pictures import pictures_of, run
+from pixelize.running.pictures import made_of, run
 
 SAMPLES = 48
 """Samples of the data that are run, at most; the rest is not read."""
@@ -40,21 +40,21 @@ def first_samples(data: Iterable[Any] | Tensor) -> list[Any]:
 
 
 def pictures_of_model(model: nn.Module, inputs: list[Any], see: Change | None) -> list[Tensor]:
-    """What the model makes of each input, on the CPU; ``see`` is told each call of an up-sampler, and what it
-    returns takes the place of the output.
+    """What the model makes of each input, pictures (N, C, H, W), waveforms (N, C, L) or volumes (N, C, D, H,
+    W), on the CPU; ``see`` is told each call of an up-sampler, and what it returns takes the place of the
+    output.
 
-    Raises ArgumentError if the output holds no picture.
+    Raises ArgumentError if the output holds none of these.
     """
     found = []
     for x in inputs:
         watch = Watch(see or (lambda call: None))
         with watch.within(model):
             output = run(model, x)
-        picture = pictures_of(output)
+        picture = made_of(output, watch.axes, watch.depths).picture
         if picture is None:
             raise ArgumentError(
-                f"the output of this {type(model).__name__} holds no picture (of waveforms and volumes "
-                "pixelize.checkerboard_nd tells the pattern)"
+                f"the output of this {type(model).__name__} holds no picture, waveform or volume"
             )
         found.append(picture.float().cpu())
     return found
@@ -64,29 +64,26 @@ def without_pattern_of(places: set[UpSampler]) -> Change:
     """The outputs of up-samplers without what lies around the multiples of 1/stride."""
 
     def change(call: Call) -> Tensor | None:
-        if call.place not in places or min(call.output.shape[-2:]) < 2:
+        if call.place not in places or min(call.output.shape[2:]) < 2:
             return None
-        (down, across), y = call.place.stride, call.output
-        period = math.lcm(down, across)
+        stride, y = call.place.stride, call.output
+        period = math.lcm(*stride)
         depth = {
             f: 1.0
-            for f in frequencies(period)
-            if all(abs(v * s - round(v * s)) < 1e-9 for v, s in zip(f, (down, across), strict=True))
+            for f in frequencies_nd((period,) * len(stride))
+            if all(abs(v * s - round(v * s)) < 1e-9 for v, s in zip(f, stride, strict=True))
         }
         return notch(y.float(), period, depth=depth).to(y)
 
     return change
 
 
-def picture_in(inputs: Any) -> Tensor | None:
-    """The largest picture in one element of data."""
-    pictures = [t for t in tensors(inputs) if t.dim() == 4]
+def picture_in(inputs: Any, axes: int) -> Tensor | None:
+    """The largest picture, waveform or volume, of so many axes, in one element of data."""
+    pictures = [t for t in tensors(inputs) if t.dim() == 2 + axes]
     return max(pictures, key=Tensor.numel, default=None)
 
 
-def cleaned(inputs: Any, clean: Callable[[Tensor], Tensor]) -> Any:
-    """One element of data with its picture cleaned."""
-    picture = picture_in(inputs)
-    return torch.utils._pytree.tree_map(
-        lambda x: clean(x) if picture is not None and x is picture else x, inputs
-    )
+def cleaned(inputs: Any, picture: Tensor, clean: Callable[[Tensor], Tensor]) -> Any:
+    """One element of data with its ``picture`` cleaned."""
+    return torch.utils._pytree.tree_map(lambda x: clean(x) if x is picture else x, inputs)

@@ -13,16 +13,16 @@ JUMP = 2.0
 """How much more power the step over a seam has than the steps beside it."""
 
 
-def tile_size(pictures: Sequence[Tensor], scale: int = 1) -> tuple[int | None, int | None]:
-    """The height and width of the tiles that pictures (N, C, H, W) of one size were put together from, None
-    for an axis without seams.
+def tile_size(pictures: Sequence[Tensor], scale: int = 1) -> tuple[int | None, ...]:
+    """The height and width of the tiles that pictures (N, C, H, W) of one size were put together from, of
+    volumes the depth too; None for an axis without seams.
 
     A seam is a line, between two pixels, over which neighbours differ by much more than over the lines beside
     it. Tiles of T pixels have one at every multiple of T. ``scale``: of the whole up-sampling before; tiles
     are whole multiples of it, and only lines that are such multiples are compared, since a pattern of
     up-sampling makes some lines differ from others too.
     """
-    return _along(pictures, -2, scale), _along(pictures, -1, scale)
+    return tuple(_along(pictures, axis, scale) for axis in range(2, pictures[0].dim()))
 
 
 def _along(pictures: Sequence[Tensor], axis: int, scale: int) -> int | None:

@@ -15,15 +15,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pixelize.rewrites.state.modules import modules_of
 
 aten = torch.ops.aten
+_TRANSPOSED = {aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d}
 _RESIZES = {
+    aten.upsample_nearest1d,
     aten.upsample_nearest2d,
+    aten.upsample_nearest3d,
+    aten._upsample_nearest_exact1d,
     aten._upsample_nearest_exact2d,
+    aten._upsample_nearest_exact3d,
+    aten.upsample_linear1d,
+    aten.upsample_trilinear3d,
     aten.upsample_bilinear2d,
     aten.upsample_bicubic2d,
     aten._upsample_bilinear2d_aa,
     aten._upsample_bicubic2d_aa,
 }
 _VIEWS = {aten.view, aten._unsafe_view, aten.reshape}
+MOST_PHASES = 16
+"""Of a reshape that makes one axis of two: attention does the same to its few heads of many features each."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +42,18 @@ class UpSampler:
     ``name``: of the module that calls the operator, numbered where it calls several of a kind; of a pixel
     shuffle, of the convolution that it reads. ``kind``:
     "conv_transpose", "pixel_shuffle", "rearrange" (axes merged by a reshape, as einops does) or "resize".
+    ``stride``: along one axis (waveforms), two or three (volumes).
     """
 
     name: str
     kind: str
-    stride: tuple[int, int]
+    stride: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One run of an operator: run again, with other arguments if need be, by ``again(*args)``."""
+    """One run of an operator: run again, with other arguments if need be, by ``again(*args)``. A transposed
+    convolution has the arguments of ``aten.convolution``, whichever operator was called."""
 
     place: UpSampler
     args: tuple[Any, ...]
@@ -54,21 +65,27 @@ class Watch(TorchDispatchMode):
     """Calls ``see`` for each up-sampling operator of this thread; what it returns takes the output's place.
 
     A dispatch mode sees operators wherever they are called from (modules, functions, scripted parts) and
-    changes nothing for other threads.
+    changes nothing for other threads. ``axes``: of the last convolution, 2 before there was one; ``depths``:
+    along the first of three axes, before and after each.
     """
 
     def __init__(self, see: Callable[[Call], Tensor | None]) -> None:
         super().__init__()
         self.see = see
         self.convolved = (0, "")
+        self.axes, self.depths = 2, list[tuple[int, int]]()
         self.path: list[tuple[str, Counter[str]]] = [("", Counter())]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
+        if func._overloadpacket in _TRANSPOSED:
+            func, args, kwargs = aten.convolution.default, _as_convolution(*args, **kwargs), {}
         found = _up_sampling(func._overloadpacket, args, output)
         name, counts = self.path[-1]
         if func._overloadpacket is aten.convolution:
+            self.axes = output.dim() - 2
+            self.depths += [(args[0].shape[2], output.shape[2])] if self.axes == 3 else []
             self.convolved = (output.data_ptr() if output.device.type != "meta" else 0, name)
         if found is None:
             return output
@@ -98,27 +115,37 @@ class Watch(TorchDispatchMode):
                 handle.remove()
 
 
-def _up_sampling(packet: Any, args: tuple[Any, ...], output: Any) -> tuple[str, tuple[int, int]] | None:
-    """Kind and stride of an operator's run on pictures (N, C, H, W), None for any other."""
-    if not isinstance(output, Tensor) or output.dim() != 4 or not output.is_floating_point():
+def _as_convolution(
+    x: Tensor, weight: Tensor, bias: Any = None, stride: Any = (1,), padding: Any = (0,),
+    output_padding: Any = (0,), groups: int = 1, dilation: Any = (1,),
+) -> tuple[Any, ...]:  # fmt: skip
+    """The arguments of a transposed convolution as ``aten.convolution`` has them."""
+    return x, weight, bias, stride, padding, dilation, True, output_padding, groups
+
+
+def _up_sampling(packet: Any, args: tuple[Any, ...], output: Any) -> tuple[str, tuple[int, ...]] | None:
+    """Kind and stride of an operator's run on what has one to three axes beside samples and channels, None
+    for any other."""
+    if not isinstance(output, Tensor) or output.dim() not in (3, 4, 5) or not output.is_floating_point():
         return None
-    x = args[0]
+    x, axes = args[0], output.dim() - 2
     if packet is aten.convolution:
-        return _strided("conv_transpose", args[3]) if args[6] else None
-    if packet is aten.conv_transpose2d:
-        return _strided("conv_transpose", args[3] if len(args) > 3 else (1, 1))
+        return _strided("conv_transpose", args[3], axes) if args[6] else None
     if packet is aten.pixel_shuffle:
-        return _strided("pixel_shuffle", (args[1], args[1]))
+        return _strided("pixel_shuffle", (args[1], args[1]), axes)
     if packet in _RESIZES:
-        factors = [o / i for o, i in zip(output.shape[-2:], x.shape[-2:], strict=True)]
+        factors = [o / i for o, i in zip(output.shape[2:], x.shape[2:], strict=True)]
         whole = all(f == int(f) for f in factors)
-        return _strided("resize", [int(f) for f in factors]) if whole else None
-    if packet in _VIEWS and x.dim() == 6:
-        n, c, h, p, w, q = x.shape
-        return _strided("rearrange", (p, q)) if output.shape == (n, c, h * p, w * q) else None
+        return _strided("resize", [int(f) for f in factors], axes) if whole else None
+    if packet in _VIEWS and x.dim() == 2 + 2 * axes:
+        counts, phases = x.shape[2::2], x.shape[3::2]
+        if axes == 1 and not phases[0] <= min(MOST_PHASES, counts[0] / 4):
+            return None
+        merged = tuple(n * s for n, s in zip(counts, phases, strict=True))
+        return _strided("rearrange", phases, axes) if output.shape == (*x.shape[:2], *merged) else None
     return None
 
 
-def _strided(kind: str, stride: Any) -> tuple[str, tuple[int, int]] | None:
-    down, across = stride if len(stride) == 2 else (stride[0], stride[0])
-    return (kind, (int(down), int(across))) if max(down, across) > 1 else None
+def _strided(kind: str, stride: Any, axes: int) -> tuple[str, tuple[int, ...]] | None:
+    along = tuple(int(s) for s in (stride if len(stride) == axes else [stride[0]] * axes))
+    return (kind, along) if max(along) > 1 else None

@@ -23,6 +23,8 @@ Frequency = tuple[float, ...]
 LINE_RING = (3, 12)
 """Of waveforms: bins away from a frequency where the neighbourhood begins and ends."""
 _CHUNK = 2**21  # elements at a time: 16 MiB
+_LONG = 512
+"""Samples of a window from which it is transformed fast."""
 _FLOOR = 1e-12  # of the mean square, as in the measure of pictures
 
 
@@ -176,7 +178,6 @@ def _power(x: Tensor, form: Form, periods: tuple[int, ...]) -> Tensor:
     mean over windows, summed over planes.
     """
     reach = form.ring[1]
-    matrices = [windowed_dft(w, p, reach, x) for w, p in zip(form.window, periods, strict=True)]
     hops = [max(1, w // 2) for w in form.window]
     *starts, _ = (
         range(0, size - w + 1, hop) for size, w, hop in zip(x.shape[1:], form.window, hops, strict=True)
@@ -186,12 +187,26 @@ def _power(x: Tensor, form: Form, periods: tuple[int, ...]) -> Tensor:
         cut = (slice(None), *(slice(a, a + w) for a, w in zip(corner, form.window, strict=False)))
         windows = x[cut].unfold(-1, form.window[-1], hops[-1]).movedim(-2, 1)
         y = windows.to(torch.complex128)
-        for matrix in matrices:  # the next axis goes, its frequencies come last
-            y = torch.tensordot(y, matrix, ([2], [1]))
+        for period in periods:  # the next axis goes, its frequencies come last
+            y = _transformed(y, period, reach)
         power = y.abs().square()
         total, count = total + power.sum((0, 1)), count + power.shape[1]
     shape = [length for p in periods for length in (p, 2 * reach + 1)]
     return (total / count).reshape(shape)
+
+
+def _transformed(y: Tensor, period: int, reach: int) -> Tensor:
+    """Axis 2 under a Hann window at and around the multiples of 1/period, which come last: by a fast Fourier
+    transform where the matrix would be large and they are among its frequencies.
+    """
+    size = y.shape[2]
+    if size < _LONG or size % period:
+        return torch.tensordot(y, windowed_dft(size, period, reach, y.real), ([2], [1]))
+    hann = torch.hann_window(size, periodic=True, dtype=torch.float64, device=y.device)
+    offsets = torch.arange(-reach, reach + 1, device=y.device)
+    bins = torch.arange(0, size, size // period, device=y.device)[:, None] + offsets
+    spectrum = torch.fft.fft(y.movedim(2, -1) * (hann / hann.square().sum().sqrt()))
+    return spectrum[..., bins.flatten() % size]
 
 
 def _at_and_around(power: Tensor, f: Frequency, ring: tuple[int, int], windowed: bool) -> tuple[float, float]:

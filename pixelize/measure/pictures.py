@@ -43,6 +43,11 @@ _ERRORS = 4.0
 GAP = 10.0
 """Decibels below natural in windows from which a frequency lies in a gap of the spectrum: nobody sees what
 stands out there."""
+FAINT = -80.0
+"""Decibels of a waveform's power below which no tone is heard: of loud speech, 75 dB, it has -5 dB, about the
+threshold of hearing where that is lowest (ISO 389-7)."""
+MADE = {1: ("waveforms", "samples"), 2: ("pictures", "pixels"), 3: ("volumes", "voxels")}
+"""What is measured, and what it is made of, by the number of axes."""
 LOW = 1 / 8
 """Cycles per pixel: a pattern as slow as this may be content, such as faces that are all at one place."""
 
@@ -53,17 +58,24 @@ class PatternLevel:
 
     ``threshold``: what a level (of either form, in the order of ``levels``) must exceed to be called a
     pattern: :data:`~pixelize.measure.natural.NOTICEABLE`, and what so few pictures may show by chance.
+
+    Of waveforms ``wide`` is the level over a wider neighbourhood, where one exceeds its threshold, and
+    ``tone`` the tone's power over that of the whole waveform, in decibels.
     """
 
-    frequency: Frequency
+    frequency: tuple[float, ...]
     period: int
     levels: dict[str, float]
     threshold: dict[str, float]
+    wide: float | None = None
+    tone: float | None = None
 
     @property
     def noticeable(self) -> bool:
-        """Whether one of the levels exceeds its threshold, outside of gaps in the spectrum."""
-        return self.over > 0 and self.levels[WINDOWED] > -GAP
+        """Whether one of the levels exceeds its threshold, outside of gaps in the spectrum, and if it is a
+        tone it is loud enough to be heard."""
+        wide = self.levels.get(WINDOWED, 0.0) if self.wide is None else self.wide
+        return self.over > 0 and wide > -GAP and (self.tone is None or self.tone > FAINT)
 
     @property
     def over(self) -> float:
@@ -78,11 +90,15 @@ class PatternLevel:
 
 @dataclass(frozen=True)
 class PictureLevels:
-    """What :func:`measure_pictures` found: every frequency once, at the shortest period that has it."""
+    """What :func:`measure_pictures` found: every frequency once, at the shortest period that has it.
+
+    ``axes``: 1 where waveforms were measured, 3 for volumes.
+    """
 
     pictures: int
     patterns: tuple[PatternLevel, ...]
     left_out: tuple[int, ...] = ()
+    axes: int = 2
 
     @property
     def noticeable(self) -> list[PatternLevel]:
@@ -95,23 +111,30 @@ class PictureLevels:
         if not found:
             return "no pattern of up-sampling stands out"
         worst = found[0]
-        told = f"a pattern of {worst.period} pixels at {worst.name}: " + ", ".join(
+        told = f"a pattern of {worst.period} {MADE[self.axes][1]} at {worst.name}: " + ", ".join(
             f"{level:.1f} dB over natural ({form})" for form, level in worst.levels.items()
         )
+        if worst.tone is not None:
+            told += f", {-worst.tone:.0f} dB below the sound itself"
         if len(found) > 1:
             told += f", and {len(found) - 1} more frequencies"
         if all(min(v, 1 - v) <= LOW for p in found for v in p.frequency):
-            told += " (as slow a pattern may be content: compare with real pictures)"
+            told += f" (as slow a pattern may be content: compare with real {MADE[self.axes][0]})"
         return told
 
     def table(self, most: int = 12) -> Table:
         """The ``most`` strongest frequencies."""
         rows = sorted(self.patterns, key=lambda p: -p.over)[:most]
+        forms = max((list(p.levels) for p in self.patterns), key=len, default=[])
         cells = [
-            (p.name, str(p.period), *(f"{v:+.1f}" for v in p.levels.values()), "yes" if p.noticeable else "")
+            (
+                p.name, str(p.period), *(f"{p.levels[f]:+.1f}" if f in p.levels else "" for f in forms),
+                *([f"{p.tone:+.0f}"] if p.tone is not None else []), "yes" if p.noticeable else "",
+            )
             for p in rows
-        ]
-        return Table(("frequency", "period", "global, dB", "windowed, dB", "stands out"), cells)
+        ]  # fmt: skip
+        tone = ["of the sound, dB"] if any(p.tone is not None for p in rows) else []
+        return Table(("frequency", "period", *(f"{f}, dB" for f in forms), *tone, "stands out"), cells)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data that ``json.dumps`` takes."""

@@ -16,9 +16,9 @@ from pixelize.refit.equal_phases import equalised
 from pixelize.refit.other_layers import up_samplers
 from pixelize.refit.refit import Refit
 from pixelize.refit.report import RepairedSite, RepairReport
-from pixelize.refit.runner import NoPictureError, look, picture_along
+from pixelize.refit.runner import NoPictureError, look
 from pixelize.refit.widen import refittable
-from pixelize.running.pictures import run
+from pixelize.running.pictures import picture_along, run
 
 
 def refit_without_data(model: nn.Module, example_inputs: Any) -> Refit:
