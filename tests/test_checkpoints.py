@@ -155,6 +155,50 @@ def test_containers_stay_what_they_are(kind, tmp_path):
     assert (tmp_path / "out.pth").read_bytes()[:2] == source.read_bytes()[:2]  # zip or the old format
 
 
+def test_two_graphs_with_data_of_one_name_may_lie_in_one_folder(tmp_path):
+    sources = []
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        source, name = written("external onnx", tmp_path / str(number))
+        sources.append(source)
+
+    def up(file):
+        return onnx.numpy_helper.to_array({t.name: t for t in onnx.load(file).graph.initializer}[name])
+
+    out = tmp_path / "out"
+    for number, source in enumerate(sources, 1):
+        for _ in range(2):  # the second time over what the first one wrote
+            read_checkpoint(source).write(out / f"{number}.onnx", {name: number * NEW})
+    assert sorted(os.listdir(out)) == ["1.onnx", "2.onnx", "2.onnx.net.data", "net.data"]
+    for number in (1, 2):
+        assert (up(out / f"{number}.onnx") == (number * NEW).numpy()).all()
+    (out / "3.onnx").write_bytes(b"no graph")
+    read_checkpoint(sources[0]).write(out / "3.onnx", {name: 3 * NEW})
+    assert (up(out / "1.onnx") == NEW.numpy()).all() and (up(out / "3.onnx") == (3 * NEW).numpy()).all()
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_a_folder_is_there_whole_and_beside_no_other_weights(kind, tmp_path, monkeypatch):
+    source, name = written(kind, tmp_path)
+    checkpoint, out = read_checkpoint(source), tmp_path / "out" / "new"
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched_os, pytest.raises(KeyboardInterrupt):
+        patched_os.setattr(os, "rename", interrupted)  # what puts it in its place
+        checkpoint.write(out, {name: NEW})
+    assert os.listdir(out.parent) == []
+    for _ in range(2):
+        checkpoint.write(out, {name: NEW})
+        assert os.listdir(out.parent) == ["new"] and same_bits(read_checkpoint(out).tensors[name], NEW)
+    (out / "tf_model.h5").touch()
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(LoadError, match=r"tf_model\.h5.*another folder"):
+        checkpoint.write(out, {name: 2 * NEW})
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
+
+
 def test_a_graph_with_external_data_keeps_it_beside_the_new_one(tmp_path):
     source, name = written("external onnx", tmp_path)
     was = {p: p.read_bytes() for p in tmp_path.iterdir()}

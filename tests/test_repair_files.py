@@ -455,6 +455,11 @@ BAD = {
         {"arch": "some_nets.py:Net"},
         "do not fit",
     ),
+    "sparse": (
+        lambda d: _saved(d, {"up.weight": torch.eye(2).to_sparse()}),
+        {"arch": "some_nets.py:Net"},
+        r"up\.weight is sparse",
+    ),
     "cut off": (lambda d: _bytes(d, _saved(d, {"a": torch.ones(99)}), 300), {}, "damaged or incomplete"),
     "empty": (lambda d: _bytes(d, _saved(d, {}), 0), {}, "an empty file"),
     "pointer": (lambda d: _told(d, "version https://git-lfs.github.com/spec/v1"), {}, "git lfs pull"),

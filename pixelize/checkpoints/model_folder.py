@@ -43,19 +43,24 @@ def read_folder(folder: Path, variant: str | None = None) -> Checkpoint:
     used = {f.name for f in files}
 
     def replace(out: Path, values: Mapping[str, Tensor]) -> list[Path]:
+        check_no_other_weights(folder, out)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as staging:
+            whole = Path(staging, out.name)
+            whole.mkdir()
             for file in sorted(folder.iterdir()):
                 if file.name in used or file.is_dir() or _is_other_weights(file.name, files):
                     continue
-                shutil.copyfile(file, Path(staging, file.name))
+                shutil.copyfile(file, whole / file.name)
             for part in parts:
                 own = {name: value for name, value in values.items() if home[name] is part}
-                part.replace(Path(staging, part.path.name), own)
-            out.mkdir(exist_ok=True)
-            names = sorted(os.listdir(staging))
-            for name in names:
-                os.replace(Path(staging, name), out / name)
+                part.replace(whole / part.path.name, own)
+            names = sorted(os.listdir(whole))
+            if out.exists():
+                for name in names:
+                    os.replace(whole / name, out / name)
+            else:
+                os.rename(whole, out)
         return [out / name for name in names]
 
     return Checkpoint(folder, tensors, tensors, replace)
@@ -66,6 +71,17 @@ def _is_other_weights(name: str, files: list[Path]) -> bool:
     if name.endswith(".index.json"):  # the index of the shards that were read stays
         return len(files) == 1 or not files[0].name.startswith(name.split(".")[0])
     return name.endswith(_WEIGHTS)
+
+
+def check_no_other_weights(folder: Path, out: Path) -> None:
+    """Raises LoadError if ``out`` is there and holds weights that writing ``folder`` to it would leave."""
+    there = sorted(os.listdir(out)) if out.is_dir() else []
+    others = [name for name in there if name.endswith(_WEIGHTS) and not (folder / name).is_file()]
+    if others:
+        raise LoadError(
+            f"{out}: holds {', '.join(others)}, which might be read in place of what is written; name "
+            "another folder"
+        )
 
 
 def _weight_files(folder: Path, variant: str | None) -> list[Path]:

@@ -1,8 +1,8 @@
 """``.onnx``: the initializers, and constants, of a graph; nothing but their bytes differs in what is written.
 
 Operators, opset, names and metadata are the old file's. A tensor stays in the field it was in. Tensors in
-files of their own ("external data") are written over in copies of those files: of the same names in another
-folder; in the graph's own folder of a name made of the new graph's, so that the old graph keeps its data.
+files of their own ("external data") are written over in copies of those files: of the same names, or, where
+other data lie under these (in the graph's own folder its own), of names made of the new graph's.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ def read_onnx(path: Path) -> Checkpoint:
     def replace(out: Path, values: Mapping[str, Tensor]) -> list[Path]:
         new = _graph(onnx, path)
         protos = dict(_tensors(new.graph))
-        beside = out.parent.resolve() == path.parent.resolve()
+        overwritten = set() if out.resolve() == path.resolve() else _data_files(onnx, out)
         renamed = {
-            old: f"{out.name}.{Path(old).name}" if beside else old
-            for old in dict.fromkeys(_external(p)["location"] for p in protos.values() if p.external_data)
+            old: f"{out.name}.{Path(old).name}"
+            if (out.parent / old).exists() and old not in overwritten
+            else old
+            for old in dict.fromkeys(_locations(new))
         }
         with ExitStack() as stack:
             target = stack.enter_context(replacing(out))  # takes its place last, when its data is there
@@ -96,6 +98,21 @@ def _tensors(graph: Any) -> Iterator[tuple[str, Any]]:
             for attribute in node.attribute:
                 if attribute.name == "value":
                     yield node.output[0], attribute.t
+
+
+def _locations(graph: Any) -> Iterator[str]:
+    """The files that tensors of a graph lie in."""
+    for _, proto in _tensors(graph.graph):
+        if proto.external_data:
+            yield _external(proto)["location"]
+
+
+def _data_files(onnx: Any, path: Path) -> set[str]:
+    """Those of what lies at ``path``, if it is a graph."""
+    try:
+        return set(_locations(_graph(onnx, path))) if path.is_file() else set()
+    except LoadError:
+        return set()
 
 
 def _external(proto: Any) -> dict[str, str]:

@@ -66,8 +66,8 @@ def _load(path: Path) -> Any:
         elif found := re.search(r"(?:GLOBAL|Unsupported (?:global|class))[: ]+(?:GLOBAL )?([\w.]+)", text):
             told = (
                 f"holds {found[1]}, which is more than tensors and plain containers and is not "
-                "unpickled; where you trust the file, save its state dict alone "
-                "(torch.save(model.state_dict(), ...))"
+                "unpickled; where you trust the file, load it with weights_only=False and save its "
+                "state dict alone"
             )
         elif "PytorchStreamReader" in text or isinstance(error, EOFError):
             told = "damaged or incomplete (a download that was cut off, perhaps)"

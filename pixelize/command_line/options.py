@@ -25,7 +25,7 @@ from pixelize.errors import ArgumentError
 from pixelize.rewrites.state.evaluation import evaluation
 from pixelize.running.batches import samples_of, selected
 from pixelize.running.inputs import shape_of
-from pixelize.running.outputs import tensors
+from pixelize.running.outputs import parameter_not_finite, tensors
 from pixelize.running.pictures import run
 from pixelize.sources.inputs import drawn_inputs, parse_size, read_inputs, source_words
 from pixelize.sources.opened import OpenedModel, open_model
@@ -212,7 +212,10 @@ def _trouble(model: nn.Module, example: Any) -> str:
         except Exception as error:  # a stranger's forward may raise anything
             text = " ".join(str(error).split())[:300]
             return f"could not be run ({type(error).__name__}: {text}) on"
-    return "" if all(torch.isfinite(value).all() for value in outputs) else "gives NaN or inf for"
+    if all(torch.isfinite(value).all() for value in outputs):
+        return ""
+    holder = parameter_not_finite(model)
+    return f"gives NaN or inf{f' (its parameter {holder} holds such values)' if holder else ''} for"
 
 
 def print_json(data: Any) -> None:

@@ -21,7 +21,7 @@ from pixelize.rewrites.seeing.other_size import resized_inputs
 from pixelize.rewrites.seeing.shared_weights import Result
 from pixelize.rewrites.state.modules import devices_of, modules_of
 from pixelize.rewrites.state.random_state import random_state_kept
-from pixelize.running.outputs import relative_error, share_not_finite, tensors
+from pixelize.running.outputs import parameter_not_finite, relative_error, share_not_finite, tensors
 
 ALLOWED = 12.0
 """A converted model may differ by so many times what its arithmetic's own rounding does to the original."""
@@ -125,7 +125,7 @@ def told_not_finite(model: nn.Module, before: Iterable[Observed]) -> str:
     share, inputs = max(((o.not_finite, o.inputs) for o in before), key=lambda o: o[0], default=(0.0, None))
     if not share:
         return ""
-    holder = next((n for n, p in model.named_parameters() if not p.is_meta and share_not_finite(p)), None)
+    holder = parameter_not_finite(model)
     why = f", for its parameter {holder} holds such values" if holder else ""
     if share_not_finite(inputs):
         why = ", which hold such values"

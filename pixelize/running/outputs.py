@@ -36,6 +36,11 @@ def share_not_finite(value: Any) -> float:
     return bad / max(1, sum(t.numel() for t in found))
 
 
+def parameter_not_finite(model: nn.Module) -> str | None:
+    """The name of a parameter that holds NaN or infinity, if there is one."""
+    return next((n for n, p in model.named_parameters() if not p.is_meta and share_not_finite(p)), None)
+
+
 def relative_error(before: Any, after: Any) -> float:
     """max |after - before| / max |before| over all floating-point tensors of two outputs; inf where shapes
     differ.

@@ -179,7 +179,8 @@ def make(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> nn.
     try:
         inspect.signature(factory).bind(**options)
     except TypeError as error:
-        raise ArgumentError(f"{name}: {error}; options follow a '?', as in {name}?key=value") from None
+        bare = name.partition("?")[0]
+        raise ArgumentError(f"{name}: {error}; options follow a '?', as in {bare}?key=value") from None
     except ValueError:
         pass  # a builtin without a signature
     try:

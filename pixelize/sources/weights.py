@@ -34,14 +34,17 @@ def fill(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     if not candidates:
         raise LoadError(f"{checkpoint.path}: holds no state dict (names with tensors)")
 
+    def shape_of(name: str) -> torch.Size | None:
+        return checkpoint.tensors[name].shape if name in checkpoint.tensors else None
+
     def fitness(names: Mapping[str, str]) -> tuple[int, int, bool]:
-        fitting = [
-            k for k, n in names.items() if k in expected and checkpoint.tensors[n].shape == expected[k].shape
-        ]
+        fitting = [k for k in names.keys() & expected.keys() if shape_of(names[k]) == expected[k].shape]
         return len(fitting), -len(names), any("ema" in n.split("/")[0] for n in names.values())
 
     names = max(candidates, key=fitness)
     names = dict(names)
+    if odd := next((key for key, name in names.items() if name not in checkpoint.tensors), None):
+        raise LoadError(f"{checkpoint.path}: {odd} is sparse or quantised; save it as a plain tensor")
     for key, tied in _tied(expected).items():  # safetensors keeps one of the names of a shared tensor
         if key not in names and (known := next((other for other in tied if other in names), None)):
             names[key] = names[known]

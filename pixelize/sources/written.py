@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pixelize.checkpoints.checkpoint import Checkpoint, same_bits
 from pixelize.checkpoints.formats import TORCH, same_kind
 from pixelize.checkpoints.match import changed_tensors
+from pixelize.checkpoints.model_folder import check_no_other_weights
 from pixelize.checkpoints.patch import write_patch
 from pixelize.errors import ArgumentError, PixelizeError
 from pixelize.files import replacing, write_bytes
@@ -43,7 +44,8 @@ class Written:
 
 
 def check_out(opened: OpenedModel, out: Path) -> None:
-    """Raises ArgumentError if ``out`` cannot be what the model's file becomes: of another kind."""
+    """Raises ArgumentError if ``out`` cannot be what the model's file becomes: of another kind. Raises
+    LoadError for a folder that holds other weights."""
     came_from = opened.checkpoint
     folder = came_from is not None and came_from.path.is_dir()
     if folder and (out.suffix or out.is_file()):
@@ -57,8 +59,10 @@ def check_out(opened: OpenedModel, out: Path) -> None:
         raise ArgumentError(f"{out}: end --out with .safetensors or .pth, or name a folder")
     if not folder and out.suffix and out.is_dir():
         raise ArgumentError(f"{out}: a folder; --out names a file")
-    if folder and came_from is not None and out.resolve() == came_from.path.resolve():
-        raise ArgumentError(f"{out}: the folder that the model came from; name another one")
+    if folder and came_from is not None:
+        if out.resolve() == came_from.path.resolve():
+            raise ArgumentError(f"{out}: the folder that the model came from; name another one")
+        check_no_other_weights(came_from.path, out)
 
 
 def write_repaired(
