@@ -86,6 +86,20 @@ def test_as_a_module():
     assert told.returncode == 0 and told.stdout.startswith("pixelize ")
 
 
+@pytest.mark.parametrize("words", [["repair", "--out", "x"], ["--help"], []])
+def test_without_its_extra_every_recipe_says_what_to_install(words):
+    without = """
+import importlib.util, sys
+there = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "accelerate" else there(name, *more)
+from pixelize.command_line import main
+main()
+"""
+    command = [sys.executable, "-c", without, "finetune", *words]
+    told = subprocess.run(command, capture_output=True, text=True)
+    assert told.returncode == 1 and "pip install 'torch-pixelize[recipes]'" in told.stderr
+
+
 def test_an_autoencoder_is_looked_at_whole(run, tmp_path):
     """Its data are latents, which its decoder alone takes."""
     diffusers = pytest.importorskip("diffusers")

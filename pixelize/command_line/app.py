@@ -126,25 +126,25 @@ def demo_command(
     run_demo(out, steps=steps, seed=seed)
 
 
-def _finetune() -> typer.Typer:
-    """The recipes' own commands, or one that tells what to install."""
+def _add_finetune() -> None:
+    """The recipes' own commands, or one that tells what to install, whatever is asked of it."""
     try:
         require("recipes", "finetune")
     except MissingExtraError as error:
         told = str(error)
-        stub = typer.Typer(help="Train converted models beside their controls (needs an extra).")
+        any_words = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-        @stub.callback(invoke_without_command=True)
+        @app.command("finetune", context_settings=any_words, add_help_option=False)
         def finetune() -> None:
+            """Train converted models beside their controls (needs an extra)."""
             raise MissingExtraError(told)
+    else:
+        from pixelize.recipes.command import app as recipes
 
-        return stub
-    from pixelize.recipes.command import app as recipes
-
-    return recipes
+        app.add_typer(recipes, name="finetune")
 
 
-app.add_typer(_finetune(), name="finetune")
+_add_finetune()
 
 
 def _warn(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
