@@ -40,13 +40,13 @@ def runs(model: nn.Module, inputs: Any) -> bool:
 def first_that_runs(model: nn.Module, candidates: list[Any]) -> Any:
     """The first of ``candidates`` that the model takes, at a cost that a guess is worth. Raises ValueError if
     it takes none."""
-    found = _tried(model, candidates)
-    if isinstance(found, str):
+    answer = _tried(model, candidates)
+    if isinstance(answer, str):
         raise ValueError(
-            f"no example inputs are known for this {type(model).__name__}{found}: "
+            f"no example inputs are known for this {type(model).__name__}{answer}: "
             "pass example_inputs, what its forward takes"
         )
-    return candidates[found]
+    return candidates[answer]
 
 
 def _tried(model: nn.Module, candidates: list[Any]) -> int | str:

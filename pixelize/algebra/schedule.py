@@ -83,14 +83,14 @@ class Stage:
 
     def features(self, target: Phase) -> tuple[Feature, ...]:
         """What ``target`` reads. In a shared stage the lists of all targets are in the same order of taps."""
-        found = []
+        features = []
         for term in self.terms:
             if term.target == target:
                 taps = product(*term.taps)
                 for step, tap in zip(product(*map(range, term.size)), taps, strict=True):
                     offset = tuple(a + b for a, b in zip(term.start, step, strict=True))
-                    found.append(Feature(term.source, offset, tap))
-        return tuple(sorted(found, key=lambda f: f.tap)) if self.shared else tuple(found)
+                    features.append(Feature(term.source, offset, tap))
+        return tuple(sorted(features, key=lambda f: f.tap)) if self.shared else tuple(features)
 
     def _pairs(self, kernel: Tensor, groups: int) -> Tensor:
         # the kernel as a view (groups, targets, C/groups, sources, C/groups, *axes), with one target and
@@ -122,10 +122,10 @@ class Stage:
         """The stage's kernel taken apart: for each target, (source, start, dense kernel (C, C, *size)) of
         each window it reads.
         """
-        found: dict[Phase, list[Window]] = {target: [] for target in self.targets}
+        windows: dict[Phase, list[Window]] = {target: [] for target in self.targets}
         for term, part in zip(self.terms, self.taken_apart(kernel, groups), strict=True):
-            found[term.target].append((term.source, term.start, ungrouped(part, groups)))
-        return found
+            windows[term.target].append((term.source, term.start, ungrouped(part, groups)))
+        return windows
 
     def taken_apart(self, kernel: Tensor, groups: int) -> list[Tensor]:
         """For each term its part of the kernel, a grouped convolution's: (C, C / groups, *size)."""

@@ -69,10 +69,10 @@ def run_bench(
     """
     cases = list(cases)
     result: dict[str, Any] = {"machine": describe_machine(device, threads), "cases": []}
-    found = {
+    ceilings = {
         dtype: measure_ceilings(device, getattr(torch, dtype)) for dtype in sorted({c.dtype for c in cases})
     }
-    result["ceilings"] = {dtype: asdict(c) for dtype, c in found.items()}
+    result["ceilings"] = {dtype: asdict(c) for dtype, c in ceilings.items()}
     for case in cases:
         torch.manual_seed(0)
         modules = layer_contenders(case.channels, case.kernel_size)
@@ -85,7 +85,12 @@ def run_bench(
         modules = {n: m.to(**place) for n, m in modules.items()}
         x = torch.randn(case.batch, 2 * case.channels, case.size, case.size).to(**place)
         rows = compare_modules(
-            modules, x, train=case.train, compiled=case.compiled, seconds=seconds, ceilings=found[case.dtype]
+            modules,
+            x,
+            train=case.train,
+            compiled=case.compiled,
+            seconds=seconds,
+            ceilings=ceilings[case.dtype],
         )
         result["cases"].append({"case": asdict(case), "rows": [asdict(row) for row in rows]})
         if progress is not None:

@@ -143,7 +143,7 @@ def _by_cost(record: Record, x: Tensor, y: Tensor) -> list[tuple[int, str, Desig
     wanted, stride = record.design, record.site.geometry.stride
     schedules = {wanted.schedule} | ({"sequential"} if prod(stride) <= SMALL_PERIOD else set())
     groupings = {wanted.groups, -1} if record.site.geometry.out_channels > 1 else {wanted.groups}
-    found = []
+    candidates = []
     for schedule in sorted(schedules):
         for size in _windows(wanted, schedule):
             for stages in range(len(make_schedule(schedule, stride, size).stages)):
@@ -151,13 +151,13 @@ def _by_cost(record: Record, x: Tensor, y: Tensor) -> list[tuple[int, str, Desig
                     design = replace(
                         wanted, kernel_size=size, schedule=schedule, input_stages=stages, groups=groups
                     )
-                    found.append((_cost(record, "pixeldcl", design, x, y), "pixeldcl", design))
+                    candidates.append((_cost(record, "pixeldcl", design, x, y), "pixeldcl", design))
     depthwise = (replace(wanted, groups=-1, kernel_size=size) for size in _windows(wanted, wanted.schedule))
     exact = min(
         ((_cost(record, "ipixeldcl", design, x, y), "ipixeldcl", design) for design in depthwise),
         key=lambda c: c[0],
     )
-    cheaper = sorted((c for c in found if c[0] < exact[0]), key=lambda c: c[0])
+    cheaper = sorted((c for c in candidates if c[0] < exact[0]), key=lambda c: c[0])
     return [*cheaper, exact]
 
 

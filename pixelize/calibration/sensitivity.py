@@ -49,13 +49,13 @@ def sensitivities(
             batch = gradient.dim() == len(layer.stride) + 2  # type: ignore[arg-type]
             rows = (gradient if batch else gradient[None]).transpose(0, 1).flatten(1)
             moments[layer] = moments.get(layer, 0.0) + float64(rows @ rows.T)
-    found = {}
+    costs = {}
     for layer, moment in moments.items():
         scale = moment.diagonal().mean()
         if torch.isfinite(moment).all() and scale > 0:
-            found[layer] = moment / scale / (1 + DAMPING)
-            found[layer].diagonal().add_(DAMPING / (1 + DAMPING))
-    return found
+            costs[layer] = moment / scale / (1 + DAMPING)
+            costs[layer].diagonal().add_(DAMPING / (1 + DAMPING))
+    return costs
 
 
 def _gradients(
@@ -85,9 +85,9 @@ def _gradients(
                 projected = projected + ((output * torch.randn_like(output)).sum() / size).cpu()
         if not projected.requires_grad:
             return []
-        found = torch.autograd.grad(projected, [output for _, output in seen], allow_unused=True)
+        gradients = torch.autograd.grad(projected, [output for _, output in seen], allow_unused=True)
     return [
         (layer, g.float() if g.dtype.itemsize < 4 else g)
-        for (layer, _), g in zip(seen, found, strict=True)
+        for (layer, _), g in zip(seen, gradients, strict=True)
         if g is not None
     ]

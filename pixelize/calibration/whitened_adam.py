@@ -76,12 +76,14 @@ class WhitenedAdam(torch.optim.Optimizer):
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             raise ArgumentError(f"this {type(model).__name__} has no trainable parameters; all are frozen")
-        found = _look(model, list(data))
-        groups = [{"params": [p], "unit": found[p].unit() if p in found else _size(p)} for p in parameters]
+        features = _look(model, list(data))
+        groups = [
+            {"params": [p], "unit": features[p].unit() if p in features else _size(p)} for p in parameters
+        ]
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
         for p in parameters:
-            if p in found:
-                self.state[p].update(found[p].roots(p))
+            if p in features:
+                self.state[p].update(features[p].roots(p))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -138,17 +140,17 @@ class _Features:
 
     def roots(self, parameter: Tensor) -> dict[str, Any]:
         """The state that turns gradients into whitened coordinates and back."""
-        found: dict[str, Any] = {"channel_axis": self.channel_axis}
+        roots: dict[str, Any] = {"channel_axis": self.channel_axis}
         for name, moments in (("channels", self.channels), ("taps", self.taps)):
             if isinstance(moments, Tensor):
                 scale = self.batches if name == "channels" else moments.diagonal().mean()
-                found[name] = inverse_root(moments / scale, RIDGE, FLOOR).to(parameter)
+                roots[name] = inverse_root(moments / scale, RIDGE, FLOOR).to(parameter)
         if self.costs is not None:
             groups = len(self.channels)  # type: ignore[arg-type]
             apart = self.costs.unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
             blocks = apart.diagonal(dim1=0, dim2=2).movedim(-1, 0)
-            found["outputs"] = torch.linalg.eigh(blocks)[1].to(parameter)
-        return found
+            roots["outputs"] = torch.linalg.eigh(blocks)[1].to(parameter)
+        return roots
 
     def unit(self) -> float:
         """The output's root mean square."""
@@ -196,10 +198,10 @@ def _size(parameter: Tensor) -> float:
 
 def _look(model: nn.Module, data: list[Any]) -> dict[Tensor, _Features]:
     """What each kernel of the model reads on ``data``, and what errors of its outputs cost."""
-    found: dict[Tensor, _Features] = {}
+    features_by_kernel: dict[Tensor, _Features] = {}
 
     def features(kernel: Tensor, channel_axis: int) -> _Features:
-        return found.setdefault(kernel, _Features(channel_axis))
+        return features_by_kernel.setdefault(kernel, _Features(channel_axis))
 
     def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         x = args[0] if args else kwargs["input"]
@@ -227,9 +229,9 @@ def _look(model: nn.Module, data: list[Any]) -> dict[Tensor, _Features]:
         raise ArgumentError("data is empty: what the kernels read is learned from at least one batch")
     for layer, costs in sensitivities(model, layers, data).items():
         for kernel in layer.parameters():
-            if kernel in found:
-                found[kernel].costs = costs
-    return found
+            if kernel in features_by_kernel:
+                features_by_kernel[kernel].costs = costs
+    return features_by_kernel
 
 
 def _look_at_stages(

@@ -32,9 +32,9 @@ def read_onnx(path: Path) -> Checkpoint:
     places = dict(_tensors(graph.graph))
     tensors = {}
     for name, proto in places.items():
-        found = _read(onnx, proto, path)
-        if found is not None:
-            tensors[name] = found
+        tensor = _read(onnx, proto, path)
+        if tensor is not None:
+            tensors[name] = tensor
 
     def replace(out: Path, values: Mapping[str, Tensor]) -> list[Path]:
         new = _graph(onnx, path)

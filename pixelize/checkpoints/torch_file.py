@@ -63,9 +63,9 @@ def _load(path: Path) -> Any:
                 "(torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')), give that file with --arch, "
                 "the Python model that it was made of, and script the result again"
             )
-        elif found := re.search(r"(?:GLOBAL|Unsupported (?:global|class))[: ]+(?:GLOBAL )?([\w.]+)", text):
+        elif named := re.search(r"(?:GLOBAL|Unsupported (?:global|class))[: ]+(?:GLOBAL )?([\w.]+)", text):
             told = (
-                f"holds {found[1]}, which is more than tensors and plain containers and is not "
+                f"holds {named[1]}, which is more than tensors and plain containers and is not "
                 "unpickled; where you trust the file, load it with weights_only=False and save its "
                 "state dict alone"
             )

@@ -82,13 +82,13 @@ def load_adapter(model: nn.Module, adapter: Mapping[str, Tensor] | str | os.Path
 
 def _kernels(model: nn.Module) -> dict[str, nn.Parameter]:
     model = getattr(model, "_orig_mod", model)
-    found = {
+    kernels = {
         f"{name}.{own}" if name else own: parameter
         for name, module in model.named_modules()
         if isinstance(module, PixelDependencies)
         for own, parameter in module.named_parameters()
         if own.startswith("dependency_kernels.")
     }
-    if not found:
+    if not kernels:
         raise PixelizeError(f"this {type(model).__name__} has no pixel deconvolution; convert it first")
-    return found
+    return kernels

@@ -53,8 +53,8 @@ def calibrate(
     kernels = [p for m in inner.modules() if isinstance(m, PixelDependencies) for p in m.parameters()]
     with Change(inner, written=kernels), full_precision():
         errors = fit_model(inner, data, joint_steps=joint_steps, progress=progress)
-        found: Report | None = kept_report(inner)
-        if found is not None:
-            rows = [replace(row, error=errors.get(row.name, row.error)) for row in found.sites]
-            keep_report(inner, replace(found, sites=rows))
+        report: Report | None = kept_report(inner)
+        if report is not None:
+            rows = [replace(row, error=errors.get(row.name, row.error)) for row in report.sites]
+            keep_report(inner, replace(report, sites=rows))
         return model

@@ -160,7 +160,7 @@ def _observed(
     if inputs is None or not (given or request.exact):
         return []
     try:
-        found = [observe(target, inputs, plan.sites, rounding=request.exact)]
+        observed = [observe(target, inputs, plan.sites, rounding=request.exact)]
     except ArgumentError as error:
         if given:
             raise
@@ -169,8 +169,8 @@ def _observed(
     # a transposed convolution is the same at every size; what follows a resize need not be
     if request.exact and any(site.kind not in ("conv_transpose", "conv") for site in plan.sites):
         other = observe_other_size(target, inputs, plan.sites)
-        found += [other] if other is not None else []
-    return found
+        observed += [other] if other is not None else []
+    return observed
 
 
 def _fit(request: Request, target: nn.Module, data: Any, rows: dict[str, SiteReport]) -> None:

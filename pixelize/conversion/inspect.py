@@ -26,10 +26,10 @@ def inspect(model: nn.Module, example_inputs: Any = None) -> Report:
     check_model(model)
     inner = uncompiled(model)
     inputs, notes = known_inputs(inner, example_inputs)
-    found = look(inner, inputs, notes)
-    report = report_found(inner, found)
+    survey = look(inner, inputs, notes)
+    report = report_found(inner, survey)
     if example_inputs is not None:
-        counts = observe(inner, example_inputs, found.sites).multiply_adds
+        counts = observe(inner, example_inputs, survey.sites).multiply_adds
         for row in report.sites:
             row.multiply_adds_before = counts.get(row.name)
     return report

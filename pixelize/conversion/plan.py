@@ -81,26 +81,26 @@ def known_inputs(model: nn.Module, example_inputs: Any) -> tuple[Any, tuple[str,
 def look(model: nn.Module, inputs: Any, notes: tuple[str, ...], convolutions: Convolutions = None) -> Survey:
     """All sites of a model, functional ones among them; changes nothing. ``convolutions``: which
     of those that up-sample nothing too."""
-    found = survey(model, inputs, functional=True, convolutions=convolutions)
-    return replace(found, notes=(*found.notes, *notes))
+    seen = survey(model, inputs, functional=True, convolutions=convolutions)
+    return replace(seen, notes=(*seen.notes, *notes))
 
 
-def plan_conversion(model: nn.Module, request: Request, found: Survey) -> Plan:
-    """The plan of a request for a model of which ``found`` was seen; pure.
+def plan_conversion(model: nn.Module, request: Request, survey: Survey) -> Plan:
+    """The plan of a request for a model and what a survey found in it; pure.
 
     A plan without sites is that of a model that was converted already. Raises ArgumentError for a pattern
     that matches nothing, NothingToConvertError where there is nothing that the request converts.
     """
-    chosen = select(found, request)
-    converted = not found.sites and any("converted already" in s.reason for s in found.skipped)
+    chosen = select(survey, request)
+    converted = not survey.sites and any("converted already" in s.reason for s in survey.skipped)
     if not chosen and not converted:
-        raise NothingToConvertError(nothing_selected(type(model).__name__, found, request))
+        raise NothingToConvertError(nothing_selected(type(model).__name__, survey, request))
     planned = tuple(
         PlannedSite(s, request.first_layer, _design_for(s, request.design), request.first_init)
         for s in chosen
     )
-    left = tuple((s, reason_left(s, request)) for s in found.sites if s not in chosen)
-    return Plan(type(model).__name__, planned, left, found.skipped, found.capture, found.notes)
+    left = tuple((s, reason_left(s, request)) for s in survey.sites if s not in chosen)
+    return Plan(type(model).__name__, planned, left, survey.skipped, survey.capture, survey.notes)
 
 
 def _design_for(site: Site, design: Design) -> Design:
@@ -137,9 +137,11 @@ def skipped_row(skipped: Skipped) -> SiteReport:
     )
 
 
-def report_found(model: nn.Module, found: Survey) -> Report:
+def report_found(model: nn.Module, survey: Survey) -> Report:
     """What was found in a model, as a report; nothing is converted."""
-    report = Report(capture=found.capture, notes=list(found.notes), parameters_before=count_parameters(model))
-    report.sites = [site_row(site, model) for site in found.sites]
-    report.sites += map(skipped_row, found.skipped)
+    report = Report(
+        capture=survey.capture, notes=list(survey.notes), parameters_before=count_parameters(model)
+    )
+    report.sites = [site_row(site, model) for site in survey.sites]
+    report.sites += map(skipped_row, survey.skipped)
     return report

@@ -163,18 +163,18 @@ def report(model: nn.Module) -> Report:
 
     Raises PixelizeError if nothing of this package ever touched the model.
     """
-    found: Report | None = kept_report(uncompiled(model))
-    if found is None and kept_repair(uncompiled(model)) is not None:
+    kept: Report | None = kept_report(uncompiled(model))
+    if kept is None and kept_repair(uncompiled(model)) is not None:
         raise PixelizeError(
             f"this {type(model).__name__} was repaired and not converted: "
             "pixelize.repair_report(model) tells what was done"
         )
-    if found is None:
+    if kept is None:
         raise PixelizeError(
             f"this {type(model).__name__} was not converted: call pixelize.convert(model) first, or "
             "pixelize.inspect(model) to see what can be"
         )
-    return found
+    return kept
 
 
 def _verdict(error: float) -> str:

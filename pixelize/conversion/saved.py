@@ -160,13 +160,13 @@ def _module(model: nn.Module, saved: SavedSite, plan: SavedPlan, where: str) -> 
     site = saved.site
     for name in (site.name, *site.names):
         try:
-            found = model.get_submodule(name)
+            module = model.get_submodule(name)
         except AttributeError:
             raise LoadError(
                 f"{where}: it was saved from a {plan.model} with a module {name!r}, which this "
                 f"{type(model).__name__} does not have"
             ) from None
-        if found is not model.get_submodule(site.name):
+        if module is not model.get_submodule(site.name):
             raise LoadError(f"{where}: {site.name} and {name} are one module there, and two here")
     return model.get_submodule(site.name)
 

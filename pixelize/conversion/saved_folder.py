@@ -169,8 +169,8 @@ def _regular(folder: Path, name: str) -> Path:
 
 
 def _identity(path: Path) -> tuple[int, ...]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _waiting(checksum: str) -> str:
@@ -219,7 +219,7 @@ class _Opened:
 
 def _sha256(file: BinaryIO) -> str:
     file.seek(0)
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     while part := file.read(2**20):
-        found.update(part)
-    return found.hexdigest()
+        digest.update(part)
+    return digest.hexdigest()

@@ -135,10 +135,10 @@ def _site(entry: dict[str, Any]) -> SavedSite:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         raise ValueError("a name stands twice in one object")
-    return found
+    return entries
 
 
 def _checksum(plan: dict[str, Any]) -> str:

@@ -159,9 +159,9 @@ def _run(model: nn.Module, work: Callable[[nn.Module], Result]) -> Result:
 
 
 def _shapes(inputs: Any) -> list[tuple[int, ...]]:
-    found: list[tuple[int, ...]] = []
-    tree_map(lambda v: found.append(tuple(v.shape)) if isinstance(v, Tensor) else None, inputs)
-    return found
+    shapes: list[tuple[int, ...]] = []
+    tree_map(lambda v: shapes.append(tuple(v.shape)) if isinstance(v, Tensor) else None, inputs)
+    return shapes
 
 
 def _kinds(model: nn.Module) -> list[tuple[torch.device, torch.dtype]]:
@@ -188,11 +188,11 @@ def _arithmetic_error(kind: tuple[torch.device, torch.dtype]) -> float:
     x, w = x.to(dtype), w.to(dtype)
     try:
         exact = nn.functional.conv2d(x.double(), w.double())
-        found = nn.functional.conv2d(x.to(device), w.to(device)).cpu().double()
+        computed = nn.functional.conv2d(x.to(device), w.to(device)).cpu().double()
     except RuntimeError:  # a type in which this device has no convolution
         return torch.finfo(dtype).eps
     # a sum of a hundred products is off by a few times the type's own step; of float64 nothing finer tells
-    return max(relative_error(exact, found), 4 * torch.finfo(dtype).eps)
+    return max(relative_error(exact, computed), 4 * torch.finfo(dtype).eps)
 
 
 @contextmanager

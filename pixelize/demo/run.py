@@ -178,9 +178,9 @@ def _fine_tune(
 
 
 def _measure(name: str, pictures: Tensor, original: Tensor, wanted: Tensor, seconds: float | None) -> Outcome:
-    found = checkerboard(pictures)
+    levels = checkerboard(pictures)
     by_form = [
-        {frequency_name(f): float(found[form][f]) for f in frequencies(2)} for form in ("global", "windowed")
+        {frequency_name(f): float(levels[form][f]) for f in frequencies(2)} for form in ("global", "windowed")
     ]
     fidelity = None if pictures is original else psnr([original], [pictures], PEAK)
     return Outcome(name, by_form[0], by_form[1], fidelity, psnr([wanted], [pictures], PEAK), seconds)

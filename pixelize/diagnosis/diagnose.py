@@ -143,17 +143,17 @@ class _View:
 
     def sources(self) -> list[PatternSource]:
         left = list(self.patterns)
-        found: list[PatternSource] = []
-        found += self._inputs(left)
-        found += self._up_samplers(left)
-        named = {name for source in found if source.kind == "swapped phases" for name in source.names}
+        sources: list[PatternSource] = []
+        sources += self._inputs(left)
+        sources += self._up_samplers(left)
+        named = {name for source in sources if source.kind == "swapped phases" for name in source.names}
         for place, order in self.orders.items():
             if place.name not in named:
-                found.append(PatternSource("swapped phases", (place.name,), detail=order))
-        found += self._tiles(left)
+                sources.append(PatternSource("swapped phases", (place.name,), detail=order))
+        sources += self._tiles(left)
         if left:
-            found.append(PatternSource("elsewhere", frequencies=tuple(p.name for p in left)))
-        return sorted(found, key=lambda s: -(s.share or 0.0))
+            sources.append(PatternSource("elsewhere", frequencies=tuple(p.name for p in left)))
+        return sorted(sources, key=lambda s: -(s.share or 0.0))
 
     def _levels(self, change: Change | None, inputs: list[Any] | None = None) -> dict[str, PatternLevel]:
         with evaluation(self.model):
@@ -197,15 +197,15 @@ class _View:
                 makers = [place for place, share in shares.items() if share >= SOME] or list(self.places)
             if makers:
                 made.setdefault(tuple(makers), []).append(p)
-        found = []
+        sources = []
         for places, patterns in made.items():
             after = self.without[places[0]] if len(places) == 1 else every
             swapped = tuple(place for place in places if place in self.orders)
             kind = "swapped phases" if swapped else "up-sampler"
             names = tuple(place.name for place in swapped or places)
             detail = ", ".join(self.orders[place] for place in swapped)
-            found += self._source(kind, names, patterns, after, left, detail)
-        return found
+            sources += self._source(kind, names, patterns, after, left, detail)
+        return sources
 
     def _tiles(self, left: list[PatternLevel]) -> list[PatternSource]:
         sizes = {p.shape[2:] for p in self.pictures}

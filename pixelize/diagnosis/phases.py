@@ -85,12 +85,12 @@ class PhaseAnswers:
 def right_order(call: Call) -> str | None:
     """The order of its phases in which an up-sampler's output is far smoother than it is, if there is one."""
     least = _roughness(call.output, call.place.stride) / BETTER
-    found = None
+    best = None
     for name, order in orders(call):
         rough = _roughness(order(call), call.place.stride)
         if rough < least:
-            found, least = name, rough
-    return found
+            best, least = name, rough
+    return best
 
 
 def _roughness(output: Tensor, stride: tuple[int, ...]) -> float:

@@ -46,7 +46,7 @@ def pictures_of_model(model: nn.Module, inputs: list[Any], see: Change | None) -
 
     Raises ArgumentError if the output holds none of these.
     """
-    found = []
+    pictures = []
     for x in inputs:
         watch = Watch(see or (lambda call: None))
         with watch.within(model):
@@ -56,8 +56,8 @@ def pictures_of_model(model: nn.Module, inputs: list[Any], see: Change | None) -
             raise ArgumentError(
                 f"the output of this {type(model).__name__} holds no picture, waveform or volume"
             )
-        found.append(picture.float().cpu())
-    return found
+        pictures.append(picture.float().cpu())
+    return pictures
 
 
 def without_pattern_of(places: set[UpSampler]) -> Change:

@@ -81,19 +81,19 @@ class Watch(TorchDispatchMode):
         output = func(*args, **kwargs)
         if func._overloadpacket in _TRANSPOSED:
             func, args, kwargs = aten.convolution.default, _as_convolution(*args, **kwargs), {}
-        found = _up_sampling(func._overloadpacket, args, output)
+        made = _up_sampling(func._overloadpacket, args, output)
         name, counts = self.path[-1]
         if func._overloadpacket is aten.convolution:
             self.axes = output.dim() - 2
             self.depths += [(args[0].shape[2], output.shape[2])] if self.axes == 3 else []
             self.convolved = (output.data_ptr() if output.device.type != "meta" else 0, name)
-        if found is None:
+        if made is None:
             return output
-        if found[0] == "pixel_shuffle" and self.convolved[0] == args[0].data_ptr():
+        if made[0] == "pixel_shuffle" and self.convolved[0] == args[0].data_ptr():
             name = self.convolved[1]  # the convolution whose channels are shuffled
-        counts[found[0]] += 1
-        number = f"#{counts[found[0]]}" if counts[found[0]] > 1 else ""
-        place = UpSampler(f"{name}{number}", *found)
+        counts[made[0]] += 1
+        number = f"#{counts[made[0]]}" if counts[made[0]] > 1 else ""
+        place = UpSampler(f"{name}{number}", *made)
         changed = self.see(Call(place, args, output, lambda *new: func(*new, **kwargs)))
         return output if changed is None else changed
 

@@ -99,13 +99,13 @@ def fingerprint(module: nn.Module) -> tuple[float, ...]:
     """Two numbers for each parameter that tell a trained module from an untrained one, whatever its
     precision.
     """
-    found: list[float] = []
+    sums: list[float] = []
     for p in module.parameters():
         if p.device.type == "meta":
             continue
         values = p.detach().float()
-        found += [float(values.sum()), float(torch.linalg.vector_norm(values))]
-    return tuple(found)
+        sums += [float(values.sum()), float(torch.linalg.vector_norm(values))]
+    return tuple(sums)
 
 
 def origin_of(module: nn.Module) -> State:

@@ -189,7 +189,7 @@ def sizes(value: int | Sequence[int], n: int, name: str) -> Size:
     """One number for each of ``n`` axes. Raises ArgumentError."""
     if isinstance(value, int):
         return (value,) * n
-    found = tuple(value)
-    if len(found) != n:
+    along = tuple(value)
+    if len(along) != n:
         raise ArgumentError(f"{name} is {tuple(value)}; a weight with {n} axes needs {n} numbers, or one")
-    return found
+    return along

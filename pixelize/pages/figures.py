@@ -65,10 +65,10 @@ def comparison_figure(
     Raises:
         ArgumentError: no such reference, shapes that differ or are no pictures, NaN or inf.
     """
-    found = shown_pictures(columns, reference, period=period, rows=rows)
-    shown = len(found.boxes)
-    across = 2 * len(columns) + len(found.differences)
-    aspect = found.pictures[reference].shape[1] / found.pictures[reference].shape[2]
+    parts = shown_pictures(columns, reference, period=period, rows=rows)
+    shown = len(parts.boxes)
+    across = 2 * len(columns) + len(parts.differences)
+    aspect = parts.pictures[reference].shape[1] / parts.pictures[reference].shape[2]
     picture_height = shown * 1.75 * min(max(aspect, 1.0), 2.0) + 0.4
     width = max(1.75 * across, 8.0)
     figure = _figure(width, picture_height + 3.6)
@@ -76,7 +76,7 @@ def comparison_figure(
         figure.suptitle(title, color=INK[False])
     halves: Any = figure.subfigures(2, 1, height_ratios=(picture_height, 3.4))
     top, bottom = halves
-    _draw_shown(top, found)
+    _draw_shown(top, parts)
     _draw_spectra(bottom, _spectra(columns), period, False)
     return save_png(figure, path)
 
@@ -89,17 +89,17 @@ def spectrum_figures(
     Raises ArgumentError as :func:`comparison_figure`.
     """
     spectra = _spectra(columns)
-    found = {}
+    figures = {}
     for name, spectrum in spectra.items():
         figure = _figure(3.6, 3.4, dark)
         axes = figure.add_subplot()
         image = _draw_full(axes, spectrum, _scale_of(spectra), period, dark)
         _colour_bar(figure, image, axes, dark)
         axes.set_title(name, fontsize=9, color=INK[dark])
-        found[name] = figure
+        figures[name] = figure
     figure = _figure(3.6, 3.4, dark)
     _draw_radial(figure.add_subplot(), spectra, period, dark)
-    return {**found, "": figure}
+    return {**figures, "": figure}
 
 
 def curves_figure(curves: Curves, *, dark: bool = False) -> Figure:
@@ -172,19 +172,19 @@ def _figure(width: float, height: float, dark: bool = False) -> Figure:
     return figure
 
 
-def _draw_shown(figure: SubFigure, found: ShownPictures) -> None:
-    across = 2 * len(found.pictures) + len(found.differences)
-    grid = figure.subplots(len(found.boxes), across, squeeze=False)
-    for i, (top, left, size) in enumerate(found.boxes):
+def _draw_shown(figure: SubFigure, parts: ShownPictures) -> None:
+    across = 2 * len(parts.pictures) + len(parts.differences)
+    grid = figure.subplots(len(parts.boxes), across, squeeze=False)
+    for i, (top, left, size) in enumerate(parts.boxes):
         at = iter(grid[i])
-        for name, pictures in found.pictures.items():
+        for name, pictures in parts.pictures.items():
             axes = next(at)
             _show(axes, pictures[i], name if i == 0 else None)
             axes.add_patch(_box(left, top, size))
-            _show(next(at), found.zooms[name][i], f"{name}, zoom" if i == 0 else None)
-            if name in found.differences:
-                caption = difference_caption(found, name) if i == 0 else None
-                _show(next(at), found.differences[name][i], caption)
+            _show(next(at), parts.zooms[name][i], f"{name}, zoom" if i == 0 else None)
+            if name in parts.differences:
+                caption = difference_caption(parts, name) if i == 0 else None
+                _show(next(at), parts.differences[name][i], caption)
 
 
 def _box(left: int, top: int, size: int) -> Any:

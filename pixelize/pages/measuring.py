@@ -94,7 +94,7 @@ def measure(
     diagnosis = _diagnosis(first, inputs, notes)
     makers = {name for source in diagnosis.sources for name in source.names} if diagnosis else set()
     layers = [
-        Layer(s, {v: found[s.name] for v, found in uneven.items() if s.name in found}, s.name in makers)
+        Layer(s, {v: values[s.name] for v, values in uneven.items() if s.name in values}, s.name in makers)
         for s in report.sites
         if s.status != "skipped" or s.name in known
     ]
@@ -141,15 +141,15 @@ def _period(
         as_periods(period)
         return period
     pairs = {name: (stride[0], stride[1]) for name, stride in strides.items() if len(stride) == 2}
-    found = next((pairs[name] for name in reversed(order) if name in pairs), (2, 2))
-    least = minimum_size(found)
-    if found != (2, 2) and any(p.shape[-2] < least[0] or p.shape[-1] < least[1] for p in pictures):
+    last = next((pairs[name] for name in reversed(order) if name in pairs), (2, 2))
+    least = minimum_size(last)
+    if last != (2, 2) and any(p.shape[-2] < least[0] or p.shape[-1] < least[1] for p in pictures):
         notes.append(
-            f"The pictures are too small for the last up-sampler's period {found[0]}x{found[1]}: "
+            f"The pictures are too small for the last up-sampler's period {last[0]}x{last[1]}: "
             "2 was measured."
         )
-        found = (2, 2)
-    return found[0] if found[0] == found[1] else found
+        last = (2, 2)
+    return last[0] if last[0] == last[1] else last
 
 
 def _levels(pictures: list[Tensor], period: int | tuple[int, int], notes: list[str]) -> dict[str, Any] | None:
@@ -185,13 +185,13 @@ def _of_one_size(outputs: dict[str, list[Tensor]], notes: list[str]) -> dict[str
     kept = [i for i, p in enumerate(first) if p.shape[1:] == first[0].shape[1:]]
     if len(kept) < len(first):
         _once(notes, "Pictures of several sizes: those of the first one's size are shown, all are measured.")
-    found = {}
+    of_one_size = {}
     for name, pictures in outputs.items():
         if len(pictures) == len(first) and all(pictures[i].shape == first[i].shape for i in kept):
-            found[name] = torch.cat([pictures[i] for i in kept])
+            of_one_size[name] = torch.cat([pictures[i] for i in kept])
         else:
             _once(notes, f"{name}: its pictures have other shapes and are not shown.")
-    return found
+    return of_one_size
 
 
 def _once(notes: list[str], note: str) -> None:

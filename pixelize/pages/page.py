@@ -79,59 +79,61 @@ def write_report(
         if not samples:
             raise ArgumentError("a report needs inputs; the iterable is empty")
         told = f"{len(samples)} batches of inputs ({shape_of(samples[0])})"
-    found = measure(
+    findings = measure(
         named, samples, title=title or type(first).__name__, told=told, period=period,
         report=_report_of(named), natural=natural, progress=progress,
     )  # fmt: skip
-    write_findings(found, path, training=training, pngs=pngs)
-    return found
+    write_findings(findings, path, training=training, pngs=pngs)
+    return findings
 
 
 def write_findings(
-    found: Findings, path: str | os.PathLike[str], *, training: Curves | None = None, pngs: bool = True
+    findings: Findings, path: str | os.PathLike[str], *, training: Curves | None = None, pngs: bool = True
 ) -> list[Path]:
     """Writes the page (and PNGs) of what was measured; returns the files."""
     target = Path(path)
-    page = render(found, training)
+    page = render(findings, training)
     written = []
-    if pngs and found.pictures:
-        reference = next(iter(found.pictures))
+    if pngs and findings.pictures:
+        reference = next(iter(findings.pictures))
         picture = target.with_suffix(".png")
-        written.append(comparison_figure(found.pictures, reference, picture, found.period, title=found.title))
+        written.append(
+            comparison_figure(findings.pictures, reference, picture, findings.period, title=findings.title)
+        )
     if pngs and training:
         curves = target.with_name(f"{target.stem}-training.png")
         written.append(write_bytes(curves, png_bytes(curves_figure(training))))
     return [write_text(target, page), *written]
 
 
-def render(found: Findings, training: Curves | None = None) -> str:
+def render(findings: Findings, training: Curves | None = None) -> str:
     """The page as text."""
     shown = (
-        shown_pictures(found.pictures, next(iter(found.pictures)), period=found.period, rows=SHOWN)
-        if found.pictures
+        shown_pictures(findings.pictures, next(iter(findings.pictures)), period=findings.period, rows=SHOWN)
+        if findings.pictures
         else None
     )
-    worst = found.variants[-1].worst
+    worst = findings.variants[-1].worst
     return from_template(
         "report.html",
-        title=found.title,
+        title=findings.title,
         version=__version__,
-        model=found.model,
-        inputs=found.inputs,
-        period="x".join(str(p) for p in dict.fromkeys(as_periods(found.period))),
-        sentences=found.sentences(),
+        model=findings.model,
+        inputs=findings.inputs,
+        period="x".join(str(p) for p in dict.fromkeys(as_periods(findings.period))),
+        sentences=findings.sentences(),
         verdict="" if worst is None else "bad" if worst >= NOTICEABLE else "good",
-        levels=_levels(found),
+        levels=_levels(findings),
         rows=_tile_rows(shown) if shown else [],
-        across=4 * len(found.pictures) - 1 if found.pictures else 1,
+        across=4 * len(findings.pictures) - 1 if findings.pictures else 1,
         channel=shown.channel if shown else None,
-        spectra=_spectra(found),
-        count=len(next(iter(found.pictures.values()))) if found.pictures else 0,
-        layers=_layers(found),
-        totals=found.report.summary(),
-        skipped=found.report.skipped,
+        spectra=_spectra(findings),
+        count=len(next(iter(findings.pictures.values()))) if findings.pictures else 0,
+        layers=_layers(findings),
+        totals=findings.report.summary(),
+        skipped=findings.report.skipped,
         training=_training(training) if training else [],
-        notes=found.notes,
+        notes=findings.notes,
     )
 
 
@@ -159,25 +161,25 @@ def _named(
 def _report_of(named: Mapping[str, nn.Module]) -> Report | None:
     """The last variant's conversion report, if any has one."""
     for model in reversed(list(named.values())):
-        found = kept_report(getattr(model, "_orig_mod", model))
-        if found is not None:
-            return found
+        report = kept_report(getattr(model, "_orig_mod", model))
+        if report is not None:
+            return report
     return None
 
 
-def _levels(found: Findings) -> dict[str, Any] | None:
-    measured = [(v.name, v.levels) for v in found.variants if v.levels is not None]
+def _levels(findings: Findings) -> dict[str, Any] | None:
+    measured = [(v.name, v.levels) for v in findings.variants if v.levels is not None]
     if not measured:
         return None
-    if found.natural is not None:
-        measured.append(("natural pictures", found.natural))
+    if findings.natural is not None:
+        measured.append(("natural pictures", findings.natural))
     heads = [f"{name}, {form}" for name, _ in measured for form in ("global", "windowed")]
     rows = []
-    for f in frequencies(found.period):
+    for f in frequencies(findings.period):
         cells = [
             {
                 "text": f"{levels[form][f]:.1f}",
-                "strong": levels[form][f] - natural_excess(form, f, found.period) >= NOTICEABLE,
+                "strong": levels[form][f] - natural_excess(form, f, findings.period) >= NOTICEABLE,
             }
             for _, levels in measured
             for form in ("global", "windowed")
@@ -204,10 +206,10 @@ def _tile_rows(shown: ShownPictures) -> list[list[dict[str, Any]]]:
     return rows
 
 
-def _spectra(found: Findings) -> list[dict[str, str]]:
-    if not found.pictures:
+def _spectra(findings: Findings) -> list[dict[str, str]]:
+    if not findings.pictures:
         return []
-    light, dark = (spectrum_figures(found.pictures, found.period, dark=d) for d in (False, True))
+    light, dark = (spectrum_figures(findings.pictures, findings.period, dark=d) for d in (False, True))
     return [
         {
             "caption": f"{name}, in full" if name else "over the distance from frequency 0",
@@ -229,12 +231,12 @@ def _training(curves: Curves) -> list[dict[str, str]]:
     ]
 
 
-def _layers(found: Findings) -> dict[str, Any]:
-    several = len(found.variants) > 1
+def _layers(findings: Findings) -> dict[str, Any]:
+    several = len(findings.variants) > 1
     heads = ["site", "kind", "channels", "kernel", "stride", "into", "error", "parameters", "mult-adds"]
-    heads += [f"unevenness, {v.name}" if several else "unevenness" for v in found.variants]
+    heads += [f"unevenness, {v.name}" if several else "unevenness" for v in findings.variants]
     rows: list[dict[str, Any]] = []
-    for layer in found.layers:
+    for layer in findings.layers:
         s = layer.site
         cells = [
             s.name or "(the model)",
@@ -247,7 +249,7 @@ def _layers(found: Findings) -> dict[str, Any]:
             change(s.parameters_before, s.parameters_after, " → "),
             change(s.multiply_adds_before, s.multiply_adds_after, " → "),
         ]
-        for variant in found.variants:
+        for variant in findings.variants:
             value = layer.unevenness.get(variant.name)
             cells.append("" if value is None or not math.isfinite(value) else f"{value:.0f} dB")
         rows.append({"cells": cells, "source": layer.source})

@@ -124,11 +124,11 @@ def check_columns(columns: Mapping[str, Tensor], reference: str) -> None:
             )
 
 
-def difference_caption(found: ShownPictures, name: str) -> str:
+def difference_caption(shown: ShownPictures, name: str) -> str:
     """``"difference ×20"``, or what the largest difference is where there is none to see."""
-    if found.gains[name]:
-        return f"difference ×{found.gains[name]:g}"
-    return "no difference" if not found.largest[name] else f"no difference (< {found.largest[name]:.0e})"
+    if shown.gains[name]:
+        return f"difference ×{shown.gains[name]:g}"
+    return "no difference" if not shown.largest[name] else f"no difference (< {shown.largest[name]:.0e})"
 
 
 def enlarged(picture: np.ndarray, least: int) -> np.ndarray:

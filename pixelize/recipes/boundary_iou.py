@@ -46,8 +46,8 @@ class BoundaryIoU(Metric):
 
     def compute(self) -> Tensor:
         """The mean over the classes that have a boundary in prediction or truth; nan if none has."""
-        found = self.union > 0
-        return (self.intersection[found] / self.union[found]).mean()
+        present = self.union > 0
+        return (self.intersection[present] / self.union[present]).mean()
 
 
 def boundaries(labels: Tensor, void: Tensor, classes: int, distance: int) -> Tensor:

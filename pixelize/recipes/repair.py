@@ -120,8 +120,8 @@ def run(s: RepairSettings) -> dict[str, Any]:
     before = judge(original, original, natural, s.period)
     notes = {f"as it came: {name}": round(value, 2) for name, value in before.items() if "PSNR" not in name}
     if repaired is not None:
-        found = judge(pictures_of(repaired, fresh), original, natural, s.period)
-        notes |= {f"repaired: {name}": round(value, 2) for name, value in found.items()}
+        levels = judge(pictures_of(repaired, fresh), original, natural, s.period)
+        notes |= {f"repaired: {name}": round(value, 2) for name, value in levels.items()}
     notes |= {f"natural: {form} {frequency_name(f)}": round(v, 2) for (form, f), v in natural.items()}
     return compare(s, accelerator, f"repair of {s.model}", arms, make, draw, notes)
 

@@ -192,8 +192,8 @@ def logits_pattern(model: nn.Module, pairs: Pairs, batch: int, accelerator: Acce
     if pairs.size < min(minimum_size((2, 2))):
         return {}
     first = range(min(PATTERN_PICTURES, len(pairs)))
-    found = logits_of(model, pairs, first, batch, accelerator)
-    return pattern(torch.cat([logits.cpu() for logits, _ in found]), "logits ")
+    outputs = logits_of(model, pairs, first, batch, accelerator)
+    return pattern(torch.cat([logits.cpu() for logits, _ in outputs]), "logits ")
 
 
 def logits_of(

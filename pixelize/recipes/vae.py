@@ -57,13 +57,13 @@ def run(s: VaeSettings) -> dict[str, Any]:
 
     def draw(folder: Path, models: dict[str, nn.Module]) -> dict[str, Path]:
         real = held.batch(0, 16)
-        found = {}
+        sheets = {}
         for arm, model in models.items():
             shown = torch.cat([real, reconstructed(model, real), decoded(model, 32)])
-            found[f"{arm}: pictures, reconstructions, samples"] = save_sheet(
+            sheets[f"{arm}: pictures, reconstructions, samples"] = save_sheet(
                 shown, folder / f"samples-{arm}.png"
             )
-        return found
+        return sheets
 
     return compare(s, accelerator, f"vae: {s.model} on {s.data}", arms, make, draw)
 

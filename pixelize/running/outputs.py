@@ -31,9 +31,9 @@ def tensors(value: Any) -> list[Tensor]:
 
 def share_not_finite(value: Any) -> float:
     """Of the values in a model's output the share that is NaN or infinite; 0 where there are none."""
-    found = tensors(value)
-    bad = sum(int((~float64(t.detach()).isfinite()).sum()) for t in found)
-    return bad / max(1, sum(t.numel() for t in found))
+    values = tensors(value)
+    bad = sum(int((~float64(t.detach()).isfinite()).sum()) for t in values)
+    return bad / max(1, sum(t.numel() for t in values))
 
 
 def parameter_not_finite(model: nn.Module) -> str | None:

@@ -21,9 +21,9 @@ def pictures_of(output: Any) -> Tensor | None:
     None when there is no such tensor: logits of a classifier, a feature vector, waveforms of less than four
     channels.
     """
-    found = [t[:, None] if t.dim() == 3 else t for t in tensors(output) if t.dim() in (3, 4)]
-    found = [t for t in found if min(t.shape[-2:]) > 3]
-    return max(found, key=lambda t: t.shape[-2] * t.shape[-1], default=None)
+    pictures = [t[:, None] if t.dim() == 3 else t for t in tensors(output) if t.dim() in (3, 4)]
+    pictures = [t for t in pictures if min(t.shape[-2:]) > 3]
+    return max(pictures, key=lambda t: t.shape[-2] * t.shape[-1], default=None)
 
 
 class Made(NamedTuple):
@@ -62,10 +62,10 @@ def picture_along(output: Any, axes: int) -> Tensor | None:
     """
     if axes == 2:
         return _frames_of(output)
-    found = [t for t in tensors(output) if t.dim() == axes + 2 or t.dim() == axes + 1 == 2]
-    found = [t if t.dim() == axes + 2 else t[:, None] for t in found]
-    found = [t for t in found if min(t.shape[2:]) > 1]
-    return max(found, key=lambda t: math.prod(t.shape[2:]), default=None)
+    pictures = [t for t in tensors(output) if t.dim() == axes + 2 or t.dim() == axes + 1 == 2]
+    pictures = [t if t.dim() == axes + 2 else t[:, None] for t in pictures]
+    pictures = [t for t in pictures if min(t.shape[2:]) > 1]
+    return max(pictures, key=lambda t: math.prod(t.shape[2:]), default=None)
 
 
 def _frames_of(output: Any) -> Tensor | None:

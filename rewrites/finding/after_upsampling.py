@@ -27,18 +27,18 @@ class UpSamplers(NamedTuple):
 
 def up_samplers(model: nn.Module, sites: list[Site]) -> UpSamplers:
     """The up-samplers among the modules of a model in which ``sites`` were found."""
-    found = UpSamplers(set(), set())
+    names = UpSamplers(set(), set())
     for site in sites:
         if site.kind in ("resize_conv", "pixel_shuffle"):
-            (found.shuffled if site.kind == "pixel_shuffle" else found.enlarging).update(site.names)
+            (names.shuffled if site.kind == "pixel_shuffle" else names.enlarging).update(site.names)
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, ShuffleConv):
-            found.shuffled.add(name)
+            names.shuffled.add(name)
         elif isinstance(module, ConvReplacement) or (
             isinstance(module, _ConvTransposeNd) and max(module.stride) > 1
         ):
-            found.enlarging.add(name)
-    return found
+            names.enlarging.add(name)
+    return names
 
 
 def reads_upsampled(model: nn.Module, flow: Flow, call: fx.Node, makers: UpSamplers) -> bool:

@@ -57,7 +57,7 @@ def _looks_transposed(module: nn.Module) -> bool:
 
 
 def _wrapped_prefixes(model: nn.Module) -> list[tuple[str, str]]:
-    found = []
+    wrapped = []
     for name, module in model.named_modules():
         kind = type(module).__name__
         # fully_shard (FSDP2) keeps the module and changes its class to FSDP<Class>
@@ -65,8 +65,8 @@ def _wrapped_prefixes(model: nn.Module) -> list[tuple[str, str]]:
             _WRAPPERS["FullyShardedDataParallel"] if hasattr(module, "unshard") else None
         )
         if advice:
-            found.append((f"{name}." if name else "", f"inside {kind}: {advice}"))
-    return found
+            wrapped.append((f"{name}." if name else "", f"inside {kind}: {advice}"))
+    return wrapped
 
 
 def _refusal(module: nn.Module) -> str | None:

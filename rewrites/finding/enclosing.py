@@ -45,23 +45,23 @@ def enclosing(
 
 def _between(flow: Flow, call: fx.Node) -> list[fx.Node]:
     """The nodes by which resized pictures come to a convolution."""
-    found: dict[fx.Node, None] = {}
+    between: dict[fx.Node, None] = {}
     waiting = [read_by(flow, call)]
     while waiting:
         node = waiting.pop()
-        if node in flow.blocks and node not in found:
-            found[node] = None
+        if node in flow.blocks and node not in between:
+            between[node] = None
             waiting += node.all_input_nodes
-    return list(found)
+    return list(between)
 
 
 def _common(stacks: list[tuple[tuple[str, int], ...]]) -> list[tuple[str, int]]:
-    found = []
+    shared = []
     for level in zip(*stacks, strict=False):
         if any(entry != level[0] for entry in level):
             break
-        found.append(level[0])
-    return found
+        shared.append(level[0])
+    return shared
 
 
 def _unproved(

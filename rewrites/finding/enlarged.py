@@ -24,7 +24,7 @@ def enlarged(model: nn.Module, flow: Flow) -> list[Skipped]:
     """What makes (N, C, *size) larger with its channels as they are, by indices, repeats or writes in
     steps.
     """
-    found: dict[tuple[str, str], Skipped] = {}
+    skipped: dict[tuple[str, str], Skipped] = {}
     for node, op in flow.ops.items():
         owner = str(node.meta.get("owner") or "")
         module = model.get_submodule(owner)
@@ -39,8 +39,8 @@ def enlarged(model: nn.Module, flow: Flow) -> list[Skipped]:
         else:
             continue
         reason = f"a picture made larger by {how}, which is no known kind of up-sampling"
-        found.setdefault((owner, reason), Skipped(owner, "resize", type(module).__name__, reason))
-    return list(found.values())
+        skipped.setdefault((owner, reason), Skipped(owner, "resize", type(module).__name__, reason))
+    return list(skipped.values())
 
 
 def _first(node: fx.Node) -> fx.Node | None:

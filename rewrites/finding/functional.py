@@ -36,12 +36,12 @@ def scan_functional(model: nn.Module, flow: Flow) -> tuple[list[Site], list[Skip
         module = model.get_submodule(owner)
         if isinstance(module, _ConvNd):  # a module's own call
             continue
-        found = _site(model, owner, module, node, op, flow)
-        if isinstance(found, Site):
-            sites[found.name] = found
-        elif found:
+        answer = _site(model, owner, module, node, op, flow)
+        if isinstance(answer, Site):
+            sites[answer.name] = answer
+        elif answer:
             kind = "conv_transpose" if transposed else "resize_conv"
-            skipped[owner, found] = Skipped(owner, kind, op.name, found)
+            skipped[owner, answer] = Skipped(owner, kind, op.name, answer)
     return list(sites.values()), list(skipped.values())
 
 
@@ -84,13 +84,13 @@ def _site(model: nn.Module, owner: str, module: nn.Module, node: fx.Node, op: Op
     if others or _read_by_methods(module, weight):
         return f"its weight {weight} is read elsewhere too"
     nodes = [n for n, o in flow.ops.items() if o.kind == "conv" and o.args.get("weight") is op.args["weight"]]
-    found = matched(flow, name, (name,), layer, nodes)
-    if not isinstance(found, Site):
-        return found or "not always after a resize"
+    site = matched(flow, name, (name,), layer, nodes)
+    if not isinstance(site, Site):
+        return site or "not always after a resize"
     watched = enclosing(flow, model, (name,), nodes)
     if isinstance(watched, str):
         return watched
-    return replace(found, type=f"conv{n}d", options={**found.options, **where, **watched})
+    return replace(site, type=f"conv{n}d", options={**site.options, **where, **watched})
 
 
 def _computed(model: nn.Module, weight: Any) -> str:

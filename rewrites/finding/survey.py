@@ -54,14 +54,14 @@ def survey(
     flow = analyse(seen.graph, model)
     calls = _calls(flow, model)
     runs = _also_run(seen.graph, model, example_inputs)
-    found, refused, used = _convolutions(flow, model, calls, runs)
+    convolved, refused, used = _convolutions(flow, model, calls, runs)
     outlined, opaque = scan_functional(model, flow)
     bare, left = _resizes(flow, model, calls, used | flow.convolved | _read_by_replacements(flow, model))
-    found, varying = _unchanging(model, flow, calls, found, runs, example_inputs, notes)
+    convolved, varying = _unchanging(model, flow, calls, convolved, runs, example_inputs, notes)
     if not functional:
         opaque += [Skipped(s.name, s.kind, s.type, FUNCTIONAL) for s in outlined]
         outlined = []
-    sites += [*found, *bare, *outlined]
+    sites += [*convolved, *bare, *outlined]
     if convolutions:
         elsewhere = {name for site in sites for name in site.names}
         plain = [site for site in scan_conv(model) if site.name not in elsewhere]
@@ -105,15 +105,15 @@ def _convolutions(
         if not isinstance(module, (*CONVOLUTIONS, nn.Linear)) or isinstance(module, ConvReplacement):
             continue
         mine = names[id(module)]
-        found = matched(flow, path, mine, module, nodes)
-        if found is None:
+        answer = matched(flow, path, mine, module, nodes)
+        if answer is None:
             continue
-        if isinstance(found, Site):
-            found = _placed(found, flow, model, nodes, runs())
-        if isinstance(found, str):
-            skipped.append(Skipped(path, _kind(flow, nodes), type(module).__name__, found))
+        if isinstance(answer, Site):
+            answer = _placed(answer, flow, model, nodes, runs())
+        if isinstance(answer, str):
+            skipped.append(Skipped(path, _kind(flow, nodes), type(module).__name__, answer))
         else:
-            sites.append(found)
+            sites.append(answer)
         used |= {s for n in nodes for s in _sources(flow, n)}
     return sites, skipped, used
 
@@ -138,8 +138,8 @@ def _placed(
         return reason
     if site.kind == "pixel_shuffle":
         return site
-    found = enclosing(flow, model, site.names, nodes)
-    return found if isinstance(found, str) else replace(site, options={**site.options, **found})
+    place = enclosing(flow, model, site.names, nodes)
+    return place if isinstance(place, str) else replace(site, options={**site.options, **place})
 
 
 def _kind(flow: Flow, nodes: list[fx.Node]) -> str:
@@ -170,9 +170,9 @@ def _resizes(
         if not mine:
             continue
         module = model.get_submodule(path)
-        found = resize.match(flow, path, names[id(module)], module, mine) if len(mine) == len(nodes) else ""
-        if isinstance(found, Site):
-            sites.append(found)
+        answer = resize.match(flow, path, names[id(module)], module, mine) if len(mine) == len(nodes) else ""
+        if isinstance(answer, Site):
+            sites.append(answer)
             continue
         for node in mine:
             ends = ", ".join(sorted(set(flow.ends.get(node, ()))))

@@ -73,11 +73,11 @@ def analyse(graph: fx.Graph, root: nn.Module) -> Flow:
     flow = Flow({node: describe(node, root) for node in graph.nodes}, like)
     changed = _changed_through_views(graph)
     for node, op in flow.ops.items():
-        found = _transfer(node, op, flow) if node not in changed else None
+        blocks = _transfer(node, op, flow) if node not in changed else None
         if node in changed and op.kind == "resize" and _enlarges(node, op):
             flow.resizes[node] = "parts of its result are overwritten"
-        if found is not None and any(map(_is_resized, found.factors)):
-            flow.blocks[node] = found
+        if blocks is not None and any(map(_is_resized, blocks.factors)):
+            flow.blocks[node] = blocks
             continue
         for source in _sources(node, flow):
             if op.kind == "conv":
@@ -127,10 +127,10 @@ def _transfer(node: fx.Node, op: Op, flow: Flow) -> Blocks | None:
     if op.kind == "alias":
         return flow.blocks.get(op.args["input"])
     if op.kind == "channelwise":
-        found = flow.blocks.get(op.args["input"])
-        if found is None or not _movable(found):
+        blocks = flow.blocks.get(op.args["input"])
+        if blocks is None or not _movable(blocks):
             return None
-        return found if found.mode == "nearest" or op.name not in _KINKED else None
+        return blocks if blocks.mode == "nearest" or op.name not in _KINKED else None
     if op.kind == "pad":
         return _padded(op, flow)
     if op.kind == "item":
@@ -167,29 +167,29 @@ def _enlarges(node: fx.Node, op: Op) -> bool:
     return before is None or after is None or any(b < a for b, a in zip(before[2:], after[2:], strict=False))
 
 
-def _movable(found: Blocks) -> bool:
+def _movable(blocks: Blocks) -> bool:
     """Whether a function of the values keeps the margin what it is: a zero may become another number."""
-    return found.margin is None or found.margin[0] != "zeros"
+    return blocks.margin is None or blocks.margin[0] != "zeros"
 
 
 def _padded(op: Op, flow: Flow) -> Blocks | None:
     """Symmetric padding: with zeros; with the outermost pixels; or reflected by one pixel, which within a
     block is the same."""
-    found = flow.blocks.get(op.args["input"])
+    blocks = flow.blocks.get(op.args["input"])
     pads, mode = op.args["pads"], op.args["mode"]
-    if found is None or found.margin is not None or not isinstance(pads, list | tuple):
+    if blocks is None or blocks.margin is not None or not isinstance(pads, list | tuple):
         return None
     width = margin_of(pads)
     shape = shape_of(op.args["input"])
     if width is None or (shape is not None and len(shape) != len(width) + 2):
         return None
     if mode == "constant" and not op.args["value"]:
-        return replace(found, margin=("zeros", width))
-    if mode == "reflect" and found.mode == "nearest" and not all(
-        map(partial(within_blocks, width), found.factors)
+        return replace(blocks, margin=("zeros", width))
+    if mode == "reflect" and blocks.mode == "nearest" and not all(
+        map(partial(within_blocks, width), blocks.factors)
     ):  # fmt: skip
         return None
-    return replace(found, margin=(mode, width)) if mode in ("reflect", "replicate") else None
+    return replace(blocks, margin=(mode, width)) if mode in ("reflect", "replicate") else None
 
 
 def margin_of(pads: Sequence[Any]) -> tuple[int, ...] | None:
@@ -216,17 +216,21 @@ def _pointwise(node: fx.Node, flow: Flow) -> Blocks | None:
     margin: Margin | None = None
     axes = len(shape) - 2 if shape is not None and len(shape) > 2 else 2
     for operand in node.all_input_nodes:
-        found = flow.blocks.get(operand)
-        if found is None:
+        blocks = flow.blocks.get(operand)
+        if blocks is None:
             size = shape_of(operand)
             if size is None or any(d != 1 for d in size[-axes:]):
                 return None
             continue
-        if found.mode != "nearest" or not _movable(found) or (factors is not None and found.margin != margin):
+        if (
+            blocks.mode != "nearest"
+            or not _movable(blocks)
+            or (factors is not None and blocks.margin != margin)
+        ):
             return None
-        mine = found.over(channels_of(shape))
-        sources |= found.sources
-        margin = found.margin
+        mine = blocks.over(channels_of(shape))
+        sources |= blocks.sources
+        margin = blocks.margin
         factors = list(mine) if factors is None else [
             _combined(gcd, a, b) for a, b in zip(factors, mine, strict=False)
         ]  # fmt: skip
@@ -246,17 +250,17 @@ def _concatenated(op: Op, flow: Flow) -> Blocks | None:
         shape = shape_of(tensor)
         if shape is None or len(shape) < 3 or op.args["dim"] not in (1, 1 - len(shape)):
             return None
-        found = flow.blocks.get(tensor)
-        found = None if found is None or found.mode != mode else found
-        factors += found.over(shape[1]) if found is not None else [(1,)] * shape[1]
-        sources |= found.sources if found is not None else frozenset()
+        mine = flow.blocks.get(tensor)
+        mine = None if mine is None or mine.mode != mode else mine
+        factors += mine.over(shape[1]) if mine is not None else [(1,)] * shape[1]
+        sources |= mine.sources if mine is not None else frozenset()
     return Blocks(tuple(factors), sources, margins.pop(), mode)
 
 
 def _sliced(op: Op, flow: Flow) -> Blocks | None:
-    found = flow.blocks.get(op.args["input"])
+    blocks = flow.blocks.get(op.args["input"])
     shape = shape_of(op.args["input"])
-    if found is None or shape is None:
+    if blocks is None or shape is None:
         return None
     start, stop, step = op.args.get("start") or 0, op.args.get("stop"), op.args.get("step") or 1
     dim = op.args.get("dim", 0) % len(shape)
@@ -264,8 +268,8 @@ def _sliced(op: Op, flow: Flow) -> Blocks | None:
         return None
     if dim != 1:
         whole = start == 0 and step == 1 and (stop is None or stop >= shape[dim])
-        return found if whole or dim == 0 else None
-    return replace(found, factors=found.over(shape[1])[start:stop:step])
+        return blocks if whole or dim == 0 else None
+    return replace(blocks, factors=blocks.over(shape[1])[start:stop:step])
 
 
 def read_by(flow: Flow, call: fx.Node) -> fx.Node:
@@ -285,15 +289,15 @@ def _owner(node: fx.Node) -> object:
 def uses(flow: Flow, node: fx.Node, through: tuple[str, ...]) -> list[Any]:
     """The operations that read ``node``, seen through those of the kinds in ``through`` with no other operand
     (or, where they are affine maps of channels, none but their own weights)."""
-    found: list[Any] = []
+    readers: list[Any] = []
     for user in node.users:
         op = flow.ops[user]
         if op.kind == "item" and (op.args["index"] == 0 or not user.users):
-            found += uses(flow, user, through)  # of several results: the value, or one that nobody reads
+            readers += uses(flow, user, through)  # of several results: the value, or one that nobody reads
             continue
         alone = len(user.all_input_nodes) == 1 or (op.kind == "channelwise" and op.args["input"] is node)
         if op.kind in through and alone:
-            found += uses(flow, user, through)
+            readers += uses(flow, user, through)
         else:
-            found.append((user, op))
-    return found
+            readers.append((user, op))
+    return readers

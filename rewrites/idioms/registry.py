@@ -60,10 +60,10 @@ def matched(
     for idiom in _idioms.values():
         if idiom.match is None or idiom.kind == "resize":
             continue
-        found = idiom.match(flow, name, names, module, calls)
-        if isinstance(found, Site):
-            return found
-        reason = reason or found
+        answer = idiom.match(flow, name, names, module, calls)
+        if isinstance(answer, Site):
+            return answer
+        reason = reason or answer
     return reason
 
 
@@ -78,13 +78,13 @@ def check_site(site: Site, module: nn.Module) -> None:
         raise ValueError(str(error)) from error
     if site.kind != idiom.kind and not (has_one_tap(module) and site.kind == "resize"):
         raise ValueError(f"a {type(module).__name__} is no site of kind {site.kind}")
-    found = idiom.stated(site, own, module)
-    if found is None:
+    stated = idiom.stated(site, own, module)
+    if stated is None:
         raise ValueError(f"no {site.kind} with the options {own}")
-    if found != site.geometry:
-        raise ValueError(f"its geometry is {found} here, and {site.geometry} there")
+    if stated != site.geometry:
+        raise ValueError(f"its geometry is {stated} here, and {site.geometry} there")
     names = {cls.__name__ for cls in type(module).__mro__} | {f"Parametrized{type(module).__name__}"}
-    n = len(found.stride)
+    n = len(stated.stride)
     if site.type not in names | ({f"conv{n}d", f"conv_transpose{n}d"} if "owner" in site.options else set()):
         raise ValueError(f"its type is {site.type!r} there")
 

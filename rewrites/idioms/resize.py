@@ -56,10 +56,10 @@ def match(
             return f"{mode} resize by no integer factor"
         factor = tuple(map(int, scales))
     elif mode.startswith("nearest"):
-        found, reason = resize_factor(calls[0], flow.ops[calls[0]])
-        if found is None or module.scale_factor is None:
+        known, reason = resize_factor(calls[0], flow.ops[calls[0]])
+        if known is None or module.scale_factor is None:
             return reason or "resize to a fixed size: its factor changes with the input's"
-        factor = spread(found, n)
+        factor = spread(known, n)
     else:
         return f"{mode} resize" + (
             " with align_corners: its phases change from pixel to pixel" if module.align_corners else ""

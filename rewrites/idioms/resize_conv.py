@@ -67,11 +67,11 @@ def match_mode(
     options = plan(module, first)
     if isinstance(options, str):
         return options
-    found = geometry(module, options)
-    if isinstance(found, str):
-        return found
+    stated = geometry(module, options)
+    if isinstance(stated, str):
+        return stated
     kind = "resize" if has_one_tap(module) else "resize_conv"
-    return Site(name, names, kind, type(module).__name__, found, options)  # type: ignore[arg-type]
+    return Site(name, names, kind, type(module).__name__, stated, options)  # type: ignore[arg-type]
 
 
 def plan(module: _ConvNd, blocks: Blocks) -> dict[str, Any] | str:

@@ -87,9 +87,9 @@ def _settings() -> list[tuple[Any, str, Any]]:
         for owner in ("cudnn", "mkldnn")
         for part in ("conv", "rnn", "matmul")
     ]
-    found = [part for part in (cuda, *newer) if _has(part, "fp32_precision")]
-    if found:
-        return [*half, *((part, "fp32_precision", "ieee") for part in found)]
+    parts = [part for part in (cuda, *newer) if _has(part, "fp32_precision")]
+    if parts:
+        return [*half, *((part, "fp32_precision", "ieee") for part in parts)]
     return [*half, (cuda, "allow_tf32", False), (cudnn, "allow_tf32", False)]
 
 

@@ -55,8 +55,8 @@ def covers(
         at = start
         while at < stop:
             end = at
-            for a, b, found in claim.runs:
-                if a <= at and (b == ALL or at < b) and _is_multiple(found, factor, mode):
+            for a, b, mine in claim.runs:
+                if a <= at and (b == ALL or at < b) and _is_multiple(mine, factor, mode):
                     end = stop if b == ALL else b
             if end == at:
                 return False
@@ -64,24 +64,24 @@ def covers(
     return True
 
 
-def _is_multiple(found: Factor, factor: Sequence[int], mode: str) -> bool:
-    found = spread(found, len(factor))
-    if mode == "linear" or len(found) != len(factor):
-        return found == tuple(factor)
-    return all(a % b == 0 for a, b in zip(found, factor, strict=True))
+def _is_multiple(mine: Factor, factor: Sequence[int], mode: str) -> bool:
+    mine = spread(mine, len(factor))
+    if mode == "linear" or len(mine) != len(factor):
+        return mine == tuple(factor)
+    return all(a % b == 0 for a, b in zip(mine, factor, strict=True))
 
 
 def functions(names: Iterable[str]) -> frozenset[Any]:
     """The functions and methods of torch of these names, operators and those that write in place among
     them."""
-    found = set()
+    functions = set()
     for name in names:
         for variant in (name, f"{name}_", f"__{name}__", f"__r{name}__", f"__i{name}__"):
             for owner in (torch, F, Tensor):
                 function = getattr(owner, variant, None)
                 if callable(function) and not isinstance(function, type):
-                    found.add(function)
-    return frozenset(found)
+                    functions.add(function)
+    return frozenset(functions)
 
 
 POINTWISE = functions(
@@ -183,11 +183,11 @@ def _enlarged(result: Any, before: Claim | None, factor: Factor, mode: str) -> C
     runs: list[Run] = []
     at = 0
     if before is not None and before.margin is None and before.mode == mode == "nearest":
-        for a, b, found in before.runs:
+        for a, b, mine in before.runs:
             if a > at:
                 runs.append((at, a, factor))
-            n = max(len(found), len(factor))
-            runs.append((a, b, tuple(map(mul, spread(found, n), spread(factor, n)))))
+            n = max(len(mine), len(factor))
+            runs.append((a, b, tuple(map(mul, spread(mine, n), spread(factor, n)))))
             at = b
     stop = result.shape[1] if isinstance(result, Tensor) else ALL
     if at != ALL and (stop == ALL or at < stop):
@@ -263,19 +263,19 @@ def padded(result: Any, claim: Claim, pads: Any, mode: str = "constant", value: 
 def pointwise(result: Any, operands: Sequence[tuple[Any, Claim | None]]) -> Claim | None:
     """What is known of a function of corresponding pixels: what was known of all operands alike, those that
     are the same all over the picture aside."""
-    found: Claim | None = None
+    common: Claim | None = None
     for operand, claim in operands:
         if claim is None:
             axes = result.dim() - 2 if isinstance(result, Tensor) else 2
             if not isinstance(operand, Tensor) or any(d != 1 for d in operand.shape[-axes:]):
                 return None
-        elif (found is not None and claim != found) or not movable(claim) or claim.mode != "nearest":
+        elif (common is not None and claim != common) or not movable(claim) or claim.mode != "nearest":
             return None
         else:
-            found = claim
+            common = claim
             if isinstance(operand, Tensor) and operand.shape[1:] != result.shape[1:]:
                 return None
-    return found
+    return common
 
 
 def movable(claim: Claim) -> bool:

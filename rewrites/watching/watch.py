@@ -69,12 +69,12 @@ class Watch(TorchFunctionMode):
         return None
 
     def _operands(self, args: Any, kwargs: Any) -> list[tuple[Any, Claim | None]]:
-        found: list[tuple[Any, Claim | None]] = []
+        operands: list[tuple[Any, Claim | None]] = []
         for value in (*args, *kwargs.values()):
             for item in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(item, (Tensor, fx.Proxy)):
-                    found.append((item, self.claim(item)))
-        return found
+                    operands.append((item, self.claim(item)))
+        return operands
 
     def _follow(
         self, func: Any, args: Any, kwargs: Any, result: Any, before: list[tuple[Any, Claim | None]]

@@ -76,13 +76,13 @@ def cambridge_pairs(files: Files, pair: Callable[..., Any]) -> dict[str, list[An
             r, g, b = map(int, parts[:3])
             table[r << 16 | g << 8 | b] = group[parts[3]]
     pictures = {PurePosixPath(n).stem: n for n in files.pictures() if not n.endswith("_L.png")}
-    found: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
+    pairs: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
     for mask in (n for n in files.names if n.endswith("_L.png")):
         stem = PurePosixPath(mask).stem.removesuffix("_L")
         if stem not in pictures:
             raise ArgumentError(f"{files.root}/{mask}: no picture {stem}.png for it")
-        found[split_of(stem)].append(pair(files, pictures[stem], mask, partial(_indices, table)))
-    return found
+        pairs[split_of(stem)].append(pair(files, pictures[stem], mask, partial(_indices, table)))
+    return pairs
 
 
 def _indices(table: np.ndarray, mask: Image.Image) -> np.ndarray:

@@ -31,10 +31,10 @@ class Files:
         self.root = Path(root).expanduser()
         self._archive: tuple[int, zipfile.ZipFile] | None = None
         if self.root.is_dir():
-            found = [p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file()]
+            names = [p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file()]
         elif self.root.is_file():
             try:
-                found = [i.filename for i in self._zip().infolist() if not i.is_dir()]
+                names = [i.filename for i in self._zip().infolist() if not i.is_dir()]
             except zipfile.BadZipFile as error:
                 raise ArgumentError(
                     f"{self.root}: neither a folder nor a zip archive ({error}); give --data one of them"
@@ -42,7 +42,7 @@ class Files:
         else:
             raise ArgumentError(f"{self.root}: no such folder or zip archive")
         self.names = sorted(
-            n for n in found if not any(part.startswith((".", "__MACOSX")) for part in n.split("/"))
+            n for n in names if not any(part.startswith((".", "__MACOSX")) for part in n.split("/"))
         )
 
     def _zip(self) -> zipfile.ZipFile:
@@ -68,10 +68,10 @@ class Files:
     def open(self, name: str) -> Image.Image:
         """The picture, its header read. Raises ArgumentError, naming it, if it is none."""
         try:
-            found = Image.open(io.BytesIO(self.read(name)))
-            if math.prod(found.size) > LARGEST_PICTURE:
-                raise ValueError(f"{found.size[0]}x{found.size[1]} pixels are too many")
-            return found
+            image = Image.open(io.BytesIO(self.read(name)))
+            if math.prod(image.size) > LARGEST_PICTURE:
+                raise ValueError(f"{image.size[0]}x{image.size[1]} pixels are too many")
+            return image
         except ArgumentError:
             raise
         except (

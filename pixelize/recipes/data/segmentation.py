@@ -105,7 +105,7 @@ def _folder(files: Files, seed: int) -> dict[str, list[Pair]]:
     for name in pictures:
         path = PurePosixPath(name)
         by_folder.setdefault(path.parent.as_posix(), {})[path.stem] = name
-    found: dict[str, list[Pair]] = {}
+    by_part: dict[str, list[Pair]] = {}
     for folder, named in by_folder.items():
         path = PurePosixPath(folder)
         for masks, part in (
@@ -121,12 +121,12 @@ def _folder(files: Files, seed: int) -> dict[str, list[Pair]]:
                     f"{files.root}/{named[missing[0]]}: no mask {masks.as_posix()}/{missing[0]}.png for it "
                     f"({len(missing)} such pictures)"
                 )
-            found.setdefault(part, []).extend(
+            by_part.setdefault(part, []).extend(
                 _pair(files, named[stem], labels[stem]) for stem in sorted(named)
             )
-    if {"train", "val"} <= found.keys():
-        return {"train": found["train"], "val": found["val"], "test": found.get("test", found["val"])}
-    pairs = [pair for part in found.values() for pair in part]
+    if {"train", "val"} <= by_part.keys():
+        return {"train": by_part["train"], "val": by_part["val"], "test": by_part.get("test", by_part["val"])}
+    pairs = [pair for part in by_part.values() for pair in part]
     if not pairs:
         raise ArgumentError(
             f"{files.root}: no images/ beside a masks/ in it; the layouts are those of "

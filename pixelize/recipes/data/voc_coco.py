@@ -46,7 +46,7 @@ def voc_pairs(root: str, download: bool) -> Found:
         "train",
         "tvmonitor",
     )
-    found = {}
+    pairs = {}
     for part in ("train", "val"):
         try:
             voc = VOCSegmentation(root, "2012", part, download=download)
@@ -54,8 +54,8 @@ def voc_pairs(root: str, download: bool) -> Found:
             raise ArgumentError(
                 f"{root}: PASCAL VOC 2012 is not there ({error}); --download fetches it"
             ) from error
-        found[part] = [Pair(str(voc.masks[i]), partial(voc.__getitem__, i)) for i in range(len(voc.images))]
-    return {**found, "test": found["val"]}, classes, (IGNORE,)
+        pairs[part] = [Pair(str(voc.masks[i]), partial(voc.__getitem__, i)) for i in range(len(voc.images))]
+    return {**pairs, "test": pairs["val"]}, classes, (IGNORE,)
 
 
 def coco_pairs(root: str) -> Found:
@@ -66,7 +66,7 @@ def coco_pairs(root: str) -> Found:
     """
     from torchvision.datasets import CocoDetection
 
-    found = {}
+    pairs = {}
     classes: tuple[str, ...] = ()
     for part in ("train", "val"):
         try:
@@ -78,11 +78,11 @@ def coco_pairs(root: str) -> Found:
         categories = sorted(coco.coco.getCatIds())
         classes = ("background", *(c["name"] for c in coco.coco.loadCats(categories)))
         index_of = {c: i + 1 for i, c in enumerate(categories)}
-        found[part] = [
+        pairs[part] = [
             Pair(f"{root}, picture {coco.ids[i]}", partial(_coco_pair, coco, index_of, i))
             for i in range(len(coco))
         ]
-    return {**found, "test": found["val"]}, classes, (IGNORE,)
+    return {**pairs, "test": pairs["val"]}, classes, (IGNORE,)
 
 
 def _coco_pair(coco: Any, index_of: dict[int, int], i: int) -> tuple[Image.Image, np.ndarray]:

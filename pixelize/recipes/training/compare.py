@@ -67,12 +67,12 @@ def compare(
 
     Returns what ``results.json`` holds (on the main process).
     """
-    found = {arm: ArmResult(arm) for arm in arms}
+    results = {arm: ArmResult(arm) for arm in arms}
     folders = [Path(s.out) / f"{arm}-seed{seed}" for seed in s.seed_list() for arm in arms]
     models: dict[str, nn.Module] = {}
     with bars(accelerator) as shown:
         for seed in s.seed_list():
-            for arm, result in found.items():
+            for arm, result in results.items():
                 folder = Path(s.out) / f"{arm}-seed{seed}"
                 torch.manual_seed(mixed(seed, 7))
                 model, trial = make(arm, seed)
@@ -96,4 +96,4 @@ def compare(
     folder = Path(s.out)
     with torch.no_grad():
         pictures = draw(folder, models) if draw is not None else {}
-    return write_results(folder, title, list(found.values()), {**asdict(s), **(notes or {})}, pictures)
+    return write_results(folder, title, list(results.values()), {**asdict(s), **(notes or {})}, pictures)

@@ -44,11 +44,11 @@ def samples(seed: int, first: int, count: int, n: int) -> list[Sample]:
     """Samples number ``first`` to ``first + count - 1`` of a run over ``n`` samples; an epoch's end may fall
     inside.
     """
-    found = []
+    places = []
     for p in range(first, first + count):
         epoch = p // n
-        found.append((epoch, permutation(seed, epoch, n)[p % n]))
-    return found
+        places.append((epoch, permutation(seed, epoch, n)[p % n]))
+    return places
 
 
 class StepBatches(Sampler[list[Sample]]):

@@ -83,8 +83,8 @@ def differences(arms: list[ArmResult], metrics: list[str]) -> str:
     header = [f"minus `{first.arm}`", "pairs", *metrics]
     rows = []
     for arm in others:
-        found = [difference(arm.by_seed(m), first.by_seed(m)) for m in metrics]
-        rows.append([arm.arm, str(found[0].pairs), *map(str, found)])
+        by_metric = [difference(arm.by_seed(m), first.by_seed(m)) for m in metrics]
+        rows.append([arm.arm, str(by_metric[0].pairs), *map(str, by_metric)])
     return markdown([header, *rows])
 
 
@@ -144,13 +144,13 @@ def write_results(
 def curves(arms: list[ArmResult]) -> Curves:
     """Every metric over the steps: its mean over the seeds, a line for each arm."""
     names = [n for n in arms[0].histories[0][-1] if n not in ("step", "seconds")]
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in names}
+    points: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in names}
     for arm in arms:
         for rows in zip(*arm.histories, strict=False):
             for name in names:
                 mean = statistics.fmean(row[name] for row in rows)
-                found[name].setdefault(arm.arm, []).append((rows[0]["step"], mean))
-    return found
+                points[name].setdefault(arm.arm, []).append((rows[0]["step"], mean))
+    return points
 
 
 def _cell(arm: ArmResult, metric: str) -> str:

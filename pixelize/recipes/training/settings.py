@@ -98,14 +98,14 @@ def read_yaml(path: str, known: Iterable[str]) -> dict[str, Any]:
 
     try:
         with open(path, encoding="utf-8") as file:
-            found = yaml.load(file, yaml.BaseLoader) or {}
+            lines = yaml.load(file, yaml.BaseLoader) or {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ArgumentError(f"--config {path}: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(lines, dict):
         raise ArgumentError(
-            f"--config {path}: it must hold lines `name: value`, not a {type(found).__name__}"
+            f"--config {path}: it must hold lines `name: value`, not a {type(lines).__name__}"
         )
-    given = {str(name).replace("-", "_"): value for name, value in found.items()}
+    given = {str(name).replace("-", "_"): value for name, value in lines.items()}
     wrong = sorted(given.keys() - set(known))
     if wrong:
         raise ArgumentError(f"--config {path}: no setting {wrong[0]!r}; there are {', '.join(sorted(known))}")
