@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -199,8 +200,8 @@ def table(result: dict[str, Any]) -> str:
         "over seeds; in brackets the difference from the control, paired by seed, with its 95 % interval",
         "(dcl-k3 is the control of the arms from scratch, `control, longer` that of the converted one, the",
         "model as it was that of a repaired one). Dice of held-back volumes; the logits' artifact by",
-        "`pixelize.checkerboard_nd`, highest figure; PSNR of the logits to those before. Made by",
-        "`benchmarks/volumes.py`.",
+        "`pixelize.checkerboard_nd`, highest figure; PSNR of the logits to those before, of seeds that were",
+        "changed. Made by `benchmarks/volumes.py`.",
         "",
         f"| arm | seeds | steps | {' | '.join(MEASURES)} | PSNR |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -215,7 +216,7 @@ def table(result: dict[str, Any]) -> str:
             mean = sum(own.values()) / len(own)
             cells.append(f"{mean:.1f}" + (f" ({difference(own, other)})" if arm != control else ""))
         steps = sum(rows[arm]["steps"] for rows in both.values()) / len(both)
-        kept = [rows[arm]["PSNR"] for rows in both.values() if "PSNR" in rows[arm]]
+        kept = [rows[arm]["PSNR"] for rows in both.values() if rows[arm].get("PSNR", math.inf) < math.inf]
         cells.append(f"{sum(kept) / len(kept):.1f}" if kept else "")
         lines.append(f"| {arm} | {len(both)} | {steps:.0f} | {' | '.join(cells)} |")
     changes = [rows[TUNED[1]]["change by conversion"] for rows in seeds.values()]

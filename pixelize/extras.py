@@ -18,6 +18,7 @@ MODULES = {
     "transformers": ("transformers",),
     "torchvision": ("torchvision",),
     "spandrel": ("spandrel",),
+    "audio": ("soundfile",),
     "onnx": ("onnx", "onnx2torch"),
 }
 """The import names that each extra brings, as far as this package imports them itself."""

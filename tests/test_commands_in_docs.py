@@ -20,6 +20,7 @@ from test_docs import PAGES
 from test_repair_command import CODE
 from test_repair_files import _squared, original
 from test_repair_forms import QUICK, super_resolution
+from torch import nn
 
 from pixelize.sources.pictures import drawn
 
@@ -76,6 +77,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "from torch import nn\ngenerator = lambda: nn.Sequential(nn.ConvTranspose2d(8, 3, 4, 2, 1))\n"
     )
     np.save("latents.npy", np.random.default_rng(0).normal(size=(8, 8, 16, 16)).astype(np.float32))
+    _sounds_and_volumes()
     vae = diffusers.AutoencoderKL(
         block_out_channels=(8, 16), norm_num_groups=2, latent_channels=2,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
@@ -86,6 +88,29 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.save(smp.Linknet(encoder_weights=None).state_dict(), "trained.pt")
     Path("before.pt").hardlink_to("trained.pt")
     return tmp_path
+
+
+def _sounds_and_volumes() -> None:
+    """Models of them, by the files' names that the commands have."""
+    soundfile, rng = pytest.importorskip("soundfile"), np.random.default_rng(0)
+    for folder in ("speech", "volumes"):
+        Path(folder).mkdir()
+        for number in range(6):
+            if folder == "speech":
+                soundfile.write(f"speech/{number}.wav", rng.normal(size=2400) / 9, 16000)
+            else:
+                np.save(f"volumes/{number}.npy", rng.normal(size=(1, 1, 18, 18, 18)).astype(np.float32))
+    soundfile.write("speech.wav", rng.normal(size=2400) / 9, 16000)
+    np.save("volumes.npy", rng.normal(size=(2, 18, 18, 18)))
+    for file, name, n in (("codec", "Codec", 1), ("networks", "UNet3d", 3)):
+        with open(f"{file}.py", "a") as code:
+            code.write(
+                f"\nclass {name}(nn.Sequential):\n    def __init__(self):\n        super().__init__("
+                f"nn.AvgPool{n}d(2), nn.ConvTranspose{n}d(1, 1, 4, 2, 1))\n"
+            )
+    Path("codec.py").write_text("from torch import nn\n" + Path("codec.py").read_text())
+    torch.save(nn.Sequential(nn.AvgPool1d(2), nn.ConvTranspose1d(1, 1, 4, 2, 1)).state_dict(), "codec.pth")
+    torch.save(nn.Sequential(nn.AvgPool3d(2), nn.ConvTranspose3d(1, 1, 4, 2, 1)).state_dict(), "unet3d.pth")
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ app = typer.Typer(
 - `pixelize diagnose model.pth --data photos/` tells which layer makes it, if one does
 
 - `pixelize report model.pth --data photos/` measures it and shows it on a page; `pixelize measure` does for
-  pictures alone
+  pictures, sounds and volumes alone
 
 - `pixelize inspect smp:Linknet` finds the layers that up-sample
 
@@ -51,8 +51,8 @@ given with `--arch`), or `.onnx`; a folder of diffusers, transformers or `pixeli
 `diffusers:FOLDER_OR_ID`; `transformers:FOLDER_OR_ID`; `package.module:callable?key=value`;
 `file.py:callable`.
 
-**DATA** is a picture, a folder or `.zip` of pictures, an `.npy` or `.npz` file, or a shape such as
-`1x3x64x64`.
+**DATA** is a picture, a sound (`.wav`, `.flac`, `.ogg`), an `.npy` or `.npz` file, a folder of any of these,
+a `.zip` of pictures or sounds, or a shape such as `1x3x64x64`.
 
 {EXIT_CODES}""",
 )

@@ -21,7 +21,9 @@ from pixelize.diagnosis.reruns import SAMPLES
 @takes_model()
 def diagnose_command(
     options: ModelOptions,
-    count: Annotated[int, typer.Option(min=1, max=SAMPLES, help="Pictures, or samples to draw.")] = SAMPLES,
+    count: Annotated[
+        int, typer.Option(min=1, max=SAMPLES, help="Pictures or sounds, or samples to draw.")
+    ] = SAMPLES,
     crop: Annotated[int, typer.Option(min=16, help="Larger pictures are cut to crops of this.")] = 256,
 ) -> None:
     """Which layer makes the checkerboard: an up-sampler, its phases in the wrong order, the inputs, tiles, or
@@ -35,6 +37,8 @@ def diagnose_command(
     - `pixelize diagnose 4x_mine.pth --data photos/`
 
     - `pixelize diagnose diffusers:sd/vae --data photos/ --json`
+
+    - `pixelize diagnose codec.pth --arch codec.py:Codec --data speech/`
     """
     with progress("reading the model") as tell:
         opened = options.open()

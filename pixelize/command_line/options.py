@@ -46,8 +46,8 @@ Data = Annotated[
     list[str] | None,
     typer.Option(
         "--data", "-d", metavar="DATA",
-        help="Picture, folder, .zip, .npy, .npz or a shape (1x3x64x64); may be repeated. By default drawn "
-        "pictures or random latents, whichever the model takes.",
+        help="Picture, sound, folder, .zip, .npy, .npz or a shape (1x3x64x64); may be repeated. By default "
+        "drawn pictures or random latents, whichever the model takes.",
     ),
 ]  # fmt: skip
 Size = Annotated[str, typer.Option(metavar="H[xW]", help="Resize pictures to this height and width.")]
@@ -198,8 +198,10 @@ def runnable(model: nn.Module, batches: list[Any]) -> list[Any]:
         return [selected(b, slice(n, n + 1), m) for b in batches for m in [samples_of(b)] for n in range(m)]
     if trouble:
         first = batches[0]
+        whole = isinstance(first, Tensor) and not first.is_floating_point()
         odd = isinstance(first, Tensor) and first.dim() == 4 and any(n % 32 for n in first.shape[2:])
         hint = ": some models need sides that are multiples of 32 (--crop 96, --size 256)" if odd else ""
+        hint = ": its numbers are whole, and most models take floating-point ones" if whole else hint
         raise ArgumentError(f"the model {trouble} an input of shape {shape_of(first)}{hint}")
     return batches
 

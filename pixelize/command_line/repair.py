@@ -60,13 +60,15 @@ def repair_command(
             "(.patch.safetensors) and a page (.html).",
         ),
     ],
-    count: Annotated[int, typer.Option(min=2, help="Pictures, crops of them or latents to fit on.")] = 256,
+    count: Annotated[
+        int, typer.Option(min=2, help="Pictures, crops of them, sounds or latents to fit on.")
+    ] = 256,
     crop: Annotated[
         int,
         typer.Option(min=16, help="Pictures larger than this, or of several sizes, are cut to crops of it."),
     ] = 128,
     patch: Annotated[bool, typer.Option("--patch/--no-patch", help="Write the patch.")] = True,
-    page: Annotated[bool, typer.Option("--page/--no-page", help="Write the page.")] = True,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Write the page (of pictures).")] = True,
 ) -> None:
     """Take the checkerboard out of a model's file: the same keys, types and everything else, other numbers in
     the layers that make it. Nothing is trained, and no labels are needed.
@@ -83,6 +85,10 @@ def repair_command(
     - `pixelize repair sd/vae --data photos/ --out sd/vae-repaired`
 
     - `pixelize repair detector.onnx --data pages/ --scale imagenet --out repaired.onnx`
+
+    - `pixelize repair codec.pth --arch codec.py:Codec --data speech/ --out repaired.pth`
+
+    - `pixelize repair unet3d.pth --arch networks.py:UNet3d --data volumes/ --out repaired.pth`
     """  # fmt: skip
     with progress("reading the model") as tell:
         opened = options.open()
@@ -114,7 +120,7 @@ def repair_command(
     if code == 0:
         with progress("writing") as tell:
             written = _write(opened, repaired, out, samples[0], patch, done, options.source)
-            if page:
+            if page and done.made == "pictures":
                 tell("drawing")
                 real, period = options.data is not None, _page_period(done)
                 written.files.extend(_page(opened, repaired, samples, out, told, real, period))
@@ -177,7 +183,8 @@ def _verdict(done: RepairReport) -> tuple[str, int]:
 
 def _help(done: RepairReport) -> str:
     few = done.samples and done.samples < 64
-    more = "more pictures (--count, --data)" if few else "other pictures, larger ones (--crop)"
+    more = f"more {done.made} (--count, --data)" if few else f"other {done.made}, larger ones"
+    more += " (--crop)" if not few and done.made == "pictures" else ""
     return (
         f"{more}; pixelize diagnose MODEL, which tells what makes the pattern; or training: "
         "pixelize finetune repair"

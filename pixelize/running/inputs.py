@@ -27,8 +27,8 @@ def default_inputs(model: nn.Module, count: int = 64, seed: int = 0) -> tuple[li
         example = adapter.example_inputs(model) if adapter else None
     except ValueError as error:
         raise ArgumentError(
-            f"{error}; on the command line, --data with a shape such as 1x3x64x64, a picture, a folder or "
-            "an .npy file"
+            f"{error}; on the command line, --data with a shape such as 1x3x64x64, a picture, a sound, a "
+            "folder or an .npy file"
         ) from None
     if not isinstance(example, Tensor) or example.device.type == "meta":
         return [example], "one example made for its library"
@@ -38,10 +38,14 @@ def default_inputs(model: nn.Module, count: int = 64, seed: int = 0) -> tuple[li
     return list(samples.split(BATCH)), f"{count} inputs of {shape} random numbers (seed {seed})"
 
 
-def picture_channels(model: nn.Module) -> int | None:
-    """How many channels the model's first convolution takes, None if it has none."""
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    return None if first is None else first.in_channels
+def input_channels(model: nn.Module) -> int | None:
+    """How many channels the model's first convolution of pictures takes, or else of waveforms or volumes;
+    None if it has none."""
+    for kind in (nn.Conv2d, nn.Conv1d, nn.Conv3d):
+        first = next((m for m in model.modules() if isinstance(m, kind)), None)
+        if first is not None:
+            return first.in_channels
+    return None
 
 
 def one_sample(inputs: Any) -> Any:

@@ -3,21 +3,20 @@
 ===================  ===============================================================================
 ``1x3x64x64``        a shape: normally distributed numbers, from a seed; ``AxB,CxD`` for two arguments
 ``photo.png``        a picture; ``photos/`` and ``photos.zip``: all in there, in the order of their names
-``latents.npy``      an array, as it is; ``inputs.npz``: keyword arguments by name
+``speech.wav``       a waveform (1, channels, samples) in [-1, 1]; ``sounds/``, a folder without pictures
+``latents.npy``      an array, as it is; ``inputs.npz``: keyword arguments by name; ``volumes/``, a folder
+                     without pictures and sounds: an input of each array file
 ===================  ===============================================================================
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +24,11 @@ from torch import Tensor, nn
 
 from pixelize.errors import ArgumentError
 from pixelize.running.inputs import BATCH, default_inputs, shape_of
-from pixelize.sources.pictures import PassedOver, Place, drawn, frames, listed, sides_of
+from pixelize.sources.arrays import ARRAYS, array_file, read_array
+from pixelize.sources.pictures import PassedOver, Place, drawn, ending_of, frames, listed, sides_of
 from pixelize.sources.preparation import Preparation
+from pixelize.sources.sounds import SOUNDS, waveforms
 
-LARGEST_ARRAY = 2**32
-"""Bytes of an array in an archive, unpacked, at most."""
 _SHAPE = re.compile(r"\d+(x\d+)+(,\d+(x\d+)+)*", re.IGNORECASE)
 
 
@@ -47,25 +46,30 @@ def read_inputs(
     Args:
         names: see the module's documentation. preparation: what the model's library does to pictures; by
         default they are left in [0, 1]. size: (height, width) to resize pictures to. count: how many
-        pictures are read, or crops cut, at most. seed: of the numbers that a shape is filled with, and of
-        the places of crops. crop: cut pictures of several sizes, and those larger than this, into crops of
-        this side, or of as much as the smallest picture has; 0 leaves them whole.
+        pictures, sounds or a folder's array files are read, or crops cut, at most. seed: of the numbers that
+        a shape is filled with, and of the places of crops. crop: cut pictures of several sizes, and those
+        larger than this, into crops of this side, or of as much as the smallest picture has; 0 leaves them
+        whole.
 
-    Pictures that cannot be read are passed over, with a warning that names them.
+    Pictures and sounds that cannot be read are passed over, with a warning that names them.
 
     Raises:
-        ArgumentError: no such file, no picture that can be read, or a name that means nothing.
+        ArgumentError: no such file, no picture or sound that can be read, sounds of several rates, or a name
+            that means nothing.
     """
     preparation = preparation or Preparation()
     generator = torch.Generator().manual_seed(seed)
     inputs: list[Any] = []
     files: list[Place] = []
+    sounds: list[Place] = []
     for name in names:
         path = Path(name).expanduser()
-        if path.suffix.lower() in (".npy", ".npz") and path.exists():
-            inputs.append(_array(path))
-        elif path.exists():
-            files += listed(name)
+        if path.exists():
+            places = listed(name, SOUNDS, ARRAYS)
+            if ending_of(places[0]) in ARRAYS:
+                inputs += [read_array(array_file(place)) for place in places[:count]]
+            else:
+                (sounds if ending_of(places[0]) in SOUNDS else files).extend(places)
         elif _SHAPE.fullmatch(name):
             inputs.append(_random(name, generator))
         else:
@@ -95,6 +99,7 @@ def read_inputs(
         pictures = islice((p for p in map(decode, files) if p is not None), count)
     prepared = (preparation(padded(picture, preparation)) for picture in pictures)
     batches = _batches(prepared, 1 if preparation.single else BATCH)
+    batches += _batches(waveforms(sounds, passed, preparation.rate, grey, count), BATCH)
     passed.tell(bool(batches))
     return inputs + batches
 
@@ -219,46 +224,6 @@ def _random(name: str, generator: torch.Generator) -> Any:
             raise ArgumentError(f"{name}: a shape of nothing, or of more than 8 GiB")
     tensors = tuple(torch.randn(shape, generator=generator) for shape in shapes)
     return tensors if len(tensors) > 1 else tensors[0]
-
-
-def _array(path: Path) -> Any:
-    try:
-        if not zipfile.is_zipfile(path):
-            with open(path, "rb") as file:
-                _check_size(file, path.stat().st_size)
-            return _tensor(np.load(path, allow_pickle=False), str(path))
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                with archive.open(member) as stream:
-                    _check_size(stream, min(member.file_size, LARGEST_ARRAY))
-        with np.load(path, allow_pickle=False) as loaded:
-            return {name: _tensor(loaded[name], f"{path}[{name}]") for name in loaded.files}
-    except ArgumentError:
-        raise
-    except (
-        ValueError, OSError, EOFError, KeyError, RuntimeError, NotImplementedError, MemoryError, zlib.error,
-        zipfile.BadZipFile,
-    ) as error:  # fmt: skip
-        raise ArgumentError(
-            f"{path}: not an array file that numpy reads, or one of Python objects"
-        ) from error
-
-
-def _check_size(stream: IO[bytes], size: int) -> None:
-    """Raises ValueError if an array's header promises more than ``size`` bytes: numpy makes room for it."""
-    major, _ = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-    shape, _, kind = read(stream)
-    if math.prod(shape) * kind.itemsize > size:
-        raise ValueError(f"an array of shape {shape} in {size} bytes")
-
-
-def _tensor(array: np.ndarray, told: str) -> Tensor:
-    if array.dtype.kind not in "buif" or array.size == 0:
-        raise ArgumentError(f"{told}: {array.dtype} of shape {array.shape}; numbers are needed")
-    native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-    tensor = torch.from_numpy(native)
-    return tensor.float() if array.dtype.kind == "f" else tensor
 
 
 def _batches(pictures: Iterable[Tensor], size: int = BATCH) -> list[Tensor]:

@@ -15,7 +15,7 @@ from pixelize.checkpoints.model_folder import read_folder
 from pixelize.conversion.saved import load
 from pixelize.conversion.saved_plan import PLAN
 from pixelize.errors import ArgumentError, LoadError
-from pixelize.running.inputs import picture_channels
+from pixelize.running.inputs import input_channels
 from pixelize.sources.models import build_model, has_weights, library_folder
 from pixelize.sources.onnx_graph import onnx_model
 from pixelize.sources.original_names import fill_renamed
@@ -149,4 +149,6 @@ def _of_folder(name: str, scheme: str, folder: Path, options: Mapping[str, Any])
 
 def _prepared(name: str, model: nn.Module, folder: Path | None = None) -> Preparation:
     known = preparation_of(name.partition(":")[0], model, folder)
-    return replace(known, channels=known.channels or picture_channels(model))
+    rate = getattr(getattr(model, "config", None), "sampling_rate", None)
+    channels = known.channels or input_channels(model)
+    return replace(known, channels=channels, rate=rate if isinstance(rate, int) else None)

@@ -61,34 +61,39 @@ class PassedOver:
             warnings.warn(f"passed over: {listing}", PixelizeWarning, stacklevel=3)
 
 
-def listed(name: str) -> list[Place]:
-    """The files of pictures, and of videos, that ``name`` stands for, in the order of their names.
+def listed(name: str, *others: tuple[str, ...]) -> list[Place]:
+    """The files of pictures, and of videos, that ``name`` stands for, in the order of their names; where a
+    folder or an archive has none, those of the first of ``others`` (endings) that it has any of.
 
     Raises ArgumentError for a folder or an archive without any in it.
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        there = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES + VIDEOS and not _hidden(p, path))
-        inside = sorted(p for p in there if p.is_file())  # no pipe, which would be waited for
-        files: list[Place] = [(str(p), None) for p in inside]
+        there = sorted(p for p in path.rglob("*") if not _hidden(p, path))
+        places: list[Place] = [
+            (str(p), None) for p in there if p.is_file()
+        ]  # no pipe, it would be waited for
     elif path.suffix.lower() == ".zip":
         try:
             with zipfile.ZipFile(path) as archive:
                 names = sorted(i.filename for i in archive.infolist() if not i.is_dir())
         except (zipfile.BadZipFile, OSError, ValueError) as error:
             raise ArgumentError(f"{name}: not a readable zip archive ({error})") from error
-        kept = [
-            n
-            for n in names
-            if n.lower().endswith(SUFFIXES + VIDEOS) and not n.split("/")[0].startswith("__MACOSX")
-        ]
-        files = [(str(path), n) for n in kept]
+        places = [(str(path), n) for n in names if not n.split("/")[0].startswith("__MACOSX")]
     else:
         return [(str(path), None)]
-    if not files:
-        kind = "folder" if path.is_dir() else "zip archive"
-        raise ArgumentError(f"{name}: a {kind} without pictures ({', '.join(SUFFIXES[:4])}, ...)")
-    return files
+    for endings in (SUFFIXES + VIDEOS, *others):
+        files = [place for place in places if ending_of(place) in endings]
+        if files:
+            return files
+    kind = "folder" if path.is_dir() else "zip archive"
+    more = f", or any of {', '.join(e for endings in others for e in endings)}" if others else ""
+    raise ArgumentError(f"{name}: a {kind} without pictures ({', '.join(SUFFIXES[:4])}, ...){more}")
+
+
+def ending_of(place: Place) -> str:
+    """``".png"``"""
+    return Path(place[1] or place[0]).suffix.lower()
 
 
 def frames(
@@ -102,7 +107,7 @@ def frames(
 
     ``size``: (height, width) to resize to. Raises UnreadableError if it cannot be read.
     """
-    require("cli", _told(place))
+    require("cli", told(place))
     from PIL import Image, ImageSequence
 
     with _readable(place) as animation:
@@ -120,7 +125,7 @@ def frames(
 
 def sides_of(place: Place) -> tuple[int, int]:
     """A picture's height and width, of its header alone. Raises UnreadableError if it cannot be read."""
-    require("cli", _told(place))
+    require("cli", told(place))
     with _readable(place) as image:
         return image.size[1], image.size[0]
 
@@ -131,23 +136,24 @@ def _readable(place: Place) -> Iterator[Any]:
     may raise anything of a damaged file."""
     from PIL import Image
 
-    told = _told(place)
-    if told.lower().endswith(VIDEOS):
-        name = Path(told).name
+    name = told(place)
+    if name.lower().endswith(VIDEOS):
         raise UnreadableError(
-            f"{told}: a video; write its frames as pictures first: ffmpeg -i {name} frames/%05d.png"
+            f"{name}: a video; write its frames as pictures first: "
+            f"ffmpeg -i {Path(name).name} frames/%05d.png"
         )
     try:
-        with _opened(*place) as file, Image.open(file) as image:
+        with opened(*place) as file, Image.open(file) as image:
             _check_pixels(image.size)
             yield image
     except _RefusedError as error:
-        raise UnreadableError(f"{told}: {error}") from error
+        raise UnreadableError(f"{name}: {error}") from error
     except Exception as error:
-        raise UnreadableError(f"{told}: not a readable picture ({type(error).__name__})") from error
+        raise UnreadableError(f"{name}: not a readable picture ({type(error).__name__})") from error
 
 
-def _told(place: Place) -> str:
+def told(place: Place) -> str:
+    """A file's name as it is told to people."""
     return "/".join(part for part in place if part)
 
 
@@ -201,7 +207,8 @@ def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _opened(path: str, inside: str | None) -> IO[bytes]:
+def opened(path: str, inside: str | None) -> IO[bytes]:
+    """The file at a place. Raises ValueError for what is too large in an archive."""
     if inside is None:
         return open(path, "rb")
     with zipfile.ZipFile(path) as archive:

@@ -21,6 +21,7 @@ class Preparation:
     ``mean`` is taken out of the channels and ``deviation`` divided by; ``channels`` is how many the model
     takes, None where that is not known. Sides are a multiple of ``multiple``, at least ``minimum``, equal if
     ``square``, or ``size`` (height, width) where the model takes no other. ``single``: one picture at a time.
+    ``rate``: samples a second of the sounds that it takes, where its configuration tells.
     """
 
     mean: tuple[float, ...] = ()
@@ -31,6 +32,7 @@ class Preparation:
     square: bool = False
     size: tuple[int, int] | None = None
     single: bool = False
+    rate: int | None = None
 
     def __call__(self, picture: Tensor) -> Tensor:
         """One picture (C, H, W) as the model takes it."""
