@@ -114,6 +114,10 @@ FORMS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], Callable[[Any], dict[
     "bfloat16.safetensors": (
         lambda s: {k: v.bfloat16() for k, v in s.items()}, lambda t: {k: v.float() for k, v in t.items()}
     ),
+    "float8.pth": (
+        lambda s: {k: v.to(torch.float8_e4m3fn) for k, v in s.items()},
+        lambda t: {k: v.float() for k, v in t.items()},
+    ),
     "parallel.safetensors": (
         lambda s: {f"module.{k}": v for k, v in s.items()} | {"step": torch.tensor(4)},
         lambda t: {k.removeprefix("module."): v for k, v in t.items() if k != "step"},
@@ -161,6 +165,7 @@ def test_a_checkpoint_of_any_form_becomes_the_same_but_for_what_was_refitted(
     out = tmp_path / "new" / name
     code, told, err = run(name, "--arch", "grid.py:Net", *OPTIONS, "--out", str(out))
     assert (code, err) == (0, ""), told + err
+    assert ("rounds that much" in " ".join(told.split())) == name.startswith("float8")
     before, after = read(path), read(out)
     (changed,) = difference(before, after)
     assert changed.endswith("1.weight") and ("ema" in changed) == ("ema" in name)

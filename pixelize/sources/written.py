@@ -27,6 +27,8 @@ from pixelize.sources.opened import OpenedModel
 
 CLOSE = 1e-4
 """Relative error that rounding may make between a float32 file's model and the repaired one."""
+ROUNDED = 5e-3
+"""Relative error from which a file of few bits is said to hold another model than was measured."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,10 @@ def write_repaired(
             raise PixelizeError(
                 f"{out}: not written: what it would hold differs from the repaired model (relative error "
                 f"{error:.2g})"
+            )
+        if error > ROUNDED:
+            checks.append(
+                "the file's type rounds that much: more of the pattern may be left in it than is told above"
             )
     files = checkpoint.write(out, values)
     if patch is not None:
