@@ -11,6 +11,7 @@ that nothing was fitted to:
 
 - the lines over what lies around them, by ``pixelize.checkerboard_nd`` with period 32, in windows of 32 and 256
   periods: the highest, and the mean of the five that were highest before;
+- how far tones lie below the speech;
 - the signal-to-noise ratio of the waveform to the one before; the largest change of the spectrum away from
   these frequencies in bands of 1/64 cycle per sample.
 
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 
 import pixelize
 from pixelize.benchmarking.machine import describe_machine
+from pixelize.measure.any_levels import measure_any
 from pixelize.measure.content import content_change
 from pixelize.measure.decibels import decibels
 from pixelize.measure.notch import depths_of
@@ -170,8 +172,11 @@ def run() -> dict[str, Any]:
     }
     for name, remedy in remedies.items():
         rows[name] = measure(before, [remedy(y) for y in before])
+    loudness = decibels(sum(float(y.square().mean()) for y in before) / len(before))
+    seen = measure_any(before, [PERIOD])
+    tones = {p.name: p.tone for p in seen.patterns if p.over > 0}
     return {
-        "machine": describe_machine("cpu", 1), "rows": rows, "conversion": error, "sites": sites,
+        "machine": describe_machine("cpu", 1), "rows": rows, "tones": tones, "loudness": loudness, "conversion": error, "sites": sites,
         "repaired": [site.name for site in report.repaired], "report": str(report),
     }  # fmt: skip
 
@@ -193,7 +198,11 @@ def table(result: dict[str, Any]) -> str:
         levels = [f"{row[f]['highest']:.1f} ({row[f]['five']:.1f})" for f in ("256 periods", "32 periods")]
         kept = [f"{row['SNR']:.1f}", f"{row['spectrum']:+.2f}"] if "SNR" in row else ["", ""]
         lines.append(f"| {name} | {' | '.join(levels + kept)} |")
+    tones = [f"{-tone:.0f} at {f}" for f, tone in result["tones"].items()]
     lines += [
+        "",
+        f"Decibels by which the tones that stand out lie below the speech, which has {result['loudness']:.1f} dB of full scale:",
+        f"{', '.join(tones)} of the sampling rate.",
         "",
         f"Repaired: {', '.join(result['repaired']) or 'nothing'}, in {result['rows']['repaired']['seconds']:.0f} s. Converted to iPixelDCL1d",
         f"({len(result['sites'])} layers), the waveforms in float64 differ by {result['conversion']:.1e}.",

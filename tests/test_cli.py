@@ -230,7 +230,9 @@ def test_bench_times_layers_and_models(run):
     assert code == 0 and rows[0]["contender"] == "ConvTranspose2d" and rows[0]["ratio"] == 1
     code, out, _ = run("bench", "nets.py:Net", "-i", "1x3x16x16", *options)
     rows = json.loads(out)["rows"]
-    assert code == 0 and [r["contender"] for r in rows] == ["as it came", "ipixeldcl", "pixeldcl"]
+    contenders = ["as it came", "ipixeldcl", "pixeldcl", "ipixeldcl, depthwise"]
+    assert code == 0 and [r["contender"] for r in rows] == contenders
+    assert json.loads(out)["verdict"].startswith("Converted to ipixeldcl the model takes ")
     assert all(r["median"] > 0 and r["rounds"] >= 5 for r in rows)
     assert rows[1]["parameters"] > rows[0]["parameters"]
     code, out, _ = run("bench", "nets.py:Net", "-i", "1x3x16x16", "--dependency-groups", "-1", *options)
@@ -238,6 +240,30 @@ def test_bench_times_layers_and_models(run):
     assert code == 0 and rows[0]["parameters"] < depthwise[1]["parameters"] < rows[1]["parameters"]
     code, out, _ = run("bench", "nets.py:Net", "-i", "1x3x16x16", "--seconds", "0.1")
     assert code == 0 and "pixeldcl" in out and max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("ratios", "ends"),
+    [
+        ((1.04, 1.0, 0.9), "its parameters: it gets no slower."),
+        (
+            (1.3, 1.05, 1.0),
+            "To get no slower ask for --layer pixeldcl, which is fitted and not exact, (1.05 times) or "
+            "--layer ipixeldcl --dependency-groups -1 (1.00 times).",
+        ),
+        ((1.3, 1.2, 1.1), "as fast: --layer ipixeldcl --dependency-groups -1 comes nearest (1.10 times)."),
+    ],
+)
+def test_bench_says_in_a_line_whether_a_model_gets_slower(ratios, ends):
+    from pixelize.command_line.bench import _verdict
+
+    names = ("as it came", "ipixeldcl", "pixeldcl", "ipixeldcl, depthwise")
+    rows = [
+        {"contender": name, "ratio": ratio, "parameters": parameters}
+        for name, ratio, parameters in zip(names, (1.0, *ratios), (100, 150, 120, 101), strict=True)
+    ]
+    told = _verdict(rows)
+    assert told.endswith(ends) and f"takes {ratios[0]:.2f} times its time and has 1.50 times" in told
 
 
 def test_measure_finds_a_pattern_and_none(run, tmp_path):

@@ -30,6 +30,8 @@ from pixelize.running.inputs import one_sample, shape_of, whole_inputs
 from pixelize.tables import Table
 
 LAYERS = ("ipixeldcl", "pixeldcl", "dcl")
+FREE = 1.05
+"""Times the original's time up to which a conversion is called no slower."""
 
 
 @takes_model()
@@ -57,7 +59,8 @@ def bench_command(
     threads: Annotated[int, typer.Option(min=1, help="Of the CPU; with 1 the thread's own time counts.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.0, help="To repeat everything for.")] = 5.0,
 ) -> None:
-    """Time the layers, or a model as it came and converted, in interleaved runs of one process.
+    """Time the layers, or a model as it came and converted, in interleaved runs of one process; one line says
+    whether a model gets slower, and what to ask for.
 
     Examples:
 
@@ -88,6 +91,9 @@ def bench_command(
                 schedule=schedule,
             )  # fmt: skip
             models = _variants(built, layer or list(LAYERS), example, design)
+            if layer is None and dependency_groups == 1:
+                design["dependency_groups"] = -1
+                models["ipixeldcl, depthwise"] = _variants(built, ["ipixeldcl"], example, design)["ipixeldcl"]
             tell("timing")
             machine = describe_machine(options.device, threads)
             kind = getattr(torch, dtype)
@@ -102,7 +108,10 @@ def bench_command(
                 )  # fmt: skip
             rows = [asdict(row) for row in timings]
         told = f"{model} on {shape_of(example)}"
-        result = {"machine": machine, "model": model, "input": shape_of(example), "rows": rows}
+        verdict = _verdict(rows)
+        result = {
+            "machine": machine, "model": model, "input": shape_of(example), "rows": rows, "verdict": verdict,
+        }  # fmt: skip
     if options.as_json:
         print_json(result)
         return
@@ -110,6 +119,8 @@ def bench_command(
     told += ", compiled" if compiled else ""
     print_text(f"{told}; {machine['device']}, {machine['threads']} thread(s), {machine['clock']}")
     print_text(_table(rows))
+    if model is not None:
+        print_text(verdict)
 
 
 def _placed(value: Any, dtype: torch.dtype, memory_format: torch.memory_format) -> Any:
@@ -135,6 +146,31 @@ def _variants(
                 raise
             print_error("note: dcl: all sites are transposed convolutions already")
     return models
+
+
+def _verdict(rows: list[dict[str, Any]]) -> str:
+    """Whether the model gets slower, and what to ask for so that it does not: of what was timed."""
+    told = {row["contender"]: f"{row['ratio']:.2f}" for row in rows[1:]}
+    first, *others = rows[1:]
+    verdict = f"Converted to {first['contender']} the model takes {told[first['contender']]} times its time"
+    verdict += f" and has {first['parameters'] / max(1, rows[0]['parameters']):.2f} times its parameters"
+    if first["ratio"] <= FREE:
+        return f"{verdict}: it gets no slower."
+    free = [row["contender"] for row in others if row["ratio"] <= FREE]
+    if free:
+        asked = " or ".join(f"{_option(name)} ({told[name]} times)" for name in free)
+        return f"{verdict}. To get no slower ask for {asked}."
+    name = min(rows[1:], key=lambda row: row["ratio"])["contender"]
+    return (
+        f"{verdict}. Nothing that was timed is as fast: {_option(name)} comes nearest ({told[name]} times)."
+    )
+
+
+def _option(contender: str) -> str:
+    """What to ask ``pixelize convert`` for."""
+    layer, _, depthwise = contender.partition(", ")
+    exact = "" if layer != "pixeldcl" else ", which is fitted and not exact,"
+    return f"--layer {layer}{' --dependency-groups -1' if depthwise else ''}{exact}"
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
