@@ -7,7 +7,8 @@ Decoders of random weights: a convolution to the width, convolutions of that wid
 transposed convolution, a resize-convolution, a pixel shuffle). Each point in a process of its own that did
 the same with a small model before: seconds of CPU time on one thread, and the highest resident memory beyond
 what it was (Linux). A slope is that of log seconds over log size, by least squares: 1 is linear. Repair has a
-budget of computing (``RepairLimits.multiply_adds``), at which it stops. Writes ``results/scale.json``, ``.md``.
+budget of computing (``RepairLimits.multiply_adds``), at which it stops.
+Writes ``results/scale.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ def table(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         "",
         f"{machine['device']}, one thread, CPU time, torch {machine['torch']}; each point once, in a process",
         f"of its own. {MANY} samples to calibrate on (with the conversion to PixelDCL) and to repair with.",
-        "MiB: the highest resident memory beyond what it was with the model built. Made by `benchmarks/scale.py`.",
+        "MiB: the highest resident memory beyond what it was with the model built. Made by",
+        "`benchmarks/scale.py`.",
         "",
         "| what | million parameters | picture | seconds | one forward after it, s | MiB | MiB of weights |",
         "| --- | --- | --- | --- | --- | --- | --- |",
