@@ -141,6 +141,21 @@ def test_what_cannot_be_read_among_pictures_is_passed_over_and_named(tmp_path):
         assert (columns == crops[:, None]).flatten(2).all(2).any(1).all()
 
 
+def test_damaged_arrays_in_a_folder_are_passed_over_and_named(tmp_path):
+    for number, contents in enumerate((b"", header((64,)) + bytes(10), header((4,), "|O") + bytes(64))):
+        (tmp_path / f"{number}.npy").write_bytes(contents)
+    with pytest.raises(ArgumentError, match=r"0\.npy.*1\.npy.*2\.npy"):
+        read_inputs([str(tmp_path)])
+    volumes = np.arange(48, dtype=np.float32).reshape(2, 24)
+    for number, volume in enumerate(volumes):
+        np.save(tmp_path / f"1{number}.npy", volume)
+    with pytest.warns(PixelizeWarning, match=r"passed over: .*0\.npy.*1\.npy.*2\.npy"):
+        assert np.array_equal(torch.stack(read_inputs([str(tmp_path)])), volumes)
+    with pytest.warns(PixelizeWarning, match="passed over"):
+        (first,) = read_inputs([str(tmp_path)], count=1)
+    assert np.array_equal(first, volumes[0])
+
+
 def test_a_pipe_among_pictures_is_passed_over(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "b.png")

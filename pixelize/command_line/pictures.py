@@ -12,8 +12,9 @@ from pixelize.command_line.options import AsJson, print_json, print_text, progre
 from pixelize.errors import ArgumentError
 from pixelize.measure.any_levels import measure_any
 from pixelize.measure.pictures import MADE, PERIODS, PictureLevels, measure_pictures, where
-from pixelize.sources.arrays import ARRAYS, array_file, read_array
-from pixelize.sources.pictures import PassedOver, Place, ending_of, frames, listed, told
+from pixelize.sources.arrays import ARRAYS, arrays
+from pixelize.sources.passed_over import PassedOver, Place
+from pixelize.sources.pictures import ending_of, frames, listed, told
 from pixelize.sources.sounds import SOUNDS, waveforms
 
 
@@ -117,8 +118,9 @@ def _sounds(files: Sequence[Place]) -> Iterator[Tensor]:
 
 def _arrays(files: Sequence[Place], axes: int | None) -> Iterator[Tensor]:
     """Batches with axes for samples and channels. Raises ArgumentError for what may be several things."""
-    for file in files:
-        read = read_array(array_file(file))
+    passed, some = PassedOver(), False
+    for file, read in arrays(files, passed):
+        some = True
         for array in read.values() if isinstance(read, dict) else [read]:
             n = axes if axes is not None else {1: 1, 5: 3}.get(array.dim())
             if n is None or not n <= array.dim() <= n + 2:
@@ -128,6 +130,7 @@ def _arrays(files: Sequence[Place], axes: int | None) -> Iterator[Tensor]:
                     "(1), a picture's (2) or a volume's (3); before them may be channels, and samples"
                 )
             yield array.reshape((1,) * (n + 2 - array.dim()) + array.shape)
+    passed.tell(some)
 
 
 def _number(count: int, thing: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pixelize.errors import ArgumentError
+from pixelize.sources.passed_over import PassedOver, Place, UnreadableError
 
 ARRAYS = (".npy", ".npz")
 LARGEST_ARRAY = 2**32
@@ -21,7 +23,7 @@ LARGEST_ARRAY = 2**32
 
 def read_array(path: Path) -> Any:
     """A tensor, floating-point numbers as float32, or of an ``.npz`` file a dict of them. Raises
-    ArgumentError for what is none."""
+    UnreadableError for what is none."""
     try:
         if not zipfile.is_zipfile(path):
             with open(path, "rb") as file:
@@ -39,12 +41,19 @@ def read_array(path: Path) -> Any:
         ValueError, OSError, EOFError, KeyError, RuntimeError, NotImplementedError, MemoryError, zlib.error,
         zipfile.BadZipFile,
     ) as error:  # fmt: skip
-        raise ArgumentError(
+        raise UnreadableError(
             f"{path}: not an array file that numpy reads, or one of Python objects"
         ) from error
 
 
-def array_file(place: tuple[str, str | None]) -> Path:
+def arrays(places: Iterable[Place], passed: PassedOver) -> Iterator[tuple[Place, Any]]:
+    """What the files hold that can be read, with their places."""
+    for place in places:
+        with passed.over(place):
+            yield place, read_array(_file(place))
+
+
+def _file(place: Place) -> Path:
     """The file at a place. Raises ArgumentError for one in an archive."""
     if place[1] is not None:
         raise ArgumentError(f"{'/'.join(p for p in place if p)}: unpack arrays that are in an archive")
@@ -62,7 +71,7 @@ def _check_size(stream: IO[bytes], size: int) -> None:
 
 def _tensor(array: np.ndarray, told: str) -> Tensor:
     if array.dtype.kind not in "buif" or array.size == 0:
-        raise ArgumentError(f"{told}: {array.dtype} of shape {array.shape}; numbers are needed")
+        raise UnreadableError(f"{told}: {array.dtype} of shape {array.shape}; numbers are needed")
     native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     tensor = torch.from_numpy(native)
     return tensor.float() if array.dtype.kind == "f" else tensor

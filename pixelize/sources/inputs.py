@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from pixelize.errors import ArgumentError
 from pixelize.running.inputs import BATCH, default_inputs, shape_of
-from pixelize.sources.arrays import ARRAYS, array_file, read_array
-from pixelize.sources.pictures import PassedOver, Place, drawn, ending_of, frames, listed, sides_of
+from pixelize.sources.arrays import ARRAYS, arrays
+from pixelize.sources.passed_over import PassedOver, Place
+from pixelize.sources.pictures import drawn, ending_of, frames, listed, sides_of
 from pixelize.sources.preparation import Preparation
 from pixelize.sources.sounds import SOUNDS, waveforms
 
@@ -51,10 +52,10 @@ def read_inputs(
         larger than this, into crops of this side, or of as much as the smallest picture has; 0 leaves them
         whole.
 
-    Pictures and sounds that cannot be read are passed over, with a warning that names them.
+    Files that cannot be read are passed over, with a warning that names them.
 
     Raises:
-        ArgumentError: no such file, no picture or sound that can be read, sounds of several rates, or a name
+        ArgumentError: no such file, none that can be read, sounds of several rates, or a name
             that means nothing.
     """
     preparation = preparation or Preparation()
@@ -62,12 +63,13 @@ def read_inputs(
     inputs: list[Any] = []
     files: list[Place] = []
     sounds: list[Place] = []
+    passed = PassedOver()
     for name in names:
         path = Path(name).expanduser()
         if path.exists():
             places = listed(name, SOUNDS, ARRAYS)
             if ending_of(places[0]) in ARRAYS:
-                inputs += [read_array(array_file(place)) for place in places[:count]]
+                inputs += [array for _, array in islice(arrays(places, passed), count)]
             else:
                 (sounds if ending_of(places[0]) in SOUNDS else files).extend(places)
         elif _SHAPE.fullmatch(name):
@@ -79,7 +81,6 @@ def read_inputs(
     grey = preparation.channels == 1
     if not crop and size is None:
         size = preparation.size
-    passed = PassedOver()
 
     def decode(file: Place) -> Tensor | None:
         with passed.over(file):
@@ -100,7 +101,7 @@ def read_inputs(
     prepared = (preparation(padded(picture, preparation)) for picture in pictures)
     batches = _batches(prepared, 1 if preparation.single else BATCH)
     batches += _batches(waveforms(sounds, passed, preparation.rate, grey, count), BATCH)
-    passed.tell(bool(batches))
+    passed.tell(bool(batches or inputs))
     return inputs + batches
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelize.errors import ArgumentError, PixelizeWarning
+from pixelize.errors import ArgumentError
 from pixelize.extras import require
+from pixelize.sources.passed_over import Place, UnreadableError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
@@ -26,39 +26,6 @@ LARGEST = 2**29
 
 LARGEST_PICTURE = 2**27
 """Pixels of a picture at most."""
-NAMED = 3
-"""Files named in a warning, before the others are counted."""
-Place = tuple[str, str | None]
-"""A picture's file: a path, and the place in it if that is a zip archive."""
-
-
-class UnreadableError(ArgumentError):
-    """A file that holds no picture, a damaged one, or one that is too large."""
-
-
-class PassedOver:
-    """The files among pictures that cannot be read: passed over and told, an error where no other is left."""
-
-    def __init__(self) -> None:
-        self.reasons: dict[Place, str] = {}
-
-    @contextmanager
-    def over(self, place: Place) -> Iterator[None]:
-        """In this a file may turn out not to be readable."""
-        try:
-            yield
-        except UnreadableError as error:
-            self.reasons[place] = str(error)
-
-    def tell(self, some_read: bool) -> None:
-        """Warns of the files passed over. Raises ArgumentError if they are all that there were."""
-        told = list(self.reasons.values())
-        more = f"; and {len(told) - NAMED} more" if len(told) > NAMED else ""
-        listing = "; ".join(told[:NAMED]) + more
-        if told and not some_read:
-            raise ArgumentError(listing)
-        if told:
-            warnings.warn(f"passed over: {listing}", PixelizeWarning, stacklevel=3)
 
 
 def listed(name: str, *others: tuple[str, ...]) -> list[Place]:

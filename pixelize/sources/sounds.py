@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pixelize.errors import ArgumentError
 from pixelize.extras import require
-from pixelize.sources.pictures import PassedOver, Place, UnreadableError, opened, told
+from pixelize.sources.passed_over import PassedOver, Place, UnreadableError
+from pixelize.sources.pictures import opened, told
 
 SOUNDS = (".wav", ".flac", ".ogg", ".aiff", ".aif")
 LARGEST_SOUND = 2**28
