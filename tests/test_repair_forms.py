@@ -268,7 +268,7 @@ def test_the_graph_of_a_trained_text_detector(run, tmp_path, monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(command, "repair", quick)
-    options = ("--data", "pages", "--scale", "imagenet", "--count", "16", "--crop", "64", "--no-page")
+    options = ("--data", "pages", "--scale", "imagenet", "--count", "8", "--crop", "64", "--no-page")
     code, told, err = run(str(detector), *options, "--out", "new.onnx")
     assert (code, err) == (0, ""), told + err
     picture = torch.rand(1, 3, 96, 160) * 2 - 1
