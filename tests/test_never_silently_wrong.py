@@ -443,3 +443,45 @@ def test_nothing_is_fitted_to_what_is_no_number(place, joint_steps):
     with pytest.raises(pixelize.ArgumentError, match=r"2: .* NaN or infinite"):
         pixelize.calibrate(converted, data, progress=False, joint_steps=joint_steps)
     torch.testing.assert_close(converted.state_dict(), before, rtol=0, atol=0)
+
+
+def norm_of(parameters):
+    return sum(p.square().mean() for p in parameters)
+
+
+def decay(m):
+    return norm_of(m.parameters())
+
+
+class ByAFunction(Block):
+    def forward(self, x, flag=False):
+        return self.up(x) + (self.penalty() if flag else 0)
+
+    def penalty(self):
+        return decay(self)
+
+
+class ByAHeldFunction(Block):
+    def __init__(self):
+        super().__init__()
+        self.penalty = decay
+
+    def forward(self, x, flag=False):
+        return self.up(x) + (self.penalty(self) if flag else 0)
+
+
+def in_a_closure():
+    class Closed(Block):
+        def forward(self, x, flag=False):
+            return self.up(x) + (norm(self) if flag else 0)
+
+    def norm(m):
+        return norm_of(m.parameters())
+
+    return Closed()
+
+
+@pytest.mark.parametrize("make", [ByAFunction, ByAHeldFunction, in_a_closure])
+def test_all_parameters_that_a_function_reads_under_a_flag_stay(make):
+    found = pixelize.inspect(make().eval(), X)
+    assert not found.found and "its weight is read by" in found.skipped[0].reason

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from pixelize.rewrites.seeing.apart import apart
 from pixelize.rewrites.seeing.capture import recorded
@@ -59,8 +60,12 @@ def weight_readers(model: nn.Module, graphs: Iterable[fx.Graph], names: tuple[st
                 return f"its weight is read by {user.meta.get('owner') or type(model).__name__} too"
     for name in names:
         for reader in _around(model, name):
-            if method := _reading(type(reader), tuple(name.split(".")[-2:])):  # type: ignore[arg-type]
+            path = tuple(name.split(".")[-2:])
+            if method := _reading(type(reader), path):  # type: ignore[arg-type]
                 return f"its weight is read by {type(reader).__name__}.{method} too"
+            held = [getattr(value, "func", value) for value in vars(reader).values()]  # partials among them
+            if function := _reading_all([value for value in held if isinstance(value, FunctionType)]):
+                return f"its weight is read by {function} too"
     return None
 
 
@@ -78,20 +83,52 @@ def _reading(kind: type, path: tuple[str, ...]) -> str | None:
     """The name of a method of a class in which ``<anything>.child.weight`` is read, or of a child that is
     counted ``<anything>.parent[<any>].weight``; or of one that a forward may call and that may read it
     without naming it. ``path``: the child's name, after that of its parent."""
-    methods = list(_methods(kind))
-    for name, codes in methods:
+    methods = [(name, method, list(_codes(method.__code__))) for name, method in _methods(kind)]
+    for name, _, codes in methods:
         if not any(part in name for part in _MAKING) and any(_reads_weight(code, path) for code in codes):
             return name
     called, waiting = set[str](), {"forward"}
     while waiting:
         called |= waiting
-        mentioned = {n for name, codes in methods if name in waiting for code in codes for n in code.co_names}
-        waiting = ({name for name, _ in methods} & mentioned) - called
-    return next((name for name, codes in methods if name in called and _may_read(codes, path)), None)
+        of = [codes for name, _, codes in methods if name in waiting]
+        mentioned = {n for codes in of for code in codes for n in code.co_names}
+        waiting = ({name for name, _, _ in methods} & mentioned) - called
+    run = [(name, method, codes) for name, method, codes in methods if name in called]
+    for name, _, codes in run:
+        if _may_read(codes, path):
+            return name
+    # x.to, x.train and the like are rarely the module's
+    named = [m for name, m, _ in run if name == "forward" or not hasattr(nn.Module, name)]
+    return _reading_all([m for m in named if not hasattr(Tensor, m.__name__)])
 
 
-def _methods(kind: type) -> Iterator[tuple[str, list[CodeType]]]:
-    """The methods that a class has or inherits from somebody's own classes, with all the code in them."""
+def _reading_all(callers: list[FunctionType]) -> str | None:
+    """The name of a function that asks for all parameters, among ``callers`` and those of somebody's own that
+    they name or hold. Not for the ``next`` alone, as who wants to know their type does; and who reads the
+    weight itself finds the convolution's (:mod:`pixelize.rewrites.idioms.held_before`).
+    """
+    waiting, found = list(callers), set(callers)
+    while waiting:
+        caller = waiting.pop()
+        names = {name for code in _codes(caller.__code__) for name in code.co_names}
+        if names & _PARAMETERS and "next" not in names:
+            return caller.__name__
+        for value in (*_closed_over(caller), *(caller.__globals__.get(name) for name in sorted(names))):
+            is_function = isinstance(value, FunctionType) and value not in found
+            if is_function and not str(value.__module__).startswith(("torch", "pixelize.")):
+                found.add(value)
+                waiting.append(value)
+    return None
+
+
+def _closed_over(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it may be empty yet
+            yield cell.cell_contents
+
+
+def _methods(kind: type) -> Iterator[tuple[str, FunctionType]]:
+    """The methods that a class has or inherits from somebody's own classes."""
     for cls in kind.__mro__:
         if cls.__module__.startswith("torch.nn.") or cls is object:
             continue
@@ -99,13 +136,12 @@ def _methods(kind: type) -> Iterator[tuple[str, list[CodeType]]]:
             function = getattr(method, "__func__", method)
             function = getattr(function, "__wrapped__", function)
             if isinstance(function, FunctionType):
-                yield name, list(_codes(function.__code__))
+                yield name, function
 
 
 def _may_read(codes: list[CodeType], path: tuple[str, ...]) -> bool:
     """Whether a method gets at a ``weight`` of something that it does not name: by ``getattr``, in a loop
-    over children or over the list in which the child is, or as one of all parameters (the ``next`` of which
-    is asked for its type or device).
+    over children or over the list in which the child is.
     """
     named = {name for code in codes for name in code.co_names}
     if not any(_gets_of_an_object(code) for code in codes):
@@ -113,9 +149,8 @@ def _may_read(codes: list[CodeType], path: tuple[str, ...]) -> bool:
     texts = {text for code in codes for text in code.co_consts if isinstance(text, str)}
     weighs = "weight" in named or any(text == "weight" or text.endswith(".weight") for text in texts)
     in_list = path[-1].isdigit() and len(path) > 1 and path[0] in named
-    if weighs and (named & (_BY_NAME | _BY_WALKING | _PARAMETERS) or (in_list and _loops(codes))):
-        return True
-    return codes[0].co_name == "forward" and bool(named & _PARAMETERS) and "next" not in named
+    indirect = bool(named & (_BY_NAME | _BY_WALKING | _PARAMETERS))
+    return weighs and (indirect or (in_list and _loops(codes)))
 
 
 def _gets_of_an_object(code: CodeType) -> bool:

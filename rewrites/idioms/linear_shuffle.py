@@ -18,7 +18,7 @@ layer's module is replaced, as a convolution's is before a shuffle
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -124,6 +124,13 @@ class ShuffleLinear(ShuffleConv):
 
     kept = ("in_features", "out_features")
     groups = 1
+    in_features: int
+    out_features: int
+
+    def _weight_before(self) -> tuple[Tensor | None, Sequence[int]]:
+        weight = self._split((1,) * len(self.factor), self.out_features)
+        shape = (self.out_features, self.in_features)
+        return None if weight is None else weight.reshape(shape), shape
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Takes a state dict of the original linear layer as well."""

@@ -16,7 +16,7 @@ two or three, by the same factor or by one for each.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch.nn.modules.conv import _ConvNd
 from pixelize.rewrites.graph.flow import Flow, uses
 from pixelize.rewrites.graph.reshapes import shuffle_order, unshuffled
 from pixelize.rewrites.graph.resize_factor import Factor, spread
+from pixelize.rewrites.idioms.held_before import held_before
 from pixelize.rewrites.idioms.idiom import Idiom
 from pixelize.rewrites.idioms.plain_conv import CONVOLUTIONS, conv_refusal, own_padding
 from pixelize.rewrites.idioms.replacement import ConvReplacement, dressed
@@ -179,6 +180,9 @@ class ShuffleConv(ConvReplacement):
 
     kept: tuple[str, ...] = ("in_channels", "out_channels", "kernel_size", "stride", "groups")
     groups: int
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
 
     def __init__(self, layer: nn.Module, module: _ConvNd | nn.Linear, options: Mapping[str, Any]) -> None:
         super().__init__()
@@ -197,6 +201,33 @@ class ShuffleConv(ConvReplacement):
             rest = split_bias(module.bias.detach(), options, len(self.factor))[1]
             self.phase_bias = nn.Parameter(rest, requires_grad=module.bias.requires_grad)
         self.training = module.training
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The convolution's bias."""
+        if self.phase_bias is None:
+            return None
+        mean: Tensor = self.layer.bias  # type: ignore[assignment]
+        bias = mean.repeat_interleave(prod(self.factor)) + self.phase_bias
+        return held_before(self, "bias", bias if self.places is None else bias[self.places], bias.shape)
+
+    def _weight_before(self) -> tuple[Tensor | None, Sequence[int]]:
+        shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        return self._split(self.kernel_size, self.out_channels), shape
+
+    def _split(self, kernel: Sequence[int], channels: int) -> Tensor | None:
+        """The convolution's weight of which :func:`merge_phases` made the layer's; None if the layer has
+        another."""
+        weight: Tensor = self.layer.weight  # type: ignore[assignment]
+        if tuple(weight.shape[2:]) != tuple(r * k for r, k in zip(self.factor, kernel, strict=True)):
+            return None
+        n, g = len(kernel), self.groups
+        both = [size for pair in zip(kernel, self.factor, strict=True) for size in pair]
+        taps = weight.reshape(g, weight.shape[0] // g, weight.shape[1], *both)
+        # (g, I, C, y, a, x, b) to (g, C, a, b, I, y, x)
+        taps = taps.permute(0, 2, *range(4, 4 + 2 * n, 2), 1, *range(3, 3 + 2 * n, 2))
+        full = taps.reshape(channels, -1, *kernel).flip(*range(-n, 0))
+        return full if self.places is None else full[self.places]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Takes a state dict of the original convolution as well."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from pixelize.rewrites.idioms.held_before import HeldBefore, held_before
 from pixelize.rewrites.state.subclass import combined
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -49,13 +51,24 @@ class ConvReplacement(MadeFor):
 
     @property
     def weight(self) -> Tensor:
-        """The layer's weight, for code that asks a convolution for its device or type."""
-        return self.layer.weight  # type: ignore[return-value]
+        """The convolution's weight, for whom else reads it: what the layer's still is."""
+        return held_before(self, "weight", *self._weight_before())
 
     @property
     def bias(self) -> Tensor | None:
-        """The layer's bias."""
+        """The convolution's bias."""
         return self.layer.bias  # type: ignore[return-value]
+
+    def _weight_before(self) -> tuple[Tensor | None, Sequence[int]]:
+        """What the layer tells of the convolution's weight, and that weight's shape."""
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises AttributeError for what cannot be changed any more. ``conv.weight *= 2`` has written already
+        when it sets the attribute to what it is."""
+        held = isinstance(value, HeldBefore) and value.owner is self and value.attribute == name
+        if not held and not (name == "bias" and value is not None and value is self.bias):
+            super().__setattr__(name, value)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Called by ``torch.jit.script``, which cannot express what is checked in each call: raises

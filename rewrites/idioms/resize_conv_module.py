@@ -252,6 +252,20 @@ class ResizeConv(ConvReplacement):
             )
         return split_taps(self.layer.weight, self.kernel_size, self.groups, self.inverse)  # type: ignore[arg-type]
 
+    def _weight_before(self) -> tuple[Tensor | None, Sequence[int]]:
+        shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        if not self._has_kernel():
+            return None, shape
+        weight = self._kernel()
+        if self.skip is not None:
+            both = ((self.options["ranges"], weight), (self.rest, self.skip.weight))
+            parts = {}
+            for ranges, held in both:
+                widths = [b - a for a, b in ranges]
+                parts.update(zip((a for a, _ in ranges), held.split(widths, 1), strict=True))
+            weight = torch.cat([parts[start] for start in sorted(parts)], 1)
+        return weight, shape
+
     def _has_kernel(self) -> bool:
         """Whether the layer's weight tells what the convolution was: that of a PixelDCL, or one folded into a
         larger kernel, does not."""
