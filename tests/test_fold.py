@@ -177,6 +177,34 @@ def test_folded_and_unfolded_models_export_and_run_elsewhere(layer, tmp_path):
         torch.testing.assert_close(torch.from_numpy(got), wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")
+def test_padded_resizes_run_in_onnx_at_other_sizes(dynamo, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(),
+        nn.Upsample(scale_factor=3, mode="bilinear"), nn.Conv2d(4, 4, 5, padding=2), nn.ReLU(),
+        nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 3, padding=1),
+    ).eval()  # fmt: skip
+    x = torch.randn(1, 3, 6, 5)
+    converted = pixelize.convert(model, example_inputs=x)
+    assert len(pixelize.report(converted).converted) == 3
+    free = {2: torch.export.Dim("h", min=2, max=64), 3: torch.export.Dim("w", min=2, max=64)}
+    for number, candidate in enumerate((converted, pixelize.fold(converted))):
+        path = tmp_path / f"{number}.onnx"
+        if dynamo:
+            torch.onnx.export(candidate, (x,), path, dynamo=True, verbose=False, dynamic_shapes=(free,))
+        else:
+            names = {"input_names": ["x"], "dynamic_axes": {"x": {2: "h", 3: "w"}}}
+            torch.onnx.export(candidate, (x,), path, dynamo=False, **names)
+        session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for inputs in (x, torch.randn(1, 3, 7, 9)):
+            (got,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+            torch.testing.assert_close(torch.from_numpy(got), model(inputs), rtol=0, atol=1e-5)
+
+
 class Functional(nn.Module):
     def __init__(self) -> None:
         super().__init__()
