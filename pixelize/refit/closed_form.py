@@ -43,6 +43,8 @@ class Start:
     levels: ArtifactLevels
     values: dict[str, Tensor] = field(default_factory=dict)
     within: dict[str, Within] = field(default_factory=dict)
+    change: float = 0.0
+    """Mean square change of the pictures."""
 
 
 def closed_forms(
@@ -94,7 +96,7 @@ def closed_forms(
         left = own_judge.left(levels) + limits.worse_price * max(rises, default=0.0)
         score = math.log(left / whole + _ENOUGH) + _PRICE * math.log(change)
         if left < whole and score < lowest - _ALIKE:
-            lowest, least, best = score, left, Start(levels, values, {weight: solver.within})
+            lowest, least, best = score, left, Start(levels, values, {weight: solver.within}, change)
     if least > limits.worth * whole:
         best.within.clear()  # much is left, which a change of the answers may take away
     return best

@@ -1,5 +1,5 @@
-"""Pieces of large pictures, volumes and waveforms, and more of few: mirrored, and shifted against the
-up-samplers' grid.
+"""Pieces of large pictures, volumes and waveforms; more of few: mirrored, and shifted against the up-samplers'
+grid; and enlarged parts of all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from torch.nn import functional as F
 
 from pixelize.refit.limits import RepairLimits
 from pixelize.refit.sample import Sample, image_of, mapped
+
+
+ENLARGED = 4
+"""Times by which parts are enlarged."""
+_LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
 @dataclass(frozen=True)
@@ -122,4 +127,34 @@ def shifted(samples: list[Sample], count: int, period: int, axes: int) -> list[S
             return wide.flip(-1) if m else wide.contiguous()
 
         found.append(mapped(sample, vary))
+    return found
+
+
+def enlarged(samples: list[Sample], axes: int) -> list[Sample]:
+    """A part of each, at a random place, enlarged to the size of the whole by linear interpolation.
+
+    A picture's content is much the same at every scale, but a pattern is not: what is smooth holds little
+    else, and shows it most. A few pictures have little that is smooth; their parts, enlarged, are.
+    None of waveforms, or of inputs without a grid.
+    """
+    if axes == 1 or image_of(samples[0], axes) is None:
+        return []
+    draw = random.Random(3)
+    found = []
+    for sample in samples:
+        image = image_of(sample, axes)
+        if image is None:
+            continue
+        size = tuple(image.shape[2:])
+        part = [-(-length // ENLARGED) for length in size]
+        at = [draw.randint(0, length - n) for length, n in zip(size, part, strict=True)]
+        window: Any = (..., *(slice(low, low + n) for low, n in zip(at, part, strict=True)))
+
+        def enlarge(t: Tensor, size: Any = size, window: Any = window) -> Tensor:
+            if t.dim() != len(size) + 2 or tuple(t.shape[2:]) != size or not t.is_floating_point():
+                return t
+            wide = F.interpolate(t[window].float(), size, mode=_LINEAR[len(size)], align_corners=False)
+            return wide.to(t)
+
+        found.append(mapped(sample, enlarge))
     return found

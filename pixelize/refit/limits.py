@@ -64,8 +64,8 @@ class RepairLimits:
     steps: int = 7
     """Steps of L-BFGS in a round."""
     dear: float = 4.0
-    """A refit may change the pictures by so many times the power of the pattern itself: what goes beyond is
-    no pattern."""
+    """A refit may change the pictures by so many times the power of the pattern itself. What goes beyond
+    once that power is no pattern, and easily learnt by heart: doubling it must halve what is left."""
     unseen: float = 64.0
     """With n samples the levels are brought lower by 1 + ``unseen`` / n, up to ``furthest`` decibels: on
     pictures not seen they are higher than on those held back, the more so the fewer there are."""

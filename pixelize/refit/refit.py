@@ -83,10 +83,13 @@ def _refitted(setting: Setting, bar: Any) -> Refit:
     limits, samples, runner = setting.limits, setting.samples, setting.runner
     held = batches_of(samples.held, limits.batch)
     pictures = pictures_with(runner, held)
-    good = sound(pictures, limits)
+    good = sound(pictures, samples, limits)
     if not all(good):
         held = batches_of([s for s, g in zip(samples.held, good, strict=True) if g], limits.batch)
         pictures = pictures_with(runner, held)
+    given = len(held)
+    held += batches_of(samples.enlarged, limits.batch)
+    pictures += pictures_with(runner, held[given:])
     across = tuple(range(2, pictures[0].dim()))
     if all(float(p.std(across).max()) <= 1e-6 * float(p.abs().max()) for p in pictures):
         sites = [RepairedSite(c.name, "left", "the pictures are plain") for c in setting.candidates]
@@ -100,7 +103,7 @@ def _refitted(setting: Setting, bar: Any) -> Refit:
         )
     if not judge.wanted:
         sites = [RepairedSite(c.name, "left", "the pictures show no pattern") for c in setting.candidates]
-        return Refit(report=_report(setting, sites, judge, judge.before, pictures, pictures, notes))
+        return Refit(report=_report(setting, sites, judge, judge.before, pictures, pictures, given, notes))
     longest = math.lcm(*(setting.windows.own_period(f) for _, f in judge.wanted))
     coarse = [
         RepairedSite(c.name, "left", f"it works on a grid of {c.grid} pixels: no pattern so long was seen")
@@ -118,7 +121,7 @@ def _refitted(setting: Setting, bar: Any) -> Refit:
     best = best_of_rounds(setting, chosen, judge, price, held, pictures, bar)
     if not best.values:
         sites = [RepairedSite(c.name, "left", best.why, shares.get(c.name)) for c in chosen] + sites
-        return Refit(report=_report(setting, sites, judge, judge.before, pictures, pictures, notes))
+        return Refit(report=_report(setting, sites, judge, judge.before, pictures, pictures, given, notes))
     changed = {c.name for c in setting.candidates if not best.values.keys().isdisjoint(c.weights)}
     sites = [
         RepairedSite(c.name, "repaired", share=shares.get(c.name))
@@ -129,7 +132,7 @@ def _refitted(setting: Setting, bar: Any) -> Refit:
     ] + [site for site in sites if site.name not in changed]
     with replaced(runner.model, best.values):
         last = pictures_with(runner, held)
-    return Refit(best.values, _report(setting, sites, judge, best.levels, pictures, last, notes))
+    return Refit(best.values, _report(setting, sites, judge, best.levels, pictures, last, given, notes))
 
 
 def price_of(pictures: list[Tensor], judge: Judge, limits: RepairLimits) -> Price:
@@ -153,17 +156,23 @@ def _report(
     after: ArtifactLevels,
     first: list[Tensor],
     last: list[Tensor],
+    given: int,
     notes: list[str],
 ) -> RepairReport:
-    content = None
-    if last is not first:
+    """Of so many batches as were given; the rest are enlarged parts."""
+    before, content, changed = judge.before, None, last is not first
+    if given < len(first):
+        first, last = first[:given], last[:given]
+        before = judge.levels(first)
+        after = judge.levels(last) if changed else before
+    if changed:
         peak = max(p.max().item() for p in first) - min(p.min().item() for p in first)
         content = content_change(first, last, peak, judge.windows.whole, judge.windows.period)
     return RepairReport(
         sites,
-        _named(judge, judge.before),
-        _named(judge, after),
-        psnr(first, last) if last is not first else math.inf,
+        _named(judge, before, before),
+        _named(judge, before, after),
+        psnr(first, last) if changed else math.inf,
         content,
         samples=sum(map(len, first)),
         notes=notes,
@@ -171,9 +180,9 @@ def _report(
     )
 
 
-def _named(judge: Judge, levels: ArtifactLevels) -> dict[str, dict[str, float]]:
+def _named(judge: Judge, before: ArtifactLevels, levels: ArtifactLevels) -> dict[str, dict[str, float]]:
     named: dict[str, dict[str, float]] = {}
     for (form, f), power in levels.power.items():
-        level = decibels(power / judge.before.natural[form, f])
+        level = decibels(power / before.natural[form, f])
         named.setdefault(judge.windows.name(form), {})[frequency_name(f)] = level
     return named

@@ -21,6 +21,8 @@ from pixelize.refit.price import Price
 from pixelize.refit.sample import Sample
 from pixelize.refit.setting import Setting, batches_of, mean_square, pictures_with, sound
 
+_ENOUGH = 0.05
+"""Share of the cost below which less is worth little change of the pictures."""
 _LITTLE = "a refit takes too little of what stands out away: it may be the pictures' content"
 
 
@@ -28,7 +30,9 @@ _LITTLE = "a refit takes too little of what stands out away: it may be the pictu
 class Best:
     levels: ArtifactLevels
     values: dict[str, Tensor] = field(default_factory=dict)
-    cost: float = math.inf
+    score: float = math.inf
+    """(share of the cost + a little) times the change of the pictures, where that is over the pattern's power
+    or what is always allowed."""
     why: str = ""
 
 
@@ -52,11 +56,17 @@ def best_of_rounds(
     ridge = limits.ridge * (1 + limits.few / max(1, min(size, len(samples.fit))))
     examples = batches_of(samples.fit[: min(len(samples.fit), max(16, size // 2))], 16)
     peak = float(max(p.max() for p in pictures) - min(p.min() for p in pictures))
-    most = max(limits.dear * judge.pattern(), limits.change * peak**2)
+    always = limits.change * peak**2
+    most, free = max(limits.dear * judge.pattern(), always), max(judge.pattern(), always)
     start = judge.cost(judge.before)
+
+    def score(cost: float, change: float) -> float:
+        return (cost / start + _ENOUGH) * max(1.0, change / free)
+
     begin = closed_forms(setting, judge, held, examples, pictures, most, price)
-    cost = judge.cost(begin.levels)
-    best = Best(begin.levels, begin.values, cost) if cost < start else Best(judge.before, cost=start)
+    best = Best(judge.before, score=score(start, 0.0))
+    if judge.cost(begin.levels) < start:
+        best = Best(begin.levels, begin.values, score(judge.cost(begin.levels), begin.change))
     plain = replace(judge, limits=replace(limits, further=0.0))
     if best.values and plain.cost(best.levels) <= limits.worth * plain.cost(judge.before):
         little = max(plain.over(best.levels, c) for c in judge.wanted) <= limits.little
@@ -69,11 +79,12 @@ def best_of_rounds(
     )
     batch = max(1, min(limits.batch, int(limits.graph_bytes / (_graph_bytes(fit, samples.fit[0]) + 1))))
     some = samples.fit[: size * rounds]
-    good = sound(pictures_with(runner, batches_of(some, limits.batch)), limits)
-    usable = [s for s, g in zip(some, good, strict=True) if g]
+    if not samples.enlarged:
+        good = sound(pictures_with(runner, batches_of(some, limits.batch)), samples, limits)
+        some = [s for s, g in zip(some, good, strict=True) if g]
     idle, levels, changes = 0, begin.levels, [0.0]
     task = bar.add_task(f"refitting {', '.join(c.name for c in chosen)}", total=rounds)
-    for portion in _portions(usable, size, batch, rounds):
+    for portion in _portions(some, size, batch, rounds):
         fit.solve(portion, judge.ratios(levels))
         values = {**begin.values, **fit.averaged()}
         now, change = _tried(fit, held, values, pictures)
@@ -94,18 +105,19 @@ def best_of_rounds(
             break
         levels = judge.levels(now)
         cost = judge.cost(levels)
+        scored = score(cost, change)
         changes.append(change)
-        if cost < best.cost * (1 - limits.progress):
+        if scored < best.score * (1 - limits.progress):
             idle = 0
         else:
             idle += 1
-        if cost < best.cost and change <= most:
-            best = Best(levels, values, cost)
+        if scored < best.score and change <= most:
+            best = Best(levels, values, scored)
         if cost <= limits.done * start or idle > limits.patience:
             break
     bar.remove_task(task)
     if best.values and plain.cost(best.levels) > (1 - limits.worth) * plain.cost(judge.before):
-        best = Best(judge.before, cost=start, why=_LITTLE)
+        best = Best(judge.before, why=_LITTLE)
     if not best.values and not best.why:
         best.why = _why(judge, levels, changes[-1], most)
     return best

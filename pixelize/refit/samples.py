@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pixelize.errors import ArgumentError
 from pixelize.refit.calls import named_parameters
-from pixelize.refit.cutting import cutting_of, shifted
+from pixelize.refit.cutting import cutting_of, enlarged, shifted
 from pixelize.refit.limits import RepairLimits
 from pixelize.refit.runner import NoPictureError, Runner, look
 from pixelize.refit.sample import Sample, tensors_in
@@ -25,10 +25,12 @@ from pixelize.running.batches import batches, samples_of, selected
 
 @dataclass
 class Samples:
-    """Samples to fit to and samples to judge by, with what is to be said about them."""
+    """Samples to fit to and samples to judge by, with what is to be said about them. Every other one to fit
+    to is an enlarged part where there are such; ``enlarged``: parts of those held back."""
 
     fit: list[Sample]
     held: list[Sample]
+    enlarged: list[Sample]
     pictures: int
     notes: list[str] = field(default_factory=list)
     few: bool = False
@@ -92,7 +94,11 @@ def split(runner: Runner, taken: list[Sample], limits: RepairLimits, period: int
     random.Random(1).shuffle(held)
     fit, held = fit[: limits.samples], held[: limits.held]
     fit = fit + shifted(fit, max(0, limits.portion // 2 - len(fit)), period, runner.axes)
-    return Samples(fit, held, len(taken), notes, len(taken) < limits.few)
+    parts, held_parts = enlarged(fit, runner.axes), enlarged(held[: limits.held // 2], runner.axes)
+    if parts:
+        fit = [s for pair in zip(fit, parts, strict=True) for s in pair]
+        held = held[: limits.held // 2]
+    return Samples(fit, held, held_parts, len(taken), notes, len(taken) < limits.few)
 
 
 def _feeding(model: nn.Module, batch: Any) -> Callable[[Any], Any]:
