@@ -1,5 +1,5 @@
-"""Pieces of large pictures, volumes and waveforms; more of few: mirrored, and shifted against the up-samplers'
-grid; and enlarged parts of all.
+"""Pieces of large pictures, volumes and waveforms; more of few, mirrored and shifted against the
+up-samplers' grid; and enlarged parts of all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from pixelize.refit.limits import RepairLimits
 from pixelize.refit.sample import Sample, image_of, mapped
-
 
 ENLARGED = 4
 """Times by which parts are enlarged."""

@@ -59,13 +59,14 @@ class RepairLimits:
     """Share of the cost that is not worth another round."""
     worth: float = 0.25
     """Share of the cost that a refit must take away: what cannot be taken is likely the pictures' content."""
-    little: float = 2.0
-    """Decibels over the aim, at most at any frequency, with which a closed form is taken without rounds."""
     steps: int = 7
     """Steps of L-BFGS in a round."""
     dear: float = 4.0
-    """A refit may change the pictures by so many times the power of the pattern itself. What goes beyond
-    once that power is no pattern, and easily learnt by heart: doubling it must halve what is left."""
+    """A refit may change the pictures by so many times the power of the pattern itself: what goes beyond is
+    no pattern."""
+    pays: float = 1.5
+    """As ``dear``, beyond which it must pay: doubling the change must halve what is left. Rounds that change
+    more learn the samples by heart."""
     unseen: float = 64.0
     """With n samples the levels are brought lower by 1 + ``unseen`` / n, up to ``furthest`` decibels: on
     pictures not seen they are higher than on those held back, the more so the fewer there are."""

@@ -31,8 +31,7 @@ class Best:
     levels: ArtifactLevels
     values: dict[str, Tensor] = field(default_factory=dict)
     score: float = math.inf
-    """(share of the cost + a little) times the change of the pictures, where that is over the pattern's power
-    or what is always allowed."""
+    """(share of the cost + a little) times the change of the pictures, where that is over what is free."""
     why: str = ""
 
 
@@ -57,7 +56,7 @@ def best_of_rounds(
     examples = batches_of(samples.fit[: min(len(samples.fit), max(16, size // 2))], 16)
     peak = float(max(p.max() for p in pictures) - min(p.min() for p in pictures))
     always = limits.change * peak**2
-    most, free = max(limits.dear * judge.pattern(), always), max(judge.pattern(), always)
+    most, free = (max(times * judge.pattern(), always) for times in (limits.dear, limits.pays))
     start = judge.cost(judge.before)
 
     def score(cost: float, change: float) -> float:
@@ -69,9 +68,7 @@ def best_of_rounds(
         best = Best(begin.levels, begin.values, score(judge.cost(begin.levels), begin.change))
     plain = replace(judge, limits=replace(limits, further=0.0))
     if best.values and plain.cost(best.levels) <= limits.worth * plain.cost(judge.before):
-        little = max(plain.over(best.levels, c) for c in judge.wanted) <= limits.little
-        if little or rounds * size * per_sample >= limits.rounds * limits.multiply_adds:
-            return best  # it holds for pictures not seen, and rounds, or those there is time for, add little
+        return best  # it holds for pictures not seen, and rounds add little
     if {c.weights[0] for c in chosen}.isdisjoint(begin.values):
         chosen = [c for c in setting.candidates if c.weights[0] in begin.values] + chosen
     fit = LeastChange(
