@@ -69,6 +69,10 @@ class Judge:
             cost += max(0.0, over - self.limits.fine) + max(0.0, hole)
         return cost
 
+    def worse(self, levels: ArtifactLevels) -> bool:
+        """Whether some frequency stands out more than any did before."""
+        return max(levels.excess.values()) > max(self.before.excess.values())
+
     def rises(self, levels: ArtifactLevels) -> dict[Constraint, float]:
         """Decibels by which frequencies stand out more than before and more than is natural, beyond what is
         allowed; no more than by what their power has risen."""

@@ -64,7 +64,7 @@ def best_of_rounds(
 
     begin = closed_forms(setting, judge, held, examples, pictures, most, price)
     best = Best(judge.before, score=score(start, 0.0))
-    if judge.cost(begin.levels) < start:
+    if judge.cost(begin.levels) < start and not judge.worse(begin.levels):
         best = Best(begin.levels, begin.values, score(judge.cost(begin.levels), begin.change))
     plain = replace(judge, limits=replace(limits, further=0.0))
     if best.values and plain.cost(best.levels) <= limits.worth * plain.cost(judge.before):
@@ -108,7 +108,7 @@ def best_of_rounds(
             idle = 0
         else:
             idle += 1
-        if scored < best.score and change <= most:
+        if scored < best.score and change <= most and not judge.worse(levels):
             best = Best(levels, values, scored)
         if cost <= limits.done * start or idle > limits.patience:
             break
