@@ -16,10 +16,9 @@ def test_a_part_of_a_picture_fills_its_size_and_no_more_than_its_range() -> None
         assert wide.diff(dim=-1).square().mean() < 0.2 * picture.diff(dim=-1).square().mean()
 
 
-def test_volumes_have_parts_and_waveforms_and_latents_none() -> None:
-    volume = torch.rand(1, 2, 17, 20, 16)
-    assert enlarged([volume], 3)[0].shape == volume.shape
+def test_waveforms_volumes_and_latents_have_none() -> None:
     assert enlarged([torch.rand(1, 1, 64)], 1) == []
+    assert enlarged([torch.rand(1, 2, 17, 20, 16)], 3) == []
     assert enlarged([torch.randn(1, 100, 1, 1)], 2) == []
 
 

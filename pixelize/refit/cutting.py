@@ -18,7 +18,6 @@ from pixelize.refit.sample import Sample, image_of, mapped
 
 ENLARGED = 4
 """Times by which parts are enlarged."""
-_LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
 @dataclass(frozen=True)
@@ -130,13 +129,13 @@ def shifted(samples: list[Sample], count: int, period: int, axes: int) -> list[S
 
 
 def enlarged(samples: list[Sample], axes: int) -> list[Sample]:
-    """A part of each, at a random place, enlarged to the size of the whole by linear interpolation.
+    """A part of each picture, at a random place, enlarged to the size of the whole by bilinear interpolation.
 
     A picture's content is much the same at every scale, but a pattern is not: what is smooth holds little
     else, and shows it most. A few pictures have little that is smooth; their parts, enlarged, are.
-    None of waveforms, or of inputs without a grid.
+    None of waveforms and volumes, or of inputs without a grid.
     """
-    if axes == 1 or image_of(samples[0], axes) is None:
+    if axes != 2 or image_of(samples[0], axes) is None:
         return []
     draw = random.Random(3)
     found = []
@@ -152,7 +151,7 @@ def enlarged(samples: list[Sample], axes: int) -> list[Sample]:
         def enlarge(t: Tensor, size: Any = size, window: Any = window) -> Tensor:
             if t.dim() != len(size) + 2 or tuple(t.shape[2:]) != size or not t.is_floating_point():
                 return t
-            wide = F.interpolate(t[window].float(), size, mode=_LINEAR[len(size)], align_corners=False)
+            wide = F.interpolate(t[window].float(), size, mode="bilinear", align_corners=False)
             return wide.to(t)
 
         found.append(mapped(sample, enlarge))
