@@ -252,7 +252,7 @@ def pages(folder: Path) -> None:
 
 
 def test_the_graph_of_a_trained_text_detector(run, tmp_path, monkeypatch):
-    """Fitted so little that the pattern may stay; what is written is what was made."""
+    """Fitted so little that the pattern may stay or rise; what is written is what was made."""
     runtime = pytest.importorskip("onnxruntime")
     spec = importlib.util.find_spec("rapidocr_onnxruntime")
     if spec is None or spec.origin is None:
@@ -261,7 +261,7 @@ def test_the_graph_of_a_trained_text_detector(run, tmp_path, monkeypatch):
     (detector,) = Path(spec.origin).parent.glob("models/*_det_infer.onnx")
     pages(tmp_path / "pages")
     made: list[nn.Module] = []
-    limits = dataclasses.replace(QUICK, worth=0.0)
+    limits = dataclasses.replace(QUICK, worth=0.0, worse=30.0)
 
     def quick(model: nn.Module, data: Any, progress: bool) -> nn.Module:
         made.append(repair(model, data, progress=progress, limits=limits))

@@ -70,8 +70,8 @@ class Judge:
         return cost
 
     def worse(self, levels: ArtifactLevels) -> bool:
-        """Whether some frequency stands out more than any did before."""
-        return max(levels.excess.values()) > max(self.before.excess.values())
+        """Whether some frequency stands out more than any did before, and more than is allowed."""
+        return max(levels.excess.values()) > max(self.before.excess.values()) + self.limits.worse
 
     def rises(self, levels: ArtifactLevels) -> dict[Constraint, float]:
         """Decibels by which frequencies stand out more than before and more than is natural, beyond what is
