@@ -16,7 +16,7 @@ _NUMBERS = frozenset({"data", "grad", "T", "mT", "H", "mH", "real", "imag"})
 _SHAPE = frozenset(
     {"size", "dim", "ndimension", "numel", "nelement", "stride", "__len__", "is_floating_point"}
 )
-_GRADIENT = Tensor.grad.__get__  # type: ignore[attr-defined]
+_GRADIENT = Tensor.grad.__get__  # type: ignore[union-attr]
 _SET_GRADIENT = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
 
 

@@ -259,10 +259,11 @@ class ResizeConv(ConvReplacement):
         weight = self._kernel()
         if self.skip is not None:
             both = ((self.options["ranges"], weight), (self.rest, self.skip.weight))
-            parts = {}
+            parts: dict[int, Tensor] = {}
             for ranges, held in both:
                 widths = [b - a for a, b in ranges]
-                parts.update(zip((a for a, _ in ranges), held.split(widths, 1), strict=True))
+                pieces = torch.split(held, widths, 1)  # type: ignore[arg-type]
+                parts.update(zip((a for a, _ in ranges), pieces, strict=True))
             weight = torch.cat([parts[start] for start in sorted(parts)], 1)
         return weight, shape
 
