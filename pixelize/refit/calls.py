@@ -5,7 +5,7 @@ a module, a function with the model's own tensor, a parametrization, a layer in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +112,24 @@ class Watch(SafeFunctionMode):
             return func(**{**given, "input": x})
 
         return self.each(number, _call(func, args, given), compute)
+
+
+def calls_seen(
+    run: Callable[[Any], Tensor], per_run: int, wanted: Mapping[int, str], batches: Iterable[Any]
+) -> dict[str, list[Call]]:
+    """The runs of some operators, of ``per_run`` in each run of a model, on batches of data: by the name that
+    ``wanted`` has for an operator's number, in the order in which they come."""
+    seen: dict[str, list[Call]] = {name: [] for name in wanted.values()}
+
+    def look(number: int, call: Call, compute: Compute) -> Tensor:
+        if number % per_run in wanted:
+            seen[wanted[number % per_run]].append(call)
+        return compute(call.input)
+
+    with torch.no_grad(), Watch(look):
+        for batch in batches:
+            run(batch)
+    return seen
 
 
 def named_parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pixelize.measure.any_axes import Frequency
 from pixelize.measure.checkerboard import WINDOWED
 from pixelize.measure.natural import ArtifactLevels
-from pixelize.refit.calls import Call, Compute, SeenCall, Watch, named_parameters, replaced
+from pixelize.refit.calls import SeenCall, calls_seen, named_parameters, replaced
 from pixelize.refit.coordinates import Within
 from pixelize.refit.judgement import Judge
 from pixelize.refit.last_convolution import LastConvolution
@@ -24,8 +24,10 @@ from pixelize.refit.price import Price
 from pixelize.refit.setting import Setting, mean_square
 from pixelize.refit.steady import Steady
 
-_ENOUGH, _PRICE, _ALIKE = 0.05, 0.35, 0.02
-"""Of starts that score alike, log(share of the pattern left + a little) + price log(change), the one that
+ENOUGH = 0.05
+"""Share of the pattern, or of the cost, below which less is worth little change of the pictures."""
+_PRICE, _ALIKE = 0.35, 0.02
+"""Of starts that score alike, log(share of the pattern left + ENOUGH) + price log(change), the one that
 asks most for the pattern holds for most pictures."""
 
 
@@ -94,7 +96,7 @@ def closed_forms(
         levels = judge.levels(now)
         rises = [rise for c, rise in judge.rises(levels).items() if c not in judge.wanted]
         left = own_judge.left(levels) + limits.worse_price * max(rises, default=0.0)
-        score = math.log(left / whole + _ENOUGH) + _PRICE * math.log(change)
+        score = math.log(left / whole + ENOUGH) + _PRICE * math.log(change)
         if left < whole and score < lowest - _ALIKE:
             lowest, least, best = score, left, Start(levels, values, {weight: solver.within}, change)
     if least > limits.worth * whole:
@@ -111,18 +113,9 @@ def _solver(
     examples: list[Batch],
     price: Price,
 ) -> _Solver | None:
-    seen: list[Call] = []
-
-    def look(number: int, call: Call, compute: Compute) -> Tensor:
-        if number % len(setting.calls) == last.number:
-            seen.append(call)
-        return compute(call.input)
-
     if last.kind == "linear":
         return None
-    with torch.no_grad(), Watch(look):
-        for batch in examples:
-            setting.runner(batch)
+    (seen,) = calls_seen(setting.runner, len(setting.calls), {last.number: "last"}, examples).values()
     if last.kind == "transposed" or last.shuffle > 1:
         return Steady(weight, bias, seen, last.shuffle)
     if max(weight.shape[2:]) == 1 or set(last.made) != {1}:

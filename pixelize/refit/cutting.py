@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pixelize.refit.limits import RepairLimits
 from pixelize.refit.sample import Sample, image_of, mapped
 
-ENLARGED = 4
+_ENLARGED = 4
 """Times by which parts are enlarged."""
 
 
@@ -116,15 +116,11 @@ def shifted(samples: list[Sample], count: int, period: int, axes: int) -> list[S
         at = [draw.randint(0, 2 * reach) for _ in size]
         window: Any = (..., *(slice(low, low + length) for low, length in zip(at, size, strict=True)))
 
-        def vary(
-            t: Tensor, size: Any = size, reach: int = reach, window: Any = window, m: bool = n % 2 == 0
-        ) -> Tensor:
-            if t.dim() != len(size) + 2 or tuple(t.shape[2:]) != size or not t.is_floating_point():
-                return t
-            wide = F.pad(t, (reach,) * (2 * len(size)), "reflect")[window]
+        def vary(t: Tensor, reach: int = reach, window: Any = window, m: bool = n % 2 == 0) -> Tensor:
+            wide = F.pad(t, (reach,) * (2 * axes), "reflect")[window]
             return wide.flip(-1) if m else wide.contiguous()
 
-        found.append(mapped(sample, vary))
+        found.append(_with_grids(sample, image, vary))
     return found
 
 
@@ -144,15 +140,23 @@ def enlarged(samples: list[Sample], axes: int) -> list[Sample]:
         if image is None:
             continue
         size = tuple(image.shape[2:])
-        part = [-(-length // ENLARGED) for length in size]
+        part = [-(-length // _ENLARGED) for length in size]
         at = [draw.randint(0, length - n) for length, n in zip(size, part, strict=True)]
         window: Any = (..., *(slice(low, low + n) for low, n in zip(at, part, strict=True)))
 
         def enlarge(t: Tensor, size: Any = size, window: Any = window) -> Tensor:
-            if t.dim() != len(size) + 2 or tuple(t.shape[2:]) != size or not t.is_floating_point():
-                return t
             wide = F.interpolate(t[window].float(), size, mode="bilinear", align_corners=False)
             return wide.to(t)
 
-        found.append(mapped(sample, enlarge))
+        found.append(_with_grids(sample, image, enlarge))
     return found
+
+
+def _with_grids(sample: Sample, image: Tensor, change: Callable[[Tensor], Tensor]) -> Sample:
+    """A sample with ``change`` of each floating-point tensor that has the picture's axes and size."""
+
+    def changed(t: Tensor) -> Tensor:
+        alike = t.dim() == image.dim() and t.shape[2:] == image.shape[2:] and t.is_floating_point()
+        return change(t) if alike else t
+
+    return mapped(sample, changed)

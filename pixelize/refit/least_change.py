@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from pixelize.errors import ArgumentError
-from pixelize.refit.calls import Call, Compute, Watch, named_parameters, replaced
+from pixelize.refit.calls import calls_seen, named_parameters, replaced
 from pixelize.refit.candidates import Candidate
 from pixelize.refit.coordinates import Coordinates, ScaledParameter, WhitenedWeights, Within
 from pixelize.refit.limits import RepairLimits
@@ -98,17 +98,8 @@ class LeastChange:
         )
 
     def _unknowns(self, chosen: list[Candidate], examples: list[Batch]) -> dict[str, Coordinates]:
-        wanted = {n: c for c in chosen for n in c.numbers}
-        seen: dict[str, list[Call]] = {c.weights[0]: [] for c in chosen}
-
-        def look(number: int, call: Call, compute: Compute) -> Tensor:
-            if number % self.per_run in wanted:
-                seen[wanted[number % self.per_run].weights[0]].append(call)
-            return compute(call.input)
-
-        with torch.no_grad(), Watch(look):
-            for batch in examples:
-                self.runner(batch)
+        wanted = {n: c.weights[0] for c in chosen for n in c.numbers}
+        seen = calls_seen(self.runner, self.per_run, wanted, examples)
         found: dict[str, Coordinates] = {}
         for candidate in chosen:
             weight, *others = candidate.weights

@@ -83,8 +83,7 @@ def _refitted(setting: Setting, bar: Any) -> Refit:
     limits, samples, runner = setting.limits, setting.samples, setting.runner
     held = batches_of(samples.held, limits.batch)
     pictures = pictures_with(runner, held)
-    good = sound(pictures, samples, limits)
-    if not all(good):
+    if not samples.enlarged and not all(good := sound(pictures, limits)):
         held = batches_of([s for s, g in zip(samples.held, good, strict=True) if g], limits.batch)
         pictures = pictures_with(runner, held)
     given = len(held)

@@ -14,15 +14,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from pixelize.measure.checkerboard import frequency_name
 from pixelize.measure.natural import ArtifactLevels
 from pixelize.refit.candidates import Candidate
-from pixelize.refit.closed_form import closed_forms
+from pixelize.refit.closed_form import ENOUGH, closed_forms
 from pixelize.refit.judgement import Judge
 from pixelize.refit.least_change import Batch, LeastChange
 from pixelize.refit.price import Price
 from pixelize.refit.sample import Sample
 from pixelize.refit.setting import Setting, batches_of, mean_square, pictures_with, sound
 
-_ENOUGH = 0.05
-"""Share of the cost below which less is worth little change of the pictures."""
 _LITTLE = "a refit takes too little of what stands out away: it may be the pictures' content"
 
 
@@ -31,7 +29,7 @@ class Best:
     levels: ArtifactLevels
     values: dict[str, Tensor] = field(default_factory=dict)
     score: float = math.inf
-    """(share of the cost + a little) times the change of the pictures, where that is over what is free."""
+    """(share of the cost + ENOUGH) times the change of the pictures, where that is over what is free."""
     why: str = ""
 
 
@@ -60,12 +58,13 @@ def best_of_rounds(
     start = judge.cost(judge.before)
 
     def score(cost: float, change: float) -> float:
-        return (cost / start + _ENOUGH) * max(1.0, change / free)
+        return (cost / start + ENOUGH) * max(1.0, change / free)
 
     begin = closed_forms(setting, judge, held, examples, pictures, most, price)
     best = Best(judge.before, score=score(start, 0.0))
-    if judge.cost(begin.levels) < start and not judge.worse(begin.levels):
-        best = Best(begin.levels, begin.values, score(judge.cost(begin.levels), begin.change))
+    cost = judge.cost(begin.levels)
+    if cost < start and not judge.worse(begin.levels):
+        best = Best(begin.levels, begin.values, score(cost, begin.change))
     plain = replace(judge, limits=replace(limits, further=0.0))
     if best.values and plain.cost(best.levels) <= limits.worth * plain.cost(judge.before):
         return best  # it holds for pictures not seen, and rounds add little
@@ -77,7 +76,7 @@ def best_of_rounds(
     batch = max(1, min(limits.batch, int(limits.graph_bytes / (_graph_bytes(fit, samples.fit[0]) + 1))))
     some = samples.fit[: size * rounds]
     if not samples.enlarged:
-        good = sound(pictures_with(runner, batches_of(some, limits.batch)), samples, limits)
+        good = sound(pictures_with(runner, batches_of(some, limits.batch)), limits)
         some = [s for s, g in zip(some, good, strict=True) if g]
     idle, levels, changes = 0, begin.levels, [0.0]
     task = bar.add_task(f"refitting {', '.join(c.name for c in chosen)}", total=rounds)
@@ -104,10 +103,7 @@ def best_of_rounds(
         cost = judge.cost(levels)
         scored = score(cost, change)
         changes.append(change)
-        if scored < best.score * (1 - limits.progress):
-            idle = 0
-        else:
-            idle += 1
+        idle = 0 if scored < best.score * (1 - limits.progress) else idle + 1
         if scored < best.score and change <= most and not judge.worse(levels):
             best = Best(levels, values, scored)
         if cost <= limits.done * start or idle > limits.patience:

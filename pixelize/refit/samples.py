@@ -94,11 +94,10 @@ def split(runner: Runner, taken: list[Sample], limits: RepairLimits, period: int
     random.Random(1).shuffle(held)
     fit, held = fit[: limits.samples], held[: limits.held]
     fit = fit + shifted(fit, max(0, limits.portion // 2 - len(fit)), period, runner.axes)
-    parts, held_parts = enlarged(fit, runner.axes), enlarged(held[: limits.held // 2], runner.axes)
-    if parts:
+    if parts := enlarged(fit, runner.axes):
         fit = [s for pair in zip(fit, parts, strict=True) for s in pair]
         held = held[: limits.held // 2]
-    return Samples(fit, held, held_parts, len(taken), notes, len(taken) < limits.few)
+    return Samples(fit, held, enlarged(held, runner.axes), len(taken), notes, len(taken) < limits.few)
 
 
 def _feeding(model: nn.Module, batch: Any) -> Callable[[Any], Any]:

@@ -46,10 +46,10 @@ def pictures_with(runner: Runner, batches: list[Batch]) -> list[Tensor]:
         return [runner(batch).cpu() for batch in batches]
 
 
-def sound(pictures: list[Tensor], samples: Samples, limits: RepairLimits) -> list[bool]:
+def sound(pictures: list[Tensor], limits: RepairLimits) -> list[bool]:
     """Which pictures are no failures of a generator's: their power at the multiples of 1/2 is not many times
-    what is usual. (Where pictures go in, those that are smooth show more than is usual.)"""
-    if samples.enlarged or sum(map(len, pictures)) < 16:
+    what is usual. Not for models that pictures go into: smooth ones show more than is usual."""
+    if sum(map(len, pictures)) < 16:
         return [True] * sum(map(len, pictures))
     found = torch.cat([prominence(y) for y in pictures])
     usual = found.median(0).values

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pixelize.errors import ArgumentError
 from pixelize.sources.passed_over import PassedOver, Place, UnreadableError
+from pixelize.sources.pictures import told
 
 ARRAYS = (".npy", ".npz")
 LARGEST_ARRAY = 2**32
@@ -56,7 +57,7 @@ def arrays(places: Iterable[Place], passed: PassedOver) -> Iterator[tuple[Place,
 def _file(place: Place) -> Path:
     """The file at a place. Raises ArgumentError for one in an archive."""
     if place[1] is not None:
-        raise ArgumentError(f"{'/'.join(p for p in place if p)}: unpack arrays that are in an archive")
+        raise ArgumentError(f"{told(place)}: unpack arrays that are in an archive")
     return Path(place[0]).expanduser()
 
 
@@ -69,9 +70,9 @@ def _check_size(stream: IO[bytes], size: int) -> None:
         raise ValueError(f"an array of shape {shape} in {size} bytes")
 
 
-def _tensor(array: np.ndarray, told: str) -> Tensor:
+def _tensor(array: np.ndarray, name: str) -> Tensor:
     if array.dtype.kind not in "buif" or array.size == 0:
-        raise UnreadableError(f"{told}: {array.dtype} of shape {array.shape}; numbers are needed")
+        raise UnreadableError(f"{name}: {array.dtype} of shape {array.shape}; numbers are needed")
     native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     tensor = torch.from_numpy(native)
     return tensor.float() if array.dtype.kind == "f" else tensor
